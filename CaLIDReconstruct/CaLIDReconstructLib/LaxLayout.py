@@ -1,0 +1,324 @@
+"""The long-axis comparison: rows of planes, columns acquired | original | upsampled, and the 3D models beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import slicer
+import vtk
+from calid.geometry import lps_to_ras, ras_to_lps
+from calid.longaxis import derive_planes, heart_centre, nearest_frames
+from calid.stack import Stack
+from slicer.i18n import tr as _
+
+from . import Inputs, Nodes
+from .Messages import ModuleError, failure
+from .Results import isGenerated
+
+MOST_PLANES = 4
+SMALLEST_TILT_DEGREES = 45.0
+FIRST_LAYOUT_ID = 15730
+FIRST_VIEW_GROUP = 1573
+HEIGHT_PER_STACK = 1.7
+TINT_OPACITY = 0.3
+COLORS = ("#d98c00", "#2f7ed8", "#7a3fb0", "#1f9d55")
+COLUMNS = ("acquired", "original", "upsampled")
+
+
+@dataclass(frozen=True, eq=False)
+class LaxPlane:
+    """One plane to look at.
+
+    Args:
+        name: as shown in the view's corner.
+        sliceToRas: (4, 4) image right, image up, normal and centre in world RAS mm.
+        volume: the node of the acquired long-axis image, or None for a plane derived from the anatomy.
+    """
+
+    name: str
+    sliceToRas: np.ndarray
+    volume: object | None = None
+
+
+def toWorld(node) -> np.ndarray:
+    """(4, 4) local RAS -> world RAS of a transformable node.
+
+    Raises:
+        ModuleError: the transform above it is not linear.
+    """
+    transform = node.GetParentTransformNode()
+    matrix = vtk.vtkMatrix4x4()
+    if transform is not None:
+        if not transform.IsTransformToWorldLinear():
+            raise ModuleError(failure("no-long-axis", node.GetName(), remedy=_("Harden its non-linear transform first.")))
+        transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def ijkToWorld(volumeNode) -> np.ndarray:
+    """(4, 4) voxel index -> world RAS mm."""
+    return toWorld(volumeNode) @ Nodes.affineRas(volumeNode)
+
+
+def sliceToRas(ijkToRas: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """(4, 4) SliceToRAS that shows an image as it was acquired: columns to the right, rows downwards.
+
+    Args:
+        ijkToRas: (4, 4) of the one-slice image.
+        center: (3,) RAS mm that the view is centred on, projected into the plane.
+    """
+    right = ijkToRas[:3, 0] / np.linalg.norm(ijkToRas[:3, 0])
+    up = -ijkToRas[:3, 1] / np.linalg.norm(ijkToRas[:3, 1])
+    normal = np.cross(right, up)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([right, up, normal], axis=1)
+    matrix[:3, 3] = center - ((center - ijkToRas[:3, 3]) @ normal) * normal
+    return matrix
+
+
+def acquiredPlanes(stackVolume) -> list[LaxPlane]:
+    """The long-axis images in the scene: single slices that cross the stack at a steep angle.
+
+    Args:
+        stackVolume: volume node with the short-axis stack's geometry.
+    """
+    stackMatrix = ijkToWorld(stackVolume)
+    size = np.array(stackVolume.GetImageData().GetDimensions(), float)
+    images = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if _isLaxImage(node, stackVolume)]
+    images = [node for node in images if _crosses(ijkToWorld(node), stackMatrix, size)]
+    images.sort(key=lambda node: node.GetName())
+    center = _heartCenter([ijkToWorld(node) for node in images], stackMatrix, size)
+    return [
+        LaxPlane(Inputs.resolve(node).name, sliceToRas(ijkToWorld(node), center), node) for node in images[:MOST_PLANES]
+    ]
+
+
+def derivedPlanes(labels: Stack, resultVolume) -> list[LaxPlane]:
+    """The 2-, 3- and 4-chamber planes of the heart that these labels show.
+
+    Args:
+        labels: labels of the result.
+        resultVolume: the node whose transform lies above the result.
+    """
+    world = toWorld(resultVolume)
+    planes = []
+    for name, plane in derive_planes(labels).items():
+        matrix = world @ lps_to_ras(plane.affine)
+        rows, columns = plane.voxels.shape[2:]
+        center = (matrix @ [(columns - 1) / 2, (rows - 1) / 2, 0, 1])[:3]
+        planes.append(LaxPlane(name, sliceToRas(matrix, center)))
+    return planes
+
+
+def _isLaxImage(node, stackVolume) -> bool:
+    if node is stackVolume or not Nodes.hasImage(node) or node.IsA("vtkMRMLLabelMapVolumeNode") or isGenerated(node):
+        return False
+    transform = node.GetParentTransformNode()
+    return node.GetImageData().GetDimensions()[2] == 1 and (transform is None or transform.IsTransformToWorldLinear())
+
+
+def _unitNormal(matrix: np.ndarray) -> np.ndarray:
+    normal = np.cross(matrix[:3, 0], matrix[:3, 1])
+    return normal / np.linalg.norm(normal)
+
+
+def _crosses(imageMatrix: np.ndarray, stackMatrix: np.ndarray, size: np.ndarray) -> bool:
+    """Steep enough to be a long axis, and the plane passes through the stack's box."""
+    normal = _unitNormal(imageMatrix)
+    tilt = np.degrees(np.arccos(min(1.0, abs(normal @ _unitNormal(stackMatrix)))))
+    corners = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T * (size - 1)
+    distances = (corners @ stackMatrix[:3, :3].T + stackMatrix[:3, 3] - imageMatrix[:3, 3]) @ normal
+    return tilt >= SMALLEST_TILT_DEGREES and distances.min() < 0 < distances.max()
+
+
+def _heartCenter(planes: Sequence[np.ndarray], stackMatrix: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(3,) RAS: where the long-axis planes and the stack's middle slice meet."""
+    stack = _emptyStack(stackMatrix, size)
+    centre_lps = heart_centre(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
+    return lps_to_ras(np.eye(4))[:3, :3] @ centre_lps
+
+
+def _emptyStack(matrixRas: np.ndarray, size: np.ndarray) -> Stack:
+    """Geometry alone, as the engine's functions want it; the voxels take no memory."""
+    columns, rows, slices = (int(count) for count in size)
+    return Stack(np.broadcast_to(np.uint8(0), (1, slices, rows, columns)), ras_to_lps(matrixRas))
+
+
+def viewTag(row: int, column: str) -> str:
+    """The singleton tag of one of our slice views."""
+    return f"CaLID{row + 1}{column.capitalize()}"
+
+
+def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str]) -> str:
+    """The layout's description: a row per plane on the left, the 3D view on the right."""
+    rows = "".join(
+        '<item><layout type="horizontal">'
+        + "".join(_viewXml(row, plane, column) for column in columns)
+        + "</layout></item>"
+        for row, plane in enumerate(planes)
+    )
+    view3d = (
+        '<item splitSize="300"><view class="vtkMRMLViewNode" singletontag="1">'
+        '<property name="viewlabel" action="default">1</property></view></item>'
+    )
+    return (
+        '<layout type="horizontal" split="true"><item splitSize="700">'
+        f'<layout type="vertical">{rows}</layout></item>{view3d}</layout>'
+    )
+
+
+def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
+    label = f"{plane.name} {_columnTitle(column)}"
+    properties = (
+        ("orientation", "Axial"),
+        ("viewlabel", label),
+        ("viewcolor", COLORS[row % len(COLORS)]),
+        ("viewgroup", str(FIRST_VIEW_GROUP + row)),
+    )
+    inside = "".join(f'<property name="{name}" action="default">{quoteattr(v)[1:-1]}</property>' for name, v in properties)
+    return f'<item><view class="vtkMRMLSliceNode" singletontag="{viewTag(row, column)}">{inside}</view></item>'
+
+
+def _columnTitle(column: str) -> str:
+    return {"acquired": _("acquired"), "original": _("original"), "upsampled": _("CaLID")}[column]
+
+
+class LaxComparison:
+    """Shows the comparison and brings the user's layout back.
+
+    Args:
+        original: volume node of the input as it is shown.
+        upsampled: volume node of the result as it is shown.
+        planes: what to look at; see `acquiredPlanes` and `derivedPlanes`.
+        generatedMask: labelmap of the generated slices, or None.
+    """
+
+    def __init__(self, original, upsampled, planes: Sequence[LaxPlane], generatedMask=None) -> None:
+        if not planes:
+            raise ModuleError(failure("no-long-axis"))
+        self.original, self.upsampled, self.planes = original, upsampled, list(planes)
+        self.generatedMask = generatedMask
+        hasAcquired = any(plane.volume is not None for plane in planes)
+        self.columns = COLUMNS if hasAcquired else COLUMNS[1:]
+        self.previousLayout: int | None = None
+        self._frameLink: FrameLink | None = None
+
+    def enter(self) -> None:
+        """Arrange the views and fill them."""
+        layoutNode = _layoutNode()
+        layoutId = FIRST_LAYOUT_ID + 10 * len(self.planes) + len(self.columns)
+        xml = layoutXml(self.planes, self.columns)
+        if layoutNode.IsLayoutDescription(layoutId):
+            layoutNode.SetLayoutDescription(layoutId, xml)
+        else:
+            layoutNode.AddLayoutDescription(layoutId, xml)
+        self.previousLayout = layoutNode.GetViewArrangement()
+        layoutNode.SetViewArrangement(layoutId)
+        self.fill()
+        self._frameLink = FrameLink(self.original, [plane.volume for plane in self.planes if plane.volume is not None])
+
+    def fill(self) -> None:
+        """Put volumes and planes into the views; called again when the views have got their size."""
+        for row, plane in enumerate(self.planes):
+            for column in self.columns:
+                self._fillView(row, plane, column)
+
+    def leave(self) -> None:
+        """Give the user's own layout back."""
+        if self._frameLink is not None:
+            self._frameLink.remove()
+        for row in range(len(self.planes)):
+            for column in self.columns:
+                sliceNode = _sliceNode(row, column)
+                if sliceNode is not None:
+                    sliceNode.SetSliceVisible(False)
+        if self.previousLayout is not None:
+            _layoutNode().SetViewArrangement(self.previousLayout)
+            self.previousLayout = None
+
+    def showOriginal(self, isOriginal: bool) -> None:
+        """Show the original in the place of the upsampled stack, or the upsampled stack again."""
+        shown = self.original if isOriginal else self.upsampled
+        for row in range(len(self.planes)):
+            composite = _compositeNode(row, "upsampled")
+            if composite is not None and shown is not None:
+                composite.SetBackgroundVolumeID(shown.GetID())
+
+    def tintGenerated(self, isTinted: bool) -> None:
+        """Colour what was generated in the upsampled views."""
+        mask = self.generatedMask.GetID() if isTinted and self.generatedMask is not None else None
+        for row in range(len(self.planes)):
+            composite = _compositeNode(row, "upsampled")
+            if composite is not None:
+                composite.SetLabelVolumeID(mask)
+                composite.SetLabelOpacity(TINT_OPACITY)
+
+    def _fillView(self, row: int, plane: LaxPlane, column: str) -> None:
+        sliceNode, composite = _sliceNode(row, column), _compositeNode(row, column)
+        if sliceNode is None:
+            return
+        sliceNode.SetViewGroup(FIRST_VIEW_GROUP + row)
+        right, _up, normal, center = plane.sliceToRas[:3].T
+        sliceNode.SetSliceToRASByNTP(*normal, *right, *center, 0)
+        self._setFieldOfView(sliceNode)
+        sliceNode.SetSliceVisible(column == "upsampled")
+        if composite is not None:
+            shown = {"acquired": plane.volume, "original": self.original, "upsampled": self.upsampled}[column]
+            composite.SetBackgroundVolumeID(shown.GetID() if shown is not None else None)
+            composite.SetForegroundVolumeID(None)
+            composite.SetLabelVolumeID(None)
+            composite.SetLinkedControl(True)
+            composite.SetHotLinkedControl(True)
+
+    def _setFieldOfView(self, sliceNode) -> None:
+        """As high as the stack is thick, with a margin; millimetres are square."""
+        slices = self.original.GetImageData().GetDimensions()[2]
+        height_mm = HEIGHT_PER_STACK * slices * float(np.linalg.norm(Nodes.affineRas(self.original)[:3, 2]))
+        width, height = (max(1, value) for value in sliceNode.GetDimensions()[:2])
+        perPixel_mm = height_mm / min(width, height)
+        sliceNode.SetFieldOfView(width * perPixel_mm, height * perPixel_mm, sliceNode.GetFieldOfView()[2])
+
+
+class FrameLink:
+    """Keeps the browsers of other cines at the frame of the same cardiac phase as the short-axis cine's."""
+
+    def __init__(self, stackVolume, others: Sequence) -> None:
+        self._pairs = []
+        self._leader = Inputs.resolve(stackVolume)
+        self._tag = None
+        if self._leader.browser is None:
+            return
+        followers = [Inputs.resolve(node) for node in others]
+        self._followers = [f for f in followers if f.browser is not None and f.browser is not self._leader.browser]
+        self._tag = self._leader.browser.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.update())
+        self.update()
+
+    def update(self) -> None:
+        """Move every follower to the leader's phase."""
+        times_ms = Nodes.frameTimesMs(self._leader.sequence)
+        for follower in self._followers:
+            frames = nearest_frames(Nodes.frameTimesMs(follower.sequence), times_ms)
+            wanted = int(frames[min(self._leader.frame, len(frames) - 1)])
+            if follower.browser.GetSelectedItemNumber() != wanted:
+                follower.browser.SetSelectedItemNumber(wanted)
+
+    def remove(self) -> None:
+        if self._tag is not None:
+            self._leader.browser.RemoveObserver(self._tag)
+            self._tag = None
+
+
+def _layoutNode():
+    return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+
+
+def _sliceNode(row: int, column: str):
+    return slicer.mrmlScene.GetSingletonNode(viewTag(row, column), "vtkMRMLSliceNode")
+
+
+def _compositeNode(row: int, column: str):
+    sliceNode = _sliceNode(row, column)
+    return slicer.vtkMRMLSliceLogic.GetSliceCompositeNode(sliceNode) if sliceNode is not None else None

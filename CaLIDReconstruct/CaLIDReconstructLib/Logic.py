@@ -1,0 +1,185 @@
+"""What the module does without a panel: one warm engine, runs started or waited for, questions about device and time."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+
+from . import Inputs
+from .EngineClient import EngineClient
+from .EngineProcess import EngineProcess, EngineTransport, engineCommand
+from .Job import JobListener, RunResult, UpsampleJob
+from .Messages import Failure, ModuleError, failure, failureFromEvent
+from .Parameters import Preferences
+from .Settings import RunSettings
+from .Workspace import Workspace, removeStale
+
+POLL_S = 0.02
+
+
+class Quiet:
+    """A listener that keeps what it hears; base of listeners that want only some of it."""
+
+    def __init__(self) -> None:
+        self.result: RunResult | None = None
+        self.failure: Failure | None = None
+        self.wasCancelled = False
+
+    def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        """Nothing to do."""
+
+    def logged(self, level: str, message: str) -> None:
+        """Nothing to do."""
+
+    def finished(self, result: RunResult) -> None:
+        self.result = result
+
+    def failed(self, failure: Failure) -> None:
+        self.failure = failure
+
+    def cancelled(self) -> None:
+        self.wasCancelled = True
+
+
+class ProgressTo(Quiet):
+    """Passes progress on to a function, as the batch call wants it."""
+
+    def __init__(self, onProgress: Callable[[float, str], None] | None) -> None:
+        super().__init__()
+        self.onProgress = onProgress
+
+    def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        if self.onProgress:
+            self.onProgress(fraction, stage)
+
+
+class Cancelled(Exception):
+    """The run was cancelled; the scene is as it was."""
+
+
+class Reconstruction:
+    """The engine and the runs on it. `CaLIDReconstructLogic` in the module file is this class with Slicer's base.
+
+    Args:
+        preferences: which interpreter and models to use.
+        makeTransport: makes an engine; by default the bundled one as a child process.
+    """
+
+    def __init__(
+        self,
+        preferences: Preferences | None = None,
+        makeTransport: Callable[[], EngineTransport] | None = None,
+    ) -> None:
+        self.preferences = preferences or Preferences()
+        self.client = EngineClient(makeTransport or self._makeProcess)
+        self.job: UpsampleJob | None = None
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the engine and what runs on it; safe to call more than once."""
+        if self.job is not None and not self.job.isDone:
+            self.job.abandon()
+        self.client.shutdown(timeout_s=1.0)
+        atexit.unregister(self.close)
+
+    def start(self, node, settings: RunSettings, listener: JobListener) -> UpsampleJob:
+        """Begin a run; `poll` carries it on.
+
+        Raises:
+            ModuleError: another run is going on.
+        """
+        if self.job is not None and not self.job.isDone:
+            raise ModuleError(failure("busy"))
+        removeStale()
+        self.job = UpsampleJob(self.client, node, settings, listener)
+        self.job.start()
+        return self.job
+
+    def poll(self) -> None:
+        """Carry on whatever is under way; returns at once."""
+        self.client.poll()
+        if self.job is not None:
+            self.job.advance()
+
+    @property
+    def isBusy(self) -> bool:
+        """True while `poll` has something to wait for."""
+        return self.client.isBusy or (self.job is not None and not self.job.isDone)
+
+    def upsample(self, node, *, onProgress: Callable[[float, str], None] | None = None, **settings: Any) -> RunResult:
+        """Everything the Upsample button does, as one call that returns when it is done.
+
+        The engine stays warm, so that the next call need not start it again.
+
+        Args:
+            node: volume or sequence node of the short-axis stack.
+            onProgress: called as onProgress(fraction, stage).
+            settings: the fields of `RunSettings`; a misspelt one is an error.
+
+        Returns:
+            the new nodes.
+
+        Raises:
+            ModuleError: with the reason in words; the scene is as it was.
+            Cancelled: `job.cancel()` was called meanwhile.
+        """
+        settings.setdefault("modelsFolder", self.preferences.modelsFolder)
+        listener = ProgressTo(onProgress)
+        job = self.start(node, RunSettings(**settings), listener)
+        while not job.isDone:
+            self.poll()
+            slicer.app.processEvents()
+            time.sleep(POLL_S)
+        if listener.failure:
+            raise ModuleError(listener.failure)
+        if listener.result is None:
+            raise Cancelled
+        return listener.result
+
+    def ask(self, command: str, onAnswer: Callable[[dict | None, Failure | None], None], **fields: Any) -> str:
+        """Put a short question ("info", "estimate") to the engine; onAnswer gets the answer or the reason why not."""
+
+        def handler(event: dict) -> None:
+            if event["event"] == "result":
+                onAnswer(event, None)
+            elif event["event"] == "error":
+                onAnswer(None, failureFromEvent(event))
+            elif event["event"] == "cancelled":
+                onAnswer(None, None)
+
+        return self.client.request(command, handler, **fields)
+
+    def estimate(
+        self, node, settings: RunSettings, onAnswer: Callable[[dict | None, Failure | None], None]
+    ) -> str | None:
+        """Ask how long a run of these settings would take; the temporary file is gone when the answer is there."""
+        from calid import files
+
+        chosen = Inputs.resolve(node)
+        stack = Inputs.readStack(chosen, allFrames=settings.allFrames)
+        workspace = Workspace()
+        path = workspace.file("input.seq.nrrd" if stack.num_frames > 1 else "input.nrrd")
+        transform = (chosen.volume or chosen.reference).GetParentTransformNode()
+        roi = Inputs.regionInVoxels(settings.region, chosen.reference, transform)
+
+        def answered(event, reason) -> None:
+            workspace.remove()
+            onAnswer(event, reason)
+
+        try:
+            files.write_stack(stack, path)
+            request = settings.request(path, roi=roi)
+            return self.ask("estimate", answered, uncertainty=settings.uncertainty, **request)
+        except OSError:
+            workspace.remove()
+            raise
+
+    def _makeProcess(self) -> EngineProcess:
+        interpreter = self.preferences.interpreter
+        environment = slicer.util.startupEnvironment() if interpreter else os.environ
+        return EngineProcess(engineCommand(interpreter, environment=environment))

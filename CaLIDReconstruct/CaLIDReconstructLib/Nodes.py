@@ -1,0 +1,139 @@
+"""The RAS door: MRML volumes and sequences <-> `Stack`. The only place of the module where RAS and LPS change.
+
+A transform above a node is not part of its stack: the engine works in the node's own space and results are put under the
+same transform, so that linear and non-linear transforms alike are respected.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+import vtk
+from calid.geometry import lps_to_ras, ras_to_lps
+from calid.stack import Stack
+
+from .Messages import ModuleError, failure
+
+MILLISECONDS = {"ms": 1.0, "s": 1000.0, "sec": 1000.0, "msec": 1.0}
+SAME_PLACE_MM = 1e-3
+
+
+def affineRas(volumeNode) -> np.ndarray:
+    """(4, 4) float64 (column, row, slice, 1) -> RAS mm of a volume node, without the transforms above it."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def affineLps(volumeNode) -> np.ndarray:
+    """(4, 4) float64 (column, row, slice, 1) -> LPS mm of a volume node, without the transforms above it."""
+    return ras_to_lps(affineRas(volumeNode))
+
+
+def setAffineLps(volumeNode, affine: np.ndarray) -> None:
+    """Give a volume node the geometry of a (4, 4) LPS affine."""
+    volumeNode.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(lps_to_ras(affine)))
+
+
+def hasImage(node) -> bool:
+    """True for a scalar volume with voxels; colour and vector images are not."""
+    image = node.GetImageData() if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
+    return image is not None and image.GetNumberOfPoints() > 0 and image.GetNumberOfScalarComponents() == 1
+
+
+def stackFromVolume(volumeNode) -> Stack:
+    """A static stack of the volume's voxels (copied) in its own space."""
+    if not hasImage(volumeNode):
+        raise ModuleError(failure("not-an-image", volumeNode.GetName() if volumeNode else ""))
+    voxels = np.array(slicer.util.arrayFromVolume(volumeNode))
+    return Stack(voxels[None], affineLps(volumeNode))
+
+
+def stackFromSequence(sequenceNode) -> Stack:
+    """A cine stack of all items of a sequence of volumes, in item order."""
+    nodes = [sequenceNode.GetNthDataNode(index) for index in range(sequenceNode.GetNumberOfDataNodes())]
+    if not nodes or not all(hasImage(node) for node in nodes):
+        raise ModuleError(failure("not-an-image", sequenceNode.GetName()))
+    affine = affineLps(nodes[0])
+    shape = slicer.util.arrayFromVolume(nodes[0]).shape
+    for index, node in enumerate(nodes):
+        samePlace = np.allclose(affineLps(node), affine, atol=SAME_PLACE_MM)
+        if not samePlace or slicer.util.arrayFromVolume(node).shape != shape:
+            raise ModuleError(failure("frames-differ", f"{sequenceNode.GetName()}, 1 / {index + 1}"))
+    voxels = np.stack([slicer.util.arrayFromVolume(node) for node in nodes])
+    return Stack(voxels, affine, frameTimesMs(sequenceNode))
+
+
+def frameTimesMs(sequenceNode) -> np.ndarray:
+    """(T,) the index values in milliseconds; where they are no increasing times, the frame numbers."""
+    count = sequenceNode.GetNumberOfDataNodes()
+    scale = MILLISECONDS.get(sequenceNode.GetIndexUnit() or "", 1.0)
+    try:
+        times = np.array([float(sequenceNode.GetNthIndexValue(index)) for index in range(count)]) * scale
+    except ValueError:
+        return np.arange(count, dtype=float)
+    return times if count < 2 or (np.diff(times) > 0).all() else np.arange(count, dtype=float)
+
+
+def hasTimes(sequenceNode) -> bool:
+    """True when the sequence's index values are times in a known unit."""
+    return (sequenceNode.GetIndexUnit() or "") in MILLISECONDS
+
+
+def fillVolume(volumeNode, stack: Stack, frame: int = 0) -> None:
+    """Put one frame's voxels and geometry into a volume node."""
+    voxels = stack.voxels[frame]
+    if voxels.dtype in (np.dtype(np.int64), np.dtype(np.uint64), np.dtype(bool)):
+        voxels = voxels.astype(np.int32)  # Slicer refuses 64-bit integers
+    elif voxels.dtype == np.float16:
+        voxels = voxels.astype(np.float32)
+    slicer.util.updateVolumeFromArray(volumeNode, np.ascontiguousarray(voxels))
+    setAffineLps(volumeNode, stack.affine)
+
+
+def addVolume(stack: Stack, name: str, *, frame: int = 0, nodeClass: str = "vtkMRMLScalarVolumeNode"):
+    """A new volume node in the scene holding one frame."""
+    node = slicer.mrmlScene.AddNewNodeByClass(nodeClass, slicer.mrmlScene.GenerateUniqueName(name))
+    fillVolume(node, stack, frame)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def addStack(stack: Stack, name: str):
+    """A stack as new nodes: a volume, or for a cine a sequence with its own browser.
+
+    Returns:
+        (the node that shows it in slice views, the sequence node or None).
+    """
+    if stack.num_frames == 1:
+        return addVolume(stack, name), None
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", slicer.mrmlScene.GenerateUniqueName(name))
+    sequence.SetIndexName("time")
+    sequence.SetIndexUnit("ms")
+    for frame, time_ms in enumerate(stack.frame_times_ms):
+        sequence.SetDataNodeAtValue(dataNode(stack, name, frame), f"{time_ms:.6g}")
+    browser = addBrowser(sequence)
+    proxy = browser.GetProxyNode(sequence)
+    proxy.CreateDefaultDisplayNodes()
+    return proxy, sequence
+
+
+def dataNode(stack: Stack, name: str, frame: int = 0, nodeClass: str = "vtkMRMLScalarVolumeNode"):
+    """A volume node outside any scene, to be stored as an item of a sequence."""
+    node = slicer.mrmlScene.CreateNodeByClass(nodeClass)
+    node.UnRegister(None)
+    node.SetName(name)
+    fillVolume(node, stack, frame)
+    return node
+
+
+def addBrowser(sequence):
+    """A new browser with this sequence as its first, showing the first item."""
+    name = slicer.mrmlScene.GenerateUniqueName(f"{sequence.GetName()} browser")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", name)
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSelectedItemNumber(0)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    browser.SetOverwriteProxyName(sequence, False)
+    browser.GetProxyNode(sequence).SetName(sequence.GetName())
+    return browser

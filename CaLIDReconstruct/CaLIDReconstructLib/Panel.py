@@ -1,0 +1,329 @@
+"""The panel's main part: input, settings, estimate, the run with its progress, and the log."""
+
+from __future__ import annotations
+
+import time
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from . import DemoCase, Inputs, Installation, SaxAssembly
+from .Job import RunResult
+from .Logic import Reconstruction
+from .Messages import Failure, ModuleError, memoryText, timeText
+from .ResultPanel import ResultPanel
+from .Settings import RunSettings
+from .SetupPanel import SetupPanel
+
+POLL_MS = 50
+ESTIMATE_DELAY_MS = 400
+
+
+class Panel:
+    """Binds the widgets of the `.ui` to the logic; it is the listener of the runs it starts.
+
+    Args:
+        ui: the named widgets of `CaLIDReconstruct.ui`.
+        logic: runs and the engine.
+        installation: says what is missing and installs it; None for the real one.
+    """
+
+    def __init__(self, ui, logic: Reconstruction, installation: Installation.Installation | None = None) -> None:
+        self.ui, self.logic = ui, logic
+        self.parameters = None
+        self.problem: Failure | None = None
+        self._log: list[str] = []
+        self._checkedInput = None
+        self._estimateId: str | None = None
+        self._regionsSeen: set[str] = set()
+        self.results = ResultPanel(ui, self.log)
+        self.setup = SetupPanel(ui, logic, installation, self.log, onChanged=self.refresh, onBusy=self.startPolling)
+        self.pollTimer = self._timer(POLL_MS, self.poll, singleShot=False)
+        self.estimateTimer = self._timer(ESTIMATE_DELAY_MS, self.askEstimate, singleShot=True)
+        self._connect()
+        self.logic.client.onLog = self._onEngineLog
+
+    # --- life ---
+
+    def close(self) -> None:
+        """End everything that is under way; the panel is going away."""
+        self.pollTimer.stop()
+        self.estimateTimer.stop()
+        self.setup.close()
+        self.results.close()
+        self.logic.close()
+
+    def setParameters(self, parameters) -> None:
+        """Show another parameter node, or none while the scene closes."""
+        self.parameters = parameters
+        self._checkedInput = None
+        if parameters is not None:
+            self._chooseDefaultInput()
+            self.refresh()
+
+    def onSceneClosed(self) -> None:
+        """The nodes of the last result are gone."""
+        self.results.forget()
+        self._regionsSeen.clear()
+
+    # --- input ---
+
+    def refresh(self, *_args) -> None:
+        """Bring texts and buttons up to date with the parameters, the scene and the run."""
+        if self.parameters is None:
+            return
+        self._checkInput()
+        self._prepareRegion()
+        self.setup.refresh()
+        self._showGroups()
+        self._showButtons()
+        self.results.refresh()
+        self.estimateTimer.start()
+
+    def _chooseDefaultInput(self) -> None:
+        if self.parameters.inputNode is not None:
+            return
+        nodes = [*slicer.util.getNodesByClass("vtkMRMLSequenceNode"), *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+        for node in nodes[:30]:
+            if _reasonAgainst(node) is None:
+                self.parameters.inputNode = node
+                return
+
+    def _checkInput(self) -> None:
+        node = self.parameters.inputNode
+        state = (node.GetID(), node.GetMTime()) if node is not None else None
+        if state is not None and state == self._checkedInput:
+            return
+        self._checkedInput = state
+        self.problem, text, isCine = None, "", False
+        try:
+            chosen = Inputs.resolve(node)
+            isCine = chosen.isCine
+            stack = Inputs.readStack(chosen)
+            self.problem = Inputs.blockingFailure(stack, chosen.name)
+            text = "\n".join([_describe(stack), *Inputs.warnings(stack)])
+        except ModuleError as error:
+            self.problem = error.failure
+        self.ui.inputLabel.text = self.problem.text() if self.problem else text
+        for widget in (self.ui.framesLabel, self.ui.framesComboBox):
+            widget.visible = isCine
+
+    def _prepareRegion(self) -> None:
+        region = self.parameters.region
+        if region is None or region.GetID() in self._regionsSeen or self.problem is not None:
+            return
+        self._regionsSeen.add(region.GetID())
+        if max(region.GetSize()) <= 0:
+            chosen = Inputs.resolve(self.parameters.inputNode)
+            Inputs.centerRegion(region, chosen.volume or chosen.reference)
+
+    def _showGroups(self) -> None:
+        self.groups = SaxAssembly.findGroups() if self.problem is not None else []
+        self.ui.groupComboBox.clear()
+        for group in self.groups:
+            self.ui.groupComboBox.addItem(group.label())
+        for widget in (self.ui.assembleLabel, self.ui.assembleRow):
+            widget.visible = bool(self.groups)
+
+    def onAssemble(self) -> None:
+        """Make one stack of the chosen group and take it as the input."""
+        try:
+            self.parameters.inputNode = SaxAssembly.assemble(self.groups[self.ui.groupComboBox.currentIndex])
+        except ModuleError as error:
+            self.ui.inputLabel.text = error.failure.text()
+            self.log("error", error.failure.text())
+
+    def onSample(self) -> None:
+        """Load the bundled case and choose its cine."""
+        nodes = DemoCase.load()
+        self.parameters.inputNode = nodes.sax
+        slicer.util.setSliceViewerLayers(background=nodes.sax)
+
+    # --- estimate ---
+
+    def askEstimate(self) -> None:
+        """Ask the engine, in the background, what the chosen run would take; it warms the engine up as well."""
+        if self.parameters is None or self.problem is not None or self.logic.job and not self.logic.job.isDone:
+            return
+        if not Installation.isReady(self.logic.preferences.interpreter):
+            self.ui.estimateLabel.text = ""
+            return
+        if self._estimateId is not None:
+            return  # the answer under way will ask again if the settings changed meanwhile
+        settings = self._settings()
+        try:
+            self._estimateId = self.logic.estimate(
+                self.parameters.inputNode, settings, lambda event, reason: self._onEstimate(settings, event, reason)
+            )
+        except (ModuleError, OSError) as error:
+            self.ui.estimateLabel.text = str(error)
+            return
+        self.startPolling()
+
+    def _onEstimate(self, settings: RunSettings, event: dict | None, reason: Failure | None) -> None:
+        self._estimateId = None
+        if event is not None:
+            self.ui.estimateLabel.text = estimateText(event)
+            self.ui.deviceReasonLabel.text = deviceText(event)
+        elif reason is not None:
+            self.ui.estimateLabel.text = reason.text()
+            self.log("warning", "\n".join(filter(None, [reason.text(), reason.details])))
+        if self.parameters is not None and settings != self._settings():
+            self.estimateTimer.start()
+
+    # --- run ---
+
+    @property
+    def isRunning(self) -> bool:
+        return self.logic.job is not None and not self.logic.job.isDone
+
+    def onUpsample(self) -> None:
+        """Start a run, or cancel the one that is going on."""
+        if self.isRunning:
+            self.ui.statusLabel.text = _("Cancelling ...")
+            self.logic.job.cancel()
+        else:
+            self._start()
+        self._showButtons()
+
+    def _start(self) -> None:
+        if not Installation.isReady(self.logic.preferences.interpreter) and not self.setup.install():
+            self.ui.statusLabel.text = _("The engine's packages are not installed; nothing was done.")
+            return
+        if self._estimateId is not None:
+            self.logic.client.forget(self._estimateId)
+            self._estimateId = None
+        self._startTime = time.monotonic()
+        self.ui.statusLabel.text = ""
+        settings = self._settings()
+        self.log("info", _("Run of '{name}': {settings}").format(name=self.parameters.inputNode.GetName(), settings=settings))
+        self.logic.start(self.parameters.inputNode, settings, self)
+        self.startPolling()
+
+    def _settings(self) -> RunSettings:
+        return RunSettings.fromParameters(self.parameters, self.logic.preferences.modelsFolder)
+
+    def startPolling(self) -> None:
+        self.pollTimer.start()
+
+    def poll(self) -> None:
+        """Carry on what is under way; stops by itself."""
+        self.logic.poll()
+        self.setup.poll()
+        if not self.logic.isBusy and not self.setup.isBusy:
+            self.pollTimer.stop()
+
+    # --- listener of the run ---
+
+    def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        self.ui.progressBar.value = round(1000 * min(1.0, max(0.0, fraction)))
+        left = _("about {time} left").format(time=timeText(secondsLeft)) if secondsLeft is not None else ""
+        self.ui.statusLabel.text = ", ".join(part for part in (stage, left) if part)
+
+    def logged(self, level: str, message: str) -> None:
+        self.log(level, message)
+
+    def finished(self, result: RunResult) -> None:
+        took = timeText(time.monotonic() - self._startTime)
+        self._ended(_("Done in {time}.").format(time=took))
+        for warning in result.warnings:
+            self.log("warning", warning)
+        self.results.setResult(result, Inputs.resolve(self.parameters.inputNode))
+
+    def failed(self, failure: Failure) -> None:
+        self._ended(failure.text())
+        self.log("error", "\n".join(filter(None, [failure.text(), failure.details])))
+
+    def cancelled(self) -> None:
+        self._ended(_("Cancelled. The scene is as it was."))
+
+    def _ended(self, text: str) -> None:
+        self.ui.statusLabel.text = text
+        self.log("info", text)
+        self._showButtons()
+
+    def _showButtons(self) -> None:
+        running = self.isRunning
+        self.ui.upsampleButton.text = _("Cancel") if running else _("Upsample")
+        self.ui.upsampleButton.enabled = running or self.problem is None
+        self.ui.upsampleButton.toolTip = (
+            self.problem.text() if self.problem and not running else _("Fill in the missing slices.")
+        )
+        self.ui.progressBar.visible = running
+        for widget in (self.ui.inputBox, self.ui.settingsBox, self.ui.outputBox, self.ui.advancedBox):
+            widget.enabled = not running
+
+    # --- log ---
+
+    def log(self, level: str, message: str) -> None:
+        """Add a line to the log that the user can copy."""
+        line = f"{time.strftime('%H:%M:%S')} {level}: {message}"
+        self._log.append(line)
+        self.ui.logEdit.appendPlainText(line)
+
+    def _onEngineLog(self, level: str, message: str) -> None:
+        self.log(level, message)
+
+    def onCopyLog(self) -> None:
+        slicer.app.clipboard().setText(self.report())
+
+    def report(self) -> str:
+        """The log with versions and settings, as one would send it to the authors. It holds no patient data."""
+        import calid
+
+        head = [f"CaLID {calid.__version__}, Slicer {slicer.app.applicationVersion}"]
+        if self.setup.lastCheck is not None:
+            head.append(self.setup.lastCheck.text())
+        if self.parameters is not None:
+            head.append(str(self._settings()))
+        return "\n".join([*head, "", *self._log])
+
+    # --- widgets ---
+
+    def _connect(self) -> None:
+        self.ui.upsampleButton.clicked.connect(self.onUpsample)
+        self.ui.sampleButton.clicked.connect(self.onSample)
+        self.ui.assembleButton.clicked.connect(self.onAssemble)
+        self.ui.copyLogButton.clicked.connect(self.onCopyLog)
+
+    @staticmethod
+    def _timer(interval_ms: int, callback, *, singleShot: bool):
+        timer = qt.QTimer()
+        timer.setInterval(interval_ms)
+        timer.setSingleShot(singleShot)
+        timer.timeout.connect(callback)
+        return timer
+
+
+def _reasonAgainst(node) -> Failure | None:
+    try:
+        chosen = Inputs.resolve(node)
+        return Inputs.blockingFailure(Inputs.readStack(chosen), chosen.name)
+    except ModuleError as error:
+        return error.failure
+
+
+def _describe(stack) -> str:
+    slices = _("{slices} slices, {spacing} mm apart").format(slices=stack.num_slices, spacing=f"{stack.spacing_mm[2]:.1f}")
+    return slices if stack.num_frames == 1 else _("{slices}, {frames} frames").format(slices=slices, frames=stack.num_frames)
+
+
+def estimateText(event: dict) -> str:
+    """Time and memory that the engine expects, in one line."""
+    parts = []
+    if event.get("seconds") is not None:
+        parts.append(_("About {time}").format(time=timeText(float(event["seconds"]))))
+    if event.get("memory_bytes"):
+        parts.append(_("{memory} of memory").format(memory=memoryText(float(event["memory_bytes"]))))
+    if event.get("device"):
+        parts.append(_("on {device}").format(device=event.get("device_name") or event["device"]))
+    return ", ".join(parts)
+
+
+def deviceText(event: dict) -> str:
+    """The device the engine would take, why, and its memory."""
+    lines = [str(event[name]) for name in ("device_name", "reason") if event.get(name)]
+    if event.get("available_bytes"):
+        lines.append(_("{memory} of memory free").format(memory=memoryText(float(event["available_bytes"]))))
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""The typed parameter node: what the user chose, saved with the scene; and the settings that belong to the machine."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import qt
+from slicer.i18n import tr as _
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSequenceNode
+
+
+class Factor(enum.Enum):
+    """How many times as many gaps between slices the result has."""
+
+    ISOTROPIC = "isotropic"
+    X2 = 2
+    X4 = 4
+    X8 = 8
+    X16 = 16
+
+    def label(self) -> str:
+        if self is Factor.ISOTROPIC:
+            return _("Isotropic (as fine as the pixels)")
+        return _("x{count}").format(count=self.value)
+
+
+class Method(enum.Enum):
+    CALID_PLUS = "calid+"
+    CALID = "calid"
+    LINEAR = "linear"
+
+    def label(self) -> str:
+        return {
+            Method.CALID_PLUS: _("CaLID+ (starts from the neighbours)"),
+            Method.CALID: _("CaLID (starts from noise)"),
+            Method.LINEAR: _("Linear interpolation (no model, for comparison)"),
+        }[self]
+
+
+class Mode(enum.Enum):
+    DETAIL = "detail"
+    FIDELITY = "fidelity"
+
+    def label(self) -> str:
+        return {
+            Mode.DETAIL: _("Detail (one sample, sharp)"),
+            Mode.FIDELITY: _("Fidelity (mean of several samples)"),
+        }[self]
+
+
+class Frames(enum.Enum):
+    ALL = "all"
+    CURRENT = "current"
+
+    def label(self) -> str:
+        return {Frames.ALL: _("All frames"), Frames.CURRENT: _("Shown frame only")}[self]
+
+
+class Device(enum.Enum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    MPS = "mps"
+    CPU = "cpu"
+
+    def label(self) -> str:
+        return {
+            Device.AUTO: _("Automatic"),
+            Device.CUDA: _("NVIDIA graphics card (CUDA)"),
+            Device.MPS: _("Apple graphics (MPS)"),
+            Device.CPU: _("Processor (CPU)"),
+        }[self]
+
+
+@parameterNodeWrapper
+class CaLIDReconstructParameterNode:
+    """What one run needs.
+
+    inputNode - the short-axis stack: a volume, or a sequence (or the volume shown of one).
+    frames - which frames of a cine are upsampled.
+    factor, method, mode, samples, steps, seed - see `calid.reconstruct.Settings`.
+    region - only the part of each slice inside this region is worked on; the rest is linear.
+    device - where the engine computes.
+    outputName - name of the result; empty for an automatic one.
+    segmentResult, markGenerated, mapUncertainty - further results.
+    """
+
+    inputNode: vtkMRMLScalarVolumeNode | vtkMRMLSequenceNode | None
+    frames: Frames = Frames.ALL
+    factor: Factor = Factor.ISOTROPIC
+    method: Method = Method.CALID_PLUS
+    mode: Mode = Mode.DETAIL
+    samples: Annotated[int, WithinRange(1, 64)] = 8
+    steps: Annotated[int, WithinRange(1, 1000)] = 8
+    seed: Annotated[int, WithinRange(0, 2147483647)] = 0
+    region: vtkMRMLMarkupsROINode
+    device: Device = Device.AUTO
+    outputName: str = ""
+    segmentResult: bool = True
+    markGenerated: bool = True
+    mapUncertainty: bool = False
+
+
+class Preferences:
+    """Settings of this machine, kept in the application's settings and not in the scene."""
+
+    PREFIX = "CaLIDReconstruct/"
+
+    def __init__(self, settings=None) -> None:
+        self._settings = settings or qt.QSettings()
+
+    @property
+    def interpreter(self) -> str:
+        """Path of the Python that runs the engine; empty for Slicer's own."""
+        return str(self._settings.value(self.PREFIX + "Interpreter", "") or "")
+
+    @interpreter.setter
+    def interpreter(self, path: str) -> None:
+        self._settings.setValue(self.PREFIX + "Interpreter", path)
+
+    @property
+    def modelsFolder(self) -> str:
+        """Folder with other weights and their models.json; empty for the bundled ones."""
+        return str(self._settings.value(self.PREFIX + "ModelsFolder", "") or "")
+
+    @modelsFolder.setter
+    def modelsFolder(self, path: str) -> None:
+        self._settings.setValue(self.PREFIX + "ModelsFolder", path)

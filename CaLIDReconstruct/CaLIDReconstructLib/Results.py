@@ -1,0 +1,187 @@
+"""The nodes of a result: the upsampled volume or cine, the mask of generated slices, what made them, and where they go."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import slicer
+from calid.stack import Stack
+
+from . import Nodes
+from .Inputs import Input
+from .Transaction import Transaction
+
+PROVENANCE = "CaLID.Provenance"
+GENERATED = "CaLID.GeneratedSlices"
+SOURCE = "CaLID.Source"
+GENERATED_COLOR = (0.30, 0.75, 0.95)
+
+
+def resultName(chosen: Input, method: str, factor: int | str) -> str:
+    """Such as "SAX CaLID+ x8"."""
+    title = {"calid+": "CaLID+", "calid": "CaLID", "linear": "linear"}[method]
+    return f"{chosen.name} {title} {factor if factor == 'isotropic' else f'x{factor}'}"
+
+
+class ResultNodes:
+    """The growing result of one run.
+
+    Args:
+        chosen: the input; its nodes are read and never changed.
+        name: base name of the new nodes.
+        transaction: told about every node that is added.
+        isCine: the result has the frames of the input's sequence.
+    """
+
+    def __init__(self, chosen: Input, name: str, transaction: Transaction, *, isCine: bool) -> None:
+        self.chosen, self.name, self.transaction, self.isCine = chosen, name, transaction, isCine
+        self.sequence = None
+        self.browser = None
+        self.volume = None
+
+    @property
+    def node(self):
+        """The node that stands for the result: the sequence of a cine, else the volume."""
+        return self.sequence if self.isCine else self.volume
+
+    def addFrame(self, frame: int, stack: Stack) -> None:
+        """Add one finished frame of a cine; the frame the user looks at stays the same."""
+        with self.transaction.recording():
+            if self.sequence is None:
+                self._startSequence()
+            if not self._hasFrame(frame):
+                item = Nodes.dataNode(stack, self.name)
+                self.sequence.SetDataNodeAtValue(item, self.chosen.sequence.GetNthIndexValue(frame))
+            if self.volume is None:
+                self._startProxy()
+            slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(self.browser)
+
+    def finish(self, stack: Stack, requested: dict) -> None:
+        """Complete the result from the engine's whole output and say on the nodes what made it.
+
+        Args:
+            stack: all frames, with the marks of generated slices and the engine's provenance.
+            requested: the settings that were asked for, added to the provenance.
+        """
+        if self.isCine:
+            for frame in range(stack.num_frames):
+                self.addFrame(frame, stack.frame(frame))
+            self._endSequence()
+        else:
+            with self.transaction.recording():
+                self.volume = Nodes.addVolume(stack, self.name)
+                self._place(self.volume)
+        # The items of a sequence too: the shown node takes their attributes whenever another frame is chosen.
+        items = [self.sequence.GetNthDataNode(frame) for frame in range(stack.num_frames)] if self.isCine else []
+        for node in (*items, self.node, self.volume):
+            self._note(node, stack, requested)
+
+    def addGeneratedMask(self, stack: Stack):
+        """A labelmap that is 1 in generated slices; returns the node."""
+        mask = np.zeros((1, *stack.voxels.shape[1:]), np.uint8)
+        mask[:, stack.generated] = 1
+        name = f"{self.name} generated slices"
+        with self.transaction.recording():
+            node = Nodes.addVolume(Stack(mask, stack.affine), name, nodeClass="vtkMRMLLabelMapVolumeNode")
+            node.GetDisplayNode().SetAndObserveColorNodeID(_generatedColors().GetID())
+            self._place(node, copyDisplay=False)
+        return node
+
+    def addUncertainty(self, stack: Stack):
+        """The spread between samples, as a volume, or as a sequence beside the result's."""
+        name = f"{self.name} uncertainty"
+        beside = ResultNodes(self.chosen, name, self.transaction, isCine=self.isCine)
+        beside.finish(stack, {"content": "standard deviation of the samples"})
+        display = beside.volume.GetDisplayNode()
+        display.AutoWindowLevelOn()
+        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeFileInferno.txt")
+        return beside.node
+
+    def _hasFrame(self, frame: int) -> bool:
+        value = self.chosen.sequence.GetNthIndexValue(frame)
+        return self.sequence.GetItemNumberFromIndexValue(value, True) >= 0
+
+    def _startSequence(self) -> None:
+        source = self.chosen.sequence
+        scene = slicer.mrmlScene
+        self.sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", scene.GenerateUniqueName(self.name))
+        self.name = self.sequence.GetName()
+        self.sequence.SetIndexName(source.GetIndexName())
+        self.sequence.SetIndexUnit(source.GetIndexUnit())
+        self.sequence.SetIndexType(source.GetIndexType())
+        self.sequence.SetNumericIndexValueTolerance(source.GetNumericIndexValueTolerance())
+        self.browser = self.chosen.browser or Nodes.addBrowser(source)
+
+    def _startProxy(self) -> None:
+        """Join the browser, which needs an item in the sequence to make the shown node of."""
+        self.browser.AddSynchronizedSequenceNode(self.sequence)
+        self.transaction.joined(self.browser, self.sequence)
+        # A frame that is not made yet is shown as nothing, never as its neighbour.
+        self.browser.SetMissingItemMode(self.sequence, self.browser.MissingItemSetToDefault)
+        self.browser.SetOverwriteProxyName(self.sequence, False)
+        first = self.sequence.GetNthDataNode(0)
+        self.volume = self.browser.GetProxyNode(self.sequence) or self.browser.AddProxyNode(first, self.sequence)
+        self.volume.SetName(self.name)
+        self.volume.CreateDefaultDisplayNodes()
+        self._place(self.volume)
+
+    def _endSequence(self) -> None:
+        self.browser.SetMissingItemMode(self.sequence, self.browser.MissingItemCreateFromPrevious)
+
+    def _place(self, node, *, copyDisplay: bool = True) -> None:
+        """Same transform, same study and same window and level as the input."""
+        source = self.chosen.volume or self.chosen.reference
+        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        placeInStudy(node, source)
+        if copyDisplay:
+            copyWindowLevel(source, node)
+
+    def _note(self, node, stack: Stack, requested: dict) -> None:
+        provenance = {**stack.provenance, "requested": requested}
+        node.SetAttribute(PROVENANCE, json.dumps(provenance, sort_keys=True, default=str))
+        node.SetAttribute(GENERATED, ",".join(map(str, np.flatnonzero(stack.generated))))
+        node.SetAttribute(SOURCE, self.chosen.name)
+
+
+def isGenerated(node) -> bool:
+    """True for a volume or sequence that a run of this module made."""
+    return bool(node.GetAttribute(PROVENANCE))
+
+
+def placeInStudy(node, reference) -> None:
+    """Put a node beside another in the subject hierarchy."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None:
+        return
+    referenceItem = hierarchy.GetItemByDataNode(reference)
+    if not referenceItem:
+        return
+    parent = hierarchy.GetItemParent(referenceItem)
+    item = hierarchy.GetItemByDataNode(node) or hierarchy.CreateItem(parent, node)
+    hierarchy.SetItemParent(item, parent)
+
+
+def copyWindowLevel(source, target) -> None:
+    """Show a volume as another one is shown; automatic values are copied as fixed ones, so that both look alike."""
+    shown, display = source.GetDisplayNode(), target.GetDisplayNode()
+    if shown is None or display is None or not shown.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        return
+    display.AutoWindowLevelOff()
+    display.SetWindowLevel(shown.GetWindow(), shown.GetLevel())
+    display.SetAndObserveColorNodeID(shown.GetColorNodeID())
+    display.SetInterpolate(shown.GetInterpolate())
+
+
+def _generatedColors():
+    """The colour table of the mask, one for the scene."""
+    existing = slicer.mrmlScene.GetFirstNodeByName("CaLID generated slices colors")
+    if existing is not None:
+        return existing
+    colors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", "CaLID generated slices colors")
+    colors.SetTypeToUser()
+    colors.SetNumberOfColors(2)
+    colors.SetColor(0, "acquired", 0.0, 0.0, 0.0, 0.0)
+    colors.SetColor(1, "generated", *GENERATED_COLOR, 1.0)
+    colors.SetHideFromEditors(True)
+    return colors

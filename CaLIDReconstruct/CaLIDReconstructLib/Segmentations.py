@@ -1,0 +1,208 @@
+"""Labels -> segmentation nodes with names, colours, terminology and surfaces; volumes over time as table and plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+import vtk.util.numpy_support
+from calid.function import cardiac_function
+from calid.geometry import lps_to_ras
+from calid.labels import LABELS, LV_CAVITY, RV_CAVITY, Label
+from calid.stack import Stack
+from slicer.i18n import tr as _
+
+from . import Nodes
+from .Results import ResultNodes, placeInStudy
+from .Transaction import Transaction
+
+TERMINOLOGY_CONTEXT = "Segmentation category and type - CaLID"
+TERMINOLOGY_FILE = Path(__file__).resolve().parents[1] / "Resources" / "SegmentationCategoryTypeModifier-CaLID.term.json"
+SMOOTHING = 0.3
+
+
+def title(label: Label) -> str:
+    """The name of a segment in the user's language."""
+    return {"LV": _("LV cavity"), "MYO": _("LV myocardium"), "RV": _("RV cavity")}[label.key]
+
+
+def terminology(label: Label) -> str:
+    """The entry in the form in which Slicer stores it on a segment, in our own context.
+
+    Slicer's lists do not hold Myocardium, so an entry that named one of them would not be found.
+    """
+    category = "SCT^123037004^Anatomical Structure"
+    kind = f"SCT^{label.snomed}^{label.meaning}"
+    return f"{TERMINOLOGY_CONTEXT}~{category}~{kind}~^^~Anatomic codes - DICOM master list~^^~^^"
+
+
+def color(label: Label) -> tuple[float, float, float]:
+    """Red, green and blue from 0 to 1."""
+    red, green, blue = label.rgb
+    return (red / 255, green / 255, blue / 255)
+
+
+def loadTerminology() -> None:
+    """Make Slicer know our codes, Myocardium among them, which its own lists lack."""
+    terminologies = getattr(slicer.modules, "terminologies", None)
+    if terminologies is not None:
+        terminologies.logic().LoadTerminologyFromFile(str(TERMINOLOGY_FILE))
+
+
+def fillSegmentation(node, labels: Stack, frame: int = 0) -> None:
+    """Replace a segmentation node's segments by the labels of one frame; all share one labelmap.
+
+    Args:
+        node: segmentation node, in a scene or not.
+        labels: uint8 stack, 1 LV cavity, 2 LV myocardium, 3 RV cavity.
+        frame: which frame.
+    """
+    image = _orientedImage(labels, frame)
+    segmentation = node.GetSegmentation()
+    segmentation.RemoveAllSegments()
+    segmentation.SetSourceRepresentationName("Binary labelmap")
+    segmentation.SetConversionParameter("Smoothing factor", str(SMOOTHING))
+    for label in LABELS:
+        segment = slicer.vtkSegment()
+        segment.SetName(title(label))
+        segment.SetColor(color(label))
+        segment.SetLabelValue(label.value)
+        segment.SetTag(segment.GetTerminologyEntryTagName(), terminology(label))
+        segment.AddRepresentation("Binary labelmap", image)
+        segmentation.AddSegment(segment, label.key)
+    node.CreateClosedSurfaceRepresentation()
+
+
+def _orientedImage(labels: Stack, frame: int):
+    voxels = np.ascontiguousarray(labels.voxels[frame], np.uint8)
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(*voxels.shape[::-1])
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    scalars = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())
+    scalars[:] = voxels.ravel()
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(lps_to_ras(labels.affine)))
+    return image
+
+
+class SegmentationNodes:
+    """The segmentation of one result: a node, or for a cine a sequence of them in the result's browser.
+
+    `addFrame` is called once per frame, so that the application stays usable while surfaces are made.
+    """
+
+    def __init__(self, result: ResultNodes, labels: Stack, transaction: Transaction) -> None:
+        self.result, self.labels, self.transaction = result, labels, transaction
+        self.name = f"{result.name} segmentation"
+        self.sequence = None
+        self.node = None
+
+    def addFrame(self, frame: int) -> None:
+        """Make the segmentation of one frame."""
+        with self.transaction.recording():
+            if self.result.isCine:
+                self._addToSequence(frame)
+            else:
+                self.node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.name)
+                fillSegmentation(self.node, self.labels, frame)
+                self._prepare(self.node)
+
+    def finish(self) -> None:
+        """Show the frame that the browser shows."""
+        if self.sequence is not None:
+            slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(self.result.browser)
+
+    def _addToSequence(self, frame: int) -> None:
+        scene, browser = slicer.mrmlScene, self.result.browser
+        if self.sequence is None:
+            self.sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", scene.GenerateUniqueName(self.name))
+            source = self.result.sequence
+            self.sequence.SetIndexName(source.GetIndexName())
+            self.sequence.SetIndexUnit(source.GetIndexUnit())
+            self.sequence.SetIndexType(source.GetIndexType())
+            self.sequence.SetNumericIndexValueTolerance(source.GetNumericIndexValueTolerance())
+        item = slicer.vtkMRMLSegmentationNode()
+        item.SetName(self.name)
+        fillSegmentation(item, self.labels, frame)
+        self.sequence.SetDataNodeAtValue(item, self.result.sequence.GetNthIndexValue(frame))
+        if self.node is None:
+            browser.AddSynchronizedSequenceNode(self.sequence)
+            self.transaction.joined(browser, self.sequence)
+            browser.SetOverwriteProxyName(self.sequence, False)
+            self.node = browser.GetProxyNode(self.sequence) or browser.AddProxyNode(item, self.sequence)
+            self.node.SetName(self.sequence.GetName())
+            self._prepare(self.node)
+
+    def _prepare(self, node) -> None:
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetOpacity2DFill(0.25)
+        node.SetAndObserveTransformNodeID(self.result.volume.GetTransformNodeID())
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self.result.volume)
+        placeInStudy(node, self.result.volume)
+
+
+def addFunctionNodes(result: ResultNodes, labels: Stack, transaction: Transaction):
+    """Table and plot of the ventricles' volumes over the cycle; returns (table node, chart node).
+
+    Args:
+        result: gives names and place.
+        labels: (T, Z, Y, X) labels, T > 1.
+        transaction: told about the new nodes.
+    """
+    function = cardiac_function(labels)
+    with transaction.recording():
+        table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{result.name} volumes")
+        slicer.util.updateTableFromArray(table, _columns(function, labels), _columnNames(result))
+        table.SetDescription(functionText(function))
+        placeInStudy(table, result.volume)
+        chart = _chart(result, table)
+    return table, chart
+
+
+def functionText(function) -> str:
+    """The figures, one line per ventricle and one for the mass; what cannot be measured is a dash."""
+    pattern = _("{ventricle}: EDV {edv} ml, ESV {esv} ml, SV {sv} ml, EF {ef} %")
+    lines = [
+        pattern.format(
+            ventricle=title,
+            edv=_figure(ventricle.edv_ml),
+            esv=_figure(ventricle.esv_ml),
+            sv=_figure(ventricle.sv_ml),
+            ef=_figure(ventricle.ef_percent),
+        )
+        for title, ventricle in ((_("LV"), function.lv), (_("RV"), function.rv))
+    ]
+    return "\n".join([*lines, _("LV mass {mass} g").format(mass=_figure(function.mass_g))])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _columns(function, labels: Stack) -> list[np.ndarray]:
+    return [np.asarray(labels.frame_times_ms), np.asarray(function.lv.volumes_ml), np.asarray(function.rv.volumes_ml)]
+
+
+def _columnNames(result: ResultNodes) -> list[str]:
+    time = _("time (ms)") if Nodes.hasTimes(result.sequence) else _("frame")
+    return [time, _("LV (ml)"), _("RV (ml)")]
+
+
+def _chart(result: ResultNodes, table):
+    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", f"{result.name} volume curves")
+    names = _columnNames(result)
+    for name, label in ((names[1], LV_CAVITY), (names[2], RV_CAVITY)):
+        series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", f"{result.name} {name}")
+        series.SetAndObserveTableNodeID(table.GetID())
+        series.SetXColumnName(names[0])
+        series.SetYColumnName(name)
+        series.SetPlotType(series.PlotTypeScatter)
+        series.SetMarkerStyle(series.MarkerStyleNone)
+        series.SetLineWidth(2)
+        series.SetColor(*color(label))
+        chart.AddAndObservePlotSeriesNodeID(series.GetID())
+    chart.SetTitle(result.name)
+    chart.SetXAxisTitle(names[0])
+    chart.SetYAxisTitle(_("volume (ml)"))
+    return chart

@@ -1,0 +1,87 @@
+"""The settings of one run as a plain value, and the request that carries them to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FACTORS = ("isotropic", 2, 4, 8, 16)
+METHODS = ("calid+", "calid", "linear")
+MODES = ("detail", "fidelity")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything one run is told besides its input node.
+
+    Args:
+        factor: gaps are divided by this, or "isotropic".
+        method: "calid+", "calid" or "linear".
+        mode: "detail" (one sample) or "fidelity" (mean of `samples`).
+        samples: number of samples that the mean is made of.
+        steps: diffusion steps.
+        seed: the same seed gives the same voxels.
+        device: "auto", "cuda", "mps" or "cpu".
+        region: markups ROI node that limits the work in plane, or None.
+        allFrames: False takes the shown frame of a cine only.
+        segment: also segment the result, with 3D models and, for a cine, volumes over time.
+        markGenerated: also make a labelmap of the generated slices.
+        uncertainty: also make a volume of the spread between samples.
+        name: name of the result; empty for an automatic one.
+        modelsFolder: folder of other weights; empty for the bundled ones.
+    """
+
+    factor: int | str = "isotropic"
+    method: str = "calid+"
+    mode: str = "detail"
+    samples: int = 8
+    steps: int = 8
+    seed: int = 0
+    device: str = "auto"
+    region: object | None = None
+    allFrames: bool = True
+    segment: bool = False
+    markGenerated: bool = True
+    uncertainty: bool = False
+    name: str = ""
+    modelsFolder: str = ""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("factor", FACTORS), ("method", METHODS), ("mode", MODES), ("device", DEVICES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
+        if self.samples < 1 or self.steps < 1 or self.seed < 0:
+            raise ValueError("samples and steps must be at least 1, seed at least 0")
+
+    @classmethod
+    def fromParameters(cls, parameters, modelsFolder: str = "") -> RunSettings:
+        """The settings that the parameter node holds."""
+        return cls(
+            factor=parameters.factor.value,
+            method=parameters.method.value,
+            mode=parameters.mode.value,
+            samples=parameters.samples,
+            steps=parameters.steps,
+            seed=parameters.seed,
+            device=parameters.device.value,
+            region=parameters.region,
+            allFrames=parameters.frames.value == "all",
+            segment=parameters.segmentResult,
+            markGenerated=parameters.markGenerated,
+            uncertainty=parameters.mapUncertainty,
+            name=parameters.outputName.strip(),
+            modelsFolder=modelsFolder,
+        )
+
+    def request(self, inputFile: Path, *, roi: list[int] | None) -> dict:
+        """The fields that "upsample" and "estimate" share.
+
+        Args:
+            inputFile: the stack as the engine reads it.
+            roi: [first column, end column, first row, end row] in voxels, or None.
+        """
+        chosen = {name: getattr(self, name) for name in ("factor", "method", "mode", "steps", "seed", "device")}
+        needsSamples = self.mode == "fidelity" or self.uncertainty
+        chosen["samples"] = self.samples if needsSamples else None
+        return {**chosen, "input": str(inputFile), "roi": roi, "models": self.modelsFolder or None}

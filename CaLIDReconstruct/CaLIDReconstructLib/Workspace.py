@@ -1,0 +1,63 @@
+"""The temporary folder of one run, and the removal of what a killed Slicer left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+_PREFIX = "CaLID-"
+_NAME = re.compile(rf"{_PREFIX}(\d+)-")
+
+
+class Workspace:
+    """A folder that exists while one run needs it. Its name holds the number of the process that owns it."""
+
+    def __init__(self, parent: str | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+    def subfolder(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def removeStale(parent: str | None = None) -> int:
+    """Remove folders whose process is gone; returns how many were removed."""
+    removed = 0
+    for folder in Path(parent or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = _NAME.match(folder.name)
+        if owner and folder.is_dir() and not _isAlive(int(owner.group(1))):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
+    return removed
+
+
+def _isAlive(pid: int) -> bool:
+    if os.name == "nt":
+        return _isAliveOnWindows(pid)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _isAliveOnWindows(pid: int) -> bool:
+    import ctypes
+
+    # os.kill(pid, 0) would end the process on Windows; 0x1000 is PROCESS_QUERY_LIMITED_INFORMATION.
+    handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
+    if handle:
+        ctypes.windll.kernel32.CloseHandle(handle)
+    return bool(handle)

@@ -1,0 +1,3 @@
+"""CaLID: whole hearts from sparse short-axis MR stacks, by latent interpolation diffusion."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,148 @@
+"""The command line: `calid upsample`, `segment`, `report`, `demo`, `info` and `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from calid import __version__
+from calid.errors import CalidError, Cancelled
+
+EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
+DEBUG_VARIABLE = "CALID_DEBUG"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"calid: error: {message}. See {self.prog} --help.\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 an error the user can mend, 1 an error of ours."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except CalidError as error:
+        return _fail(str(error), EXIT_ERROR)
+    except (Cancelled, KeyboardInterrupt):
+        return _fail("cancelled; nothing was written", EXIT_CANCELLED)
+    except MemoryError:
+        from calid.serve import out_of_memory
+
+        return _fail(str(out_of_memory()), EXIT_ERROR)
+    except Exception as error:  # noqa: BLE001 (the last door: one line, and the traceback for those who ask)
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        said = " ".join(str(error).split())
+        return _fail(f"unexpected {type(error).__name__}: {said} Set {DEBUG_VARIABLE}=1 to see where.", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"calid: error: {message}", file=sys.stderr)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; modules with a command of their own add it themselves."""
+    parser = _Parser(prog="calid", description="Whole hearts from sparse cardiac short-axis MR stacks.")
+    parser.add_argument("--version", action="version", version=f"calid {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+    _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
+    info = commands.add_parser("info", help="device, memory, models and versions")
+    info.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    info.set_defaults(run=_info)
+    commands.add_parser("serve", help="serve requests on stdin (for 3D Slicer)").set_defaults(run=_serve)
+    return parser
+
+
+def _add_upsample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
+    parser.add_argument("output", type=Path, help="dense stack; .nii.gz, .nrrd, .seq.nrrd, .mha")
+    parser.add_argument("--factor", default="isotropic", type=_factor, help="2, 4, 8, 16 or isotropic (default)")
+    parser.add_argument("--method", default="calid+", choices=["calid", "calid+", "linear"])
+    parser.add_argument(
+        "--mode",
+        default="detail",
+        choices=["detail", "fidelity"],
+        help="detail: one draw, sharp as an acquired slice (default); fidelity: the mean of several",
+    )
+    parser.add_argument("--samples", type=int, help="draws for fidelity and uncertainty (default 8)")
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--roi", type=_roi, metavar="x0:x1,y0:y1", help="columns and rows in which to generate")
+    parser.add_argument("--frames", type=_range, metavar="A:B", help="frames A to B-1, counted from 0")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--uncertainty", type=Path, metavar="PATH", help="also write the standard deviation of draws")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
+    parser.set_defaults(run=_upsample)
+
+
+def _factor(text: str) -> int | str:
+    return text if text == "isotropic" else int(text)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, end = (int(part) for part in text.split(":"))
+    return first, end
+
+
+def _roi(text: str) -> tuple[int, int, int, int]:
+    columns, rows = text.split(",")
+    return (*_range(columns), *_range(rows))
+
+
+def _upsample(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from calid.reconstruct import Progress, Settings
+    from calid.run import Job
+
+    names = ("factor", "method", "mode", "samples", "steps", "seed", "roi", "frames", "device")
+    job = Job(
+        source=options.input,
+        output=options.output,
+        settings=Settings(**{name: getattr(options, name) for name in names}),
+        uncertainty=options.uncertainty,
+        overwrite=options.overwrite,
+        models_folder=options.models,
+    )
+    with tqdm(total=100, unit="%", disable=None, bar_format=BAR) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_description(progress.stage, refresh=False)
+            bar.update(100 * progress.fraction - bar.n)
+
+        made = job.run(progress=show)
+    dense, facts = made.stack, made.stack.provenance
+    print(
+        f"{options.output}: {facts['acquired_slices']} slices became {dense.num_slices}, "
+        f"{facts['acquired_spacing_mm']:.1f} mm became {dense.spacing_mm[2]:.2f} mm, {dense.num_frames} frame(s), "
+        f"{facts.get('device', 'no model')}. {facts['note']}"
+    )
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from calid.run import information
+
+    print(json.dumps(information(options.device), indent=2))
+    return 0
+
+
+def _serve(_: argparse.Namespace) -> int:
+    from calid import serve
+
+    return serve.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

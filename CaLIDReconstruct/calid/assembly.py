@@ -1,0 +1,201 @@
+"""Whether loose images make one straight, even stack with the same cardiac phases in every slice.
+
+Planes and times are judged before the images are put together: afterwards there is only an affine, and a missing slice
+could no longer be told. Slices and frames are counted from 1 in messages, as people count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from calid import geometry
+from calid.checks import Finding
+from calid.geometry import Plane
+
+
+def plane_findings(planes: Sequence[Plane], names: Sequence[str]) -> list[Finding]:
+    """What keeps planes, sorted by position, from being one straight and even stack.
+
+    Args:
+        planes: one per slice, sorted along the common normal.
+        names: what to call each slice's source (a file or series), in the same order.
+    """
+    if len(planes) < 2:
+        return []
+    places = [f"slice {index + 1} of {len(planes)} ({name})" for index, name in enumerate(names)]
+    return (
+        list(_same_grid(planes, places))
+        or list(_same_orientation(planes, places))
+        or list(_even_gaps(planes, places))
+        or list(_straight(planes, places))
+    )
+
+
+def _same_grid(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Finding]:
+    sizes = [plane.size for plane in planes]
+    spacings = [tuple(np.round(plane.spacing_mm, 3)) for plane in planes]
+    for code, what, values in (("mixed-sizes", "pixels", sizes), ("mixed-pixel-spacing", "mm per pixel", spacings)):
+        usual = Counter(values).most_common(1)[0][0]
+        odd = next((i for i, value in enumerate(values) if value != usual), None)
+        if odd is not None:
+            measured, expected = (f"{value[0]:g} x {value[1]:g}" for value in (values[odd], usual))
+            yield Finding(
+                code,
+                "error",
+                f"{_start(places[odd])} has {measured} {what}, the others have {expected}.",
+                "Load only slices of one acquisition, or resample them to one grid first.",
+            )
+            return
+
+
+def _same_orientation(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Finding]:
+    usual = planes[geometry.typical_plane(planes)]
+    limit = geometry.PARALLEL_TOLERANCE_DEGREES
+    tilts = [geometry.tilt_degrees(plane, usual) for plane in planes]
+    turns = [geometry.turn_degrees(plane, usual) for plane in planes]
+    odd, turned = int(np.argmax(tilts)), int(np.argmax(turns))
+    if tilts[odd] > limit:
+        yield Finding(
+            "non-parallel",
+            "error",
+            f"{_start(places[odd])} is tilted by {tilts[odd]:.1f} degrees against the others; "
+            f"at most {limit:g} are tolerated.",
+            "Remove this slice or series from the folder, or resample it parallel to the others first.",
+        )
+    elif turns[turned] > limit:
+        yield Finding(
+            "rotated-slice",
+            "error",
+            f"{_start(places[turned])} is turned in its plane by {turns[turned]:.1f} degrees against the others.",
+            "Remove this slice or series from the folder, or resample it like the others first.",
+        )
+
+
+def _even_gaps(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Finding]:
+    gaps = np.diff(geometry.positions_along(planes[geometry.typical_plane(planes)].normal, planes))
+    if gaps.min() < geometry.SAME_POSITION_MM:
+        index = int(gaps.argmin())
+        yield Finding(
+            "duplicate-slices",
+            "error",
+            f"{_start(places[index])} and {places[index + 1]} lie at the same position.",
+            "Keep one of the two: remove the repeated series or file from the folder.",
+        )
+        return
+    usual = geometry.typical_gap(gaps)
+    for index in geometry.uneven_gaps(gaps):
+        times = gaps[index] / usual
+        is_missing = times > 1.5 and abs(times - round(times)) < 2 * geometry.GAP_TOLERANCE
+        count = round(times) - 1
+        yield Finding(
+            "missing-slice" if is_missing else "uneven-spacing",
+            "error",
+            f"Gap {index + 1} of {len(gaps)}, between {places[index]} and {places[index + 1]}, is "
+            f"{gaps[index]:.2f} mm, the median is {usual:.2f} mm"
+            + (f": {count} slice{'s are' if count > 1 else ' is'} missing." if is_missing else "."),
+            "Load the missing slice, or keep only the slices on one side of the gap."
+            if is_missing
+            else "Load slices of one evenly spaced acquisition, or resample the stack first.",
+        )
+
+
+def _straight(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Finding]:
+    """Slices that lie beside the straight line through the others: (n, 2) offsets are judged in pixels."""
+    offsets = geometry.lateral_offsets_mm(planes)
+    middle = offsets - np.median(offsets, axis=0)
+    limit_mm = geometry.LATERAL_TOLERANCE_PIXELS * float(planes[0].spacing_mm.min())
+    distances = np.linalg.norm(middle, axis=1)
+    if distances.max() <= limit_mm:
+        return
+    steps = np.diff(offsets, axis=0)
+    if len(planes) > 2 and np.linalg.norm(steps - np.median(steps, axis=0), axis=1).max() > limit_mm:
+        odd = int(distances.argmax())
+        yield Finding(
+            "shifted-slice",
+            "error",
+            f"{_start(places[odd])} is shifted in its plane by {distances[odd]:.1f} mm against the others; "
+            f"at most {limit_mm:.1f} mm are tolerated.",
+            "Resample this slice on the others' grid first, or remove it.",
+        )
+    else:
+        yield Finding(
+            "sheared-stack",
+            "error",
+            f"Each slice is shifted in its plane by {np.linalg.norm(steps[0]):.1f} mm against the one before it.",
+            "Resample the stack on a straight grid first.",
+        )
+
+
+def _start(place: str) -> str:
+    """The place as the start of a sentence; `str.capitalize` would lower the letters of file names."""
+    return place[:1].upper() + place[1:]
+
+
+def phase_findings(times_ms: Sequence[np.ndarray], names: Sequence[str]) -> list[Finding]:
+    """What keeps the images of each position from being the same cardiac phases.
+
+    Args:
+        times_ms: one sorted array per slice, the times of its images after the R wave.
+        names: what to call each slice's source, in the same order.
+    """
+    places = [f"slice {index + 1} of {len(names)} ({name})" for index, name in enumerate(names)]
+    counts = [len(times) for times in times_ms]
+    usual, share = Counter(counts).most_common(1)[0]
+    if usual == 1 and max(counts) == 2:
+        place = places[counts.index(2)]
+        return [_duplicates("duplicate-slices", f"{_start(place)} is there twice.")]
+    return list(_distinct_times(times_ms, places)) or list(_equal_counts(times_ms, places, usual, share))
+
+
+def _duplicates(code: str, message: str) -> Finding:
+    return Finding(code, "error", message, "Keep one image of each: remove the repeated series or file.")
+
+
+def _distinct_times(times_ms: Sequence[np.ndarray], places: Sequence[str]) -> Iterator[Finding]:
+    for times, place in zip(times_ms, places, strict=True):
+        steps = np.diff(times)
+        # Retrospective gating spaces phases evenly; two images much nearer than that are two acquisitions.
+        if len(steps) and steps.min() < 0.25 * np.median(steps) + 1e-6:
+            index = int(steps.argmin())
+            yield _duplicates(
+                "duplicate-frames",
+                f"{_start(place)} has two images at nearly the same time, "
+                f"{times[index]:.1f} and {times[index + 1]:.1f} ms after the R wave.",
+            )
+            return
+
+
+def _equal_counts(times_ms: Sequence[np.ndarray], places: Sequence[str], usual: int, share: int) -> Iterator[Finding]:
+    odd = next((i for i, times in enumerate(times_ms) if len(times) != usual), None)
+    if odd is None:
+        return
+    times = times_ms[odd]
+    if share > len(times_ms) / 2 and len(times) == usual - 1:
+        yield Finding(
+            "missing-frame",
+            "error",
+            f"{_start(places[odd])} has {len(times)} frames, the others have {usual}: "
+            f"frame {_missing_index(times) + 1} is missing.",
+            "Load the missing image, or choose frames that every slice has.",
+        )
+        return
+    yield Finding(
+        "uneven-frames",
+        "error",
+        f"{_start(places[odd])} has {len(times)} frames, most others have {usual}.",
+        "Load slices that were acquired with the same number of phases, or one phase of each.",
+    )
+
+
+def _missing_index(times_ms: np.ndarray) -> int:
+    """Which one of n + 1 evenly spaced times the n given ones leave out: a hole, else the first, else the last."""
+    steps = np.diff(times_ms)
+    if not len(steps):
+        return 0
+    usual = geometry.typical_gap(steps)
+    if steps.max() > 1.5 * usual:
+        return int(steps.argmax()) + 1
+    return 0 if times_ms[0] > 0.75 * usual else len(times_ms)

@@ -1,0 +1,281 @@
+"""Whether an input can be used, question by question: each answer names the place, the measured value and the remedy.
+
+Loose images, whose positions and times tell of a missing slice or frame, are judged in `assembly.py` before they are
+put together; here the whole `Stack` is. Slices and frames are counted from 1 in
+messages, as people count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from calid import geometry
+from calid.errors import InputError
+from calid.stack import Stack
+
+MIN_PIXELS = 16
+"""Fewer pixels across than this cannot show a heart, and the networks halve the image several times."""
+
+ISOTROPIC_RATIO = 1.5
+"""Slices nearer to each other than this many pixels leave nothing to fill in."""
+
+PIXEL_LIMITS_MM = (0.2, 5.0)
+SLICE_LIMITS_MM = (0.5, 40.0)
+"""Cardiac MR has pixels of 0.5 to 3 mm and slices 2 to 20 mm apart; beyond these limits the unit is wrong."""
+
+LARGEST_LABEL = 16
+"""Whole numbers from 0 to this, and nothing else, are labels and not MR signal."""
+
+LARGEST_SIGNAL = 1e9
+"""MR signal reaches some 10,000; a larger value comes from damaged or misread memory."""
+
+FRAME_LIMITS_MS = (1.0, 1000.0)
+"""Cine frames are 10 to 100 ms apart; beyond these limits the times were numbers or in another unit."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One answer that a person should know about.
+
+    Args:
+        code: stable, lower-case and hyphenated; the Slicer module translates it.
+        severity: "error" blocks the run, "warning" does not.
+        message: what was found and where, with the measured value and the limit.
+        remedy: what can be done about it.
+    """
+
+    code: str
+    severity: Literal["error", "warning"]
+    message: str
+    remedy: str
+
+
+def check_stack(stack: Stack, *, source: str = "") -> None:
+    """Return if the stack can be upsampled.
+
+    Raises:
+        InputError: the first blocking finding, its message led by `source` (a file or node name) where one is given.
+    """
+    raise_first(findings(stack), source=source)
+
+
+def raise_first(found: Iterable[Finding], *, source: str = "") -> None:
+    """Raise the first finding that is an error as `InputError`; return if there is none."""
+    for finding in found:
+        if finding.severity == "error":
+            message = f"{source}: {finding.message}" if source else finding.message
+            raise InputError(finding.code, message, finding.remedy)
+
+
+def findings(stack: Stack) -> list[Finding]:
+    """Everything worth knowing about a stack before it is upsampled; empty when all is well."""
+    unusable = list(_extent(stack)) or list(_pixel_type(stack))
+    if unusable:
+        return unusable
+    # (T, Z) extremes of each slice; NaN where a slice holds one, so a single pass answers all questions about values.
+    lowest, highest = stack.voxels.min(axis=(2, 3)), stack.voxels.max(axis=(2, 3))
+    not_finite = list(_finite(stack, lowest, highest))
+    values = not_finite or [*_contrast(lowest, highest), *_labels(stack, lowest, highest), *_repeats(stack)]
+    return [*_slice_count(stack), *_spacing(stack), *_axes(stack), *values, *_frame_times(stack), *_marks(stack)]
+
+
+def _extent(stack: Stack) -> Iterator[Finding]:
+    frames, slices, rows, columns = stack.voxels.shape
+    if 0 in stack.voxels.shape:
+        yield Finding(
+            "no-voxels",
+            "error",
+            f"The image is empty: {frames} frames of {slices} slices of {columns} x {rows} pixels.",
+            "Export it again, or choose another file.",
+        )
+    elif min(rows, columns) < MIN_PIXELS:
+        yield Finding(
+            "too-small",
+            "error",
+            f"The slices have {columns} x {rows} pixels; at least {MIN_PIXELS} x {MIN_PIXELS} are needed.",
+            "Use the slices as they were acquired, not a thumbnail or a narrow crop.",
+        )
+
+
+def _pixel_type(stack: Stack) -> Iterator[Finding]:
+    kind = stack.voxels.dtype.kind
+    if kind == "c":
+        yield complex_pixels()
+    elif kind not in "iufb":
+        yield Finding(
+            "unsupported-voxels",
+            "error",
+            f"The voxels are of type {stack.voxels.dtype}, not numbers.",
+            "Save the image with integer or floating point voxels.",
+        )
+
+
+def complex_pixels() -> Finding:
+    """Complex voxels, found by a reader or in a stack."""
+    return Finding(
+        "complex-pixels",
+        "error",
+        "The voxels are complex numbers.",
+        "Save the magnitude image and use that.",
+    )
+
+
+def _slice_count(stack: Stack) -> Iterator[Finding]:
+    if stack.num_slices == 1:
+        yield Finding(
+            "one-slice",
+            "error",
+            "There is only one slice; at least two parallel slices are needed to fill a gap between them.",
+            "Load the whole short-axis stack (for DICOM: the folder that holds all its slices).",
+        )
+
+
+def _spacing(stack: Stack) -> Iterator[Finding]:
+    x, y, z = stack.spacing_mm
+    for name, value, (low, high) in (
+        ("Pixels", x, PIXEL_LIMITS_MM),
+        ("Pixels", y, PIXEL_LIMITS_MM),
+        ("Slices", z, SLICE_LIMITS_MM),
+    ):
+        if not low <= value <= high:
+            yield Finding(
+                "implausible-spacing",
+                "error",
+                f"{name} lie {value:.4g} mm apart; between {low:g} and {high:g} mm is plausible.",
+                "Correct the spacing in the file (it must be in millimetres), or export the image again.",
+            )
+            return
+    if stack.num_slices > 1 and z <= ISOTROPIC_RATIO * max(x, y):
+        yield Finding(
+            "already-isotropic",
+            "error",
+            f"The slices are {z:.2f} mm apart and the pixels {max(x, y):.2f} mm: nothing is missing between them.",
+            f"Upsample only stacks whose slices are more than {ISOTROPIC_RATIO:g} pixels apart.",
+        )
+
+
+def _axes(stack: Stack) -> Iterator[Finding]:
+    shear = geometry.shear_degrees(stack.affine)
+    if shear > geometry.PARALLEL_TOLERANCE_DEGREES:
+        yield sheared_affine(f"miss a right angle by {shear:.2f} degrees")
+
+
+def sheared_affine(how: str) -> Finding:
+    """Voxel axes that are not perpendicular; `how` says by how much, where it is known."""
+    return Finding(
+        "sheared-affine",
+        "error",
+        f"The voxel axes {how}; at most {geometry.PARALLEL_TOLERANCE_DEGREES:g} degrees are tolerated.",
+        "Resample the image on a straight grid first (in Slicer: Resample Image, or harden the transform).",
+    )
+
+
+def _finite(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
+    """NaN, infinite and absurd values; the arrays are (T, Z) extremes."""
+    for code, what, bad in (
+        ("nan-voxels", "not a number (NaN)", np.isnan(lowest)),
+        ("infinite-voxels", "infinite", np.isinf(lowest) | np.isinf(highest)),
+        ("absurd-values", f"beyond {LARGEST_SIGNAL:g}", (highest > LARGEST_SIGNAL) | (lowest < -LARGEST_SIGNAL)),
+    ):
+        if bad.any():
+            frame, index = np.argwhere(bad)[0]
+            yield Finding(
+                code,
+                "error",
+                f"Voxels of {_place(stack, frame, index)} are {what} ({bad.sum()} of {bad.size} slices affected).",
+                "Export the image again, or repair these slices.",
+            )
+            return
+
+
+def _place(stack: Stack, frame: int, index: int) -> str:
+    """Where something is, in words: "slice 3 of 11 in frame 2 of 25"."""
+    where = f"slice {index + 1} of {stack.num_slices}"
+    return where if stack.num_frames == 1 else f"{where} in frame {frame + 1} of {stack.num_frames}"
+
+
+def _contrast(lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
+    """Blank slices, frames and images; the arrays are (T, Z) extremes."""
+    blank = lowest == highest
+    again = "Export the image again; if the slices were padded, crop the stack to those that show the heart."
+    if lowest.min() == highest.max():
+        yield Finding(
+            "constant-image", "error", f"Every voxel has the same value, {lowest.min():g}: there is no image.", again
+        )
+    elif blank.all(axis=1).any():
+        frame = int(np.flatnonzero(blank.all(axis=1))[0])
+        yield Finding("blank-frame", "error", f"Frame {frame + 1} of {len(blank)} shows nothing.", again)
+    elif blank.any():
+        frame, index = np.argwhere(blank)[0]
+        yield Finding(
+            "blank-slice",
+            "error",
+            f"Slice {index + 1} of {blank.shape[1]} in frame {frame + 1} of {blank.shape[0]} shows nothing: "
+            f"all its pixels are {lowest[frame, index]:g}.",
+            again,
+        )
+
+
+def _labels(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
+    if lowest.min() < 0 or highest.max() > LARGEST_LABEL or lowest.min() == highest.max():
+        return
+    if stack.voxels.dtype.kind != "f" or np.array_equal(stack.voxels, np.round(stack.voxels)):
+        yield Finding(
+            "label-map",
+            "error",
+            f"The voxels are whole numbers from {lowest.min():g} to {highest.max():g}: this is a label map.",
+            "Choose the MR image and not its segmentation.",
+        )
+
+
+def _repeats(stack: Stack) -> Iterator[Finding]:
+    """Slices and frames that are exact copies of the one before, which no scanner produces."""
+    voxels = stack.voxels
+    slices = [z for z in range(1, stack.num_slices) if np.array_equal(voxels[:, z], voxels[:, z - 1])]
+    frames = [t for t in range(1, stack.num_frames) if np.array_equal(voxels[t], voxels[t - 1])]
+    for code, name, copies in (("repeated-slice", "Slice", slices), ("repeated-frame", "Frame", frames)):
+        if copies:
+            yield Finding(
+                code,
+                "warning",
+                f"{name} {copies[0] + 1} is an exact copy of the one before it ({len(copies)} such).",
+                "Check whether the export doubled it and lost another.",
+            )
+
+
+def _frame_times(stack: Stack) -> Iterator[Finding]:
+    if stack.num_frames < 2:
+        return
+    steps = np.diff(stack.frame_times_ms)
+    usual = geometry.typical_gap(steps)
+    if not FRAME_LIMITS_MS[0] < usual <= FRAME_LIMITS_MS[1]:
+        yield Finding(
+            "implausible-frame-times",
+            "warning",
+            f"Frames are {usual:.4g} ms apart; the times may be frame numbers or in another unit.",
+            "Voxels are not affected; heart rate and timing in the report are.",
+        )
+    # With fewer than four frames (end-diastole and end-systole, say) uneven steps are the rule.
+    if stack.num_frames >= 4 and steps.max() > 1.75 * usual:
+        index = int(steps.argmax())
+        yield Finding(
+            "missing-frame",
+            "error",
+            f"Between frames {index + 1} and {index + 2} {steps[index]:.1f} ms pass, usually {usual:.1f} ms: "
+            "a frame is missing.",
+            "Load the missing frame, or choose frames on one side of the hole.",
+        )
+
+
+def _marks(stack: Stack) -> Iterator[Finding]:
+    if stack.generated.any():
+        yield Finding(
+            "generated-input",
+            "warning",
+            f"{int(stack.generated.sum())} of {stack.num_slices} slices were generated before and not acquired.",
+            "Start from the acquired stack where you have it.",
+        )

@@ -1,0 +1,120 @@
+"""Acquired long-axis images against the same planes cut from the short-axis stack: the figures, view by view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calid import page
+from calid.longaxis import Agreement, agreement, around, at_phases_of, cut, heart_centre
+from calid.stack import Stack
+
+if TYPE_CHECKING:
+    from calid.files import LaxImage
+
+HEART_RADIUS_MM = 75.0
+"""Agreement is measured within this distance of the line through the heart: whole hearts fit, most lung does not."""
+
+_MIN_CROSSING = 0.3  # sine of the angle between image and slices; below it a "long-axis" image is a short-axis one
+
+
+@dataclass(frozen=True)
+class Column:
+    """One way to fill a long-axis plane from a short-axis stack.
+
+    Args:
+        name: heading, such as "CaLID+".
+        stack: what is cut; for nearest and linear the sparse stack itself, which needs no upsampling.
+        order: 0 nearest voxel, 1 linear.
+    """
+
+    name: str
+    stack: Stack
+    order: int = 1
+
+
+def standard_columns(sparse: Stack, dense: Stack, name: str = "CaLID+") -> tuple[Column, Column, Column]:
+    """Nearest and linear interpolation of the acquired slices beside the upsampled stack."""
+    return Column("nearest", sparse, order=0), Column("linear", sparse), Column(name, dense)
+
+
+@dataclass(frozen=True)
+class ViewAgreement:
+    """Agreement of every column with one acquired long-axis image."""
+
+    view: str
+    columns: Mapping[str, Agreement]
+
+    @property
+    def best(self) -> str:
+        """The column with the highest gradient correlation."""
+        return max(self.columns, key=lambda name: self.columns[name].gradient_correlation)
+
+
+def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> list[ViewAgreement]:
+    """Agreement of every column with every long-axis image, around the heart, over the phases all of them have."""
+    stacks = [column.stack for column in columns]
+    fewest = min(stacks, key=lambda stack: stack.num_frames)
+    normal = stacks[0].directions_lps[:, 2]
+    centre = heart_centre(stacks[0], [image.stack for image in acquired])
+    results = []
+    for image in crossing_views(acquired, stacks[0]):
+        plane = at_phases_of(image.stack, fewest)
+        region = around(plane, centre, normal, HEART_RADIUS_MM)
+        figures = {
+            column.name: agreement(plane, cut(column.stack, plane, order=column.order), normal, region=region)
+            for column in columns
+        }
+        if all(figure.num_pixels for figure in figures.values()):
+            results.append(ViewAgreement(image.name, figures))
+    return results
+
+
+def crossing_views(acquired: Iterable[LaxImage], stack: Stack) -> list[LaxImage]:
+    """The images whose planes cross the short-axis slices steeply enough to show something along the slice axis."""
+    normal = stack.directions_lps[:, 2]
+    return [
+        image
+        for image in acquired
+        if np.linalg.norm(np.cross(image.stack.directions_lps[:, 2], normal)) >= _MIN_CROSSING
+    ]
+
+
+def agreement_table(figures: Sequence[ViewAgreement]) -> str:
+    """HTML: the headline figure per view and column, its mean, and how often each column is best; details below."""
+    if not figures:
+        return page.paragraph("No long-axis image crosses the short-axis slices, so there is nothing to compare with.")
+    names = list(figures[0].columns)
+    headline = [[_figure(result.columns[name].gradient_correlation) for name in names] for result in figures]
+    rows = [[result.view, *cells] for result, cells in zip(figures, headline, strict=True)]
+    means = [np.mean([result.columns[name].gradient_correlation for result in figures]) for name in names]
+    rows.append(["mean", *(_figure(mean) for mean in means)])
+    best = [(index, 1 + names.index(result.best)) for index, result in enumerate(figures)]
+    best.append((len(figures), 1 + int(np.argmax(means))))
+    details = [
+        [result.view, name, _figure(figure.correlation), _figure(figure.sharpness), f"{figure.num_pixels}"]
+        for result in figures
+        for name, figure in result.columns.items()
+    ]
+    return (
+        page.paragraph(
+            "Correlation of the derivatives along the slice axis with the acquired long-axis image, around the heart, "
+            "averaged over the cardiac phases. 1 is perfect, 0 is none."
+        )
+        + page.table(["view", *names], rows, best=best)
+        + "<details><summary>Correlation of intensities and sharpness</summary>"
+        + page.table(["view", "from", "correlation", "sharpness", "pixels"], details)
+        + page.paragraph(
+            "Sharpness is the root mean square steepness along the slice axis relative to the acquired image: below 1 "
+            "is blurred, above 1 stepped or noisy. Long- and short-axis images are taken in different breath-holds, so "
+            "even a perfect stack does not reach an agreement of 1."
+        )
+        + "</details>\n"
+    )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "not measured"

@@ -1,0 +1,397 @@
+"""The doors of the engine: a file or folder becomes a `Stack`, and a `Stack` becomes a file.
+
+Readers place every voxel in LPS millimetres and refuse whatever cannot be read for certain; whether a stack suits the
+method is the business of `checks.py`. Written files appear whole or not at all, and carry, beside voxels and geometry,
+the frame times, which slices were generated, and where the stack comes from: as key-value pairs in NRRD and MetaImage,
+in a header extension in NIfTI.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from calid import output
+from calid.checks import sheared_affine
+from calid.errors import InputError, OutputError
+from calid.formats import dicom, metaimage, nifti, nrrd
+from calid.formats.header import Header, fault, quiet_itk
+from calid.labels import LABELS
+from calid.stack import Stack
+from calid.study import LaxImage, Study, read_file, read_lax, read_sax, read_study
+
+__all__ = [
+    "SUFFIXES",
+    "LaxImage",
+    "Study",
+    "check_output",
+    "read_lax_folder",
+    "read_stack",
+    "read_study",
+    "write_labels",
+    "write_stack",
+]
+
+SUFFIXES = (".seq.nrrd", ".seg.nrrd", ".nrrd", ".nii.gz", ".nii", ".mha")
+"""Of volume files, the longest first."""
+
+COMPRESSION_LEVEL = 4
+"""A real cine shrinks to 42 % at level 4, and no further at level 9, which takes ten times as long."""
+
+_SOURCES = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".mha": "MetaImage"}
+_HEADERS = {".nii": nifti.read_header, ".nii.gz": nifti.read_header, ".mha": metaimage.read_header}
+_MILLISECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_LONGEST_METAIMAGE_VALUE = 20_000
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_stack(path: Path) -> Stack:
+    """The stack in a volume file, or the short-axis stack in a DICOM folder.
+
+    Args:
+        path: .nii, .nii.gz, .nrrd, .seq.nrrd, .seg.nrrd or .mha; a DICOM file; or a folder of DICOM files.
+
+    Raises:
+        InputError: there is nothing there, or it cannot be read for certain; the message names the file or slice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_sax(path)
+    if not path.exists():
+        remedy = "Check the path; give a volume file or a folder of DICOM files."
+        raise InputError("missing-file", f"{path} does not exist.", remedy)
+    suffix = suffix_of(path)
+    if suffix is not None:
+        return _read_volume(path, suffix)
+    if dicom.is_dicom(path):
+        return read_file(path)
+    remedy = f"Use one of {', '.join(reversed(SUFFIXES))}, or a folder of DICOM files."
+    raise InputError("unknown-extension", f"{path.name} is neither a known volume file nor DICOM.", remedy)
+
+
+def read_lax_folder(folder: Path) -> tuple[LaxImage, ...]:
+    """The long-axis views in a folder of volume files (named after the files), or in a folder of DICOM files.
+
+    Raises:
+        InputError: the folder does not exist, holds no images, or one of them cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("missing-file", f"{folder} is not a folder.", "Give the folder with the long-axis images.")
+    paths = sorted(path for path in folder.iterdir() if suffix_of(path) is not None)
+    if not paths:
+        return read_lax(folder)
+    return tuple(LaxImage(path.name[: -len(suffix_of(path) or "")], read_stack(path)) for path in paths)
+
+
+def suffix_of(path: Path) -> str | None:
+    """Which of `SUFFIXES` a file name ends in.
+
+    Example:
+        >>> suffix_of(Path("heart.SEQ.nrrd")), suffix_of(Path("heart.png"))
+        ('.seq.nrrd', None)
+    """
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+
+
+def _read_volume(path: Path, suffix: str) -> Stack:
+    try:
+        header = _HEADERS.get(suffix, nrrd.read_header)(path)
+        voxels, affine = _decoded(path)
+    except OSError as err:
+        raise fault("unreadable", path.name, f"the file cannot be read ({err.strerror}).") from err
+    is_segmentation = any(key.startswith("Segment0_") for key in header.entries)
+    if is_segmentation and len(voxels) > 1 and "calid_generated" not in header.entries:
+        remedy = "Export it as a label map volume in Slicer and use that."
+        raise fault("layered-segmentation", path.name, "the segments overlap and lie in several layers.", remedy)
+    times, note = _frame_times(header, len(voxels))
+    return Stack(
+        voxels=voxels,
+        affine=affine,
+        frame_times_ms=times,
+        generated=_generated(header, voxels.shape[1]),
+        provenance={**_provenance(header, _SOURCES.get(suffix, "NRRD")), **note},
+    )
+
+
+def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(T, Z, Y, X) voxels and the (4, 4) affine to LPS mm, by SimpleITK."""
+    try:
+        with quiet_itk():
+            image = sitk.ReadImage(str(path))
+            voxels = sitk.GetArrayFromImage(image)
+    except RuntimeError as err:
+        raise _decoding_error(path, str(err)) from err
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        # (Z, Y, X, T): ITK hands a NRRD list over as the channels of each pixel, wherever it stood in the file.
+        voxels = np.moveaxis(voxels, -1, 0)
+    voxels = np.ascontiguousarray(voxels.reshape((-1, *voxels.shape[-3:])))
+    count = image.GetDimension()
+    directions = np.reshape(image.GetDirection(), (count, count))
+    if not np.allclose(directions[:3, 3:], 0) or abs(np.linalg.det(directions[:3, :3])) < 1e-6:
+        raise fault("bad-placement", path.name, "the voxel axes do not span space.", "Correct the header.")
+    affine = np.eye(4)
+    affine[:3, :3] = directions[:3, :3] * image.GetSpacing()[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return voxels, affine
+
+
+def _decoding_error(path: Path, text: str) -> InputError:
+    if "orthonormal" in text:
+        finding = sheared_affine("are not perpendicular")
+        return fault(finding.code, path.name, finding.message, finding.remedy)
+    if "determinant" in text:
+        return fault("bad-placement", path.name, "the voxel axes do not span space.", "Correct the header.")
+    reason = text.strip().splitlines()[-1].removeprefix("ITK ERROR: ")
+    return fault("unreadable", path.name, f"the image cannot be decoded ({reason}).")
+
+
+def _frame_times(header: Header, count: int) -> tuple[np.ndarray, dict[str, str]]:
+    """(T,) ms, and what must be noted in the provenance where the file leaves the unit to be guessed.
+
+    Raises:
+        InputError: the header lists another number of frames than there are, or times that do not increase.
+    """
+    stored = header.entries.get("calid_frame_times_ms", "").split()
+    listed = np.array([_number(word, header) for word in stored] or header.frame_values, dtype=np.float64)
+    unit = "ms" if stored else header.frame_unit
+    if header.frame_values and count > 1:
+        listed, unit = np.array(header.frame_values), header.frame_unit
+    if not listed.size and header.frame_step and np.isfinite([header.frame_start, header.frame_step]).all():
+        listed = header.frame_start + header.frame_step * np.arange(count)
+    elif not listed.size:
+        listed = np.arange(count, dtype=np.float64)
+    if len(listed) != count:
+        message = f"the header lists {len(listed)} frame times, the file holds {count} frames."
+        raise fault("frame-count", header.name, message, "Export the sequence again.")
+    _need_increase(listed, header)
+    return _to_milliseconds(listed, unit)
+
+
+def _number(word: str, header: Header) -> float:
+    try:
+        return float(word)
+    except ValueError as err:
+        raise fault("damaged-header", header.name, f"the frame time {word[:30]!r} is not a number.") from err
+
+
+def _need_increase(times: np.ndarray, header: Header) -> None:
+    """Return if (T,) times are finite and increase."""
+    bad = np.flatnonzero(~np.isfinite(times))
+    steps = np.flatnonzero(np.diff(times) <= 0)
+    if len(bad):
+        raise fault("unordered-frames", header.name, f"the time of frame {bad[0] + 1} is not a number.")
+    if len(steps):
+        first = steps[0]
+        message = f"frame {first + 2} (time {times[first + 1]:g}) does not come after frame {first + 1}"
+        remedy = "Sort the frames by time and save the sequence again."
+        raise fault("unordered-frames", header.name, f"{message} (time {times[first]:g}).", remedy)
+
+
+def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, str]]:
+    """Times in ms. Without a unit, whole steps of one are frame numbers, and steps below one can only be seconds."""
+    if unit:
+        return times * _MILLISECONDS[unit], {}
+    if len(times) < 2:
+        return times, {}
+    steps = np.diff(times)
+    if np.allclose(steps, 1):
+        return times, {"frame_times": "frame numbers"}
+    unit = "s" if np.median(steps) < 1 else "ms"
+    return times * _MILLISECONDS[unit], {"frame_times": f"assumed to be in {unit}"}
+
+
+def _generated(header: Header, count: int) -> np.ndarray:
+    """(Z,) bool, which slices the file says were generated."""
+    words = header.entries.get("calid_generated", "0 " * count).split()
+    if len(words) != count or not set(words) <= {"0", "1"}:
+        message = f"the header marks {len(words)} slices as acquired or generated, the file holds {count}."
+        remedy = "Use the file as it was written, or remove the field calid_generated if no slice was generated."
+        raise fault("stale-marks", header.name, message, remedy)
+    return np.array([word == "1" for word in words])
+
+
+def _provenance(header: Header, source: str) -> dict[str, Any]:
+    text = header.entries.get("calid_provenance")
+    if text is None:
+        return {"source": source}
+    try:
+        provenance = json.loads(text)
+    except ValueError:
+        provenance = None
+    if not isinstance(provenance, dict):
+        raise fault("damaged-header", header.name, "the provenance in the header is damaged.")
+    return provenance
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Return if a volume can be written to `path`; to be asked before a long run.
+
+    Raises:
+        OutputError: as for `output.check_output`.
+    """
+    output.check_output(path, SUFFIXES, overwrite=overwrite)
+
+
+def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
+    """Write a stack with its frame times, generated marks and provenance, whole or not at all.
+
+    Args:
+        stack: voxels are written as they are; .nii needs perpendicular axes, as NIfTI's quaternion does.
+        path: the extension says the format: .nii, .nii.gz, .nrrd, .seq.nrrd, .mha, or .seg.nrrd for labels.
+        overwrite: replace what exists.
+
+    Raises:
+        OutputError: the file cannot be written there; nothing is left behind.
+    """
+    path = Path(path)
+    suffix = suffix_of(path)
+    _need_plain_voxels(stack, path)
+    with output.whole_file(path, SUFFIXES, overwrite=overwrite) as temporary:
+        if suffix in (".nii", ".nii.gz"):
+            _write_nifti(stack, temporary)
+        elif suffix == ".mha":
+            _write_metaimage(stack, temporary)
+        else:
+            segments = _segment_entries(stack) if suffix == ".seg.nrrd" else {}
+            _write_nrrd(stack, temporary, segments)
+
+
+def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
+    """Write labels; as .seg.nrrd 3D Slicer opens them as a segmentation with names, colours and terminology.
+
+    A cine becomes one layer per frame there, with one segment per structure and frame.
+
+    Args:
+        stack: uint8 voxels with the values of `labels.LABELS`.
+        path: .seg.nrrd, or any extension of `write_stack`.
+        overwrite: replace what exists.
+
+    Raises:
+        OutputError: the file cannot be written there; nothing is left behind.
+    """
+    if stack.voxels.dtype != np.uint8 or stack.voxels.max(initial=0) > len(LABELS):
+        raise ValueError(f"labels are uint8 from 0 to {len(LABELS)}")
+    write_stack(stack, path, overwrite=overwrite)
+
+
+def _need_plain_voxels(stack: Stack, path: Path) -> None:
+    kind = stack.voxels.dtype.name
+    if kind not in nrrd.TYPES:
+        remedy = "Convert them to integers or floats of 8 to 64 bits."
+        raise OutputError("unsupported-voxels", f"Voxels of type {kind} cannot be written to {path.name}.", remedy)
+
+
+def _entries(stack: Stack) -> dict[str, str]:
+    """The key-value pairs that carry what the formats have no place for."""
+    return {
+        "calid_frame_times_ms": " ".join(repr(float(time)) for time in stack.frame_times_ms),
+        "calid_generated": " ".join("1" if mark else "0" for mark in stack.generated),
+        "calid_provenance": json.dumps(dict(stack.provenance), ensure_ascii=True, allow_nan=False),
+    }
+
+
+def _segment_entries(stack: Stack) -> dict[str, str]:
+    """Slicer's description of each segment: one per structure, and per frame in a cine, whose frames are layers.
+
+    https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html
+    """
+    slices, rows, columns = stack.voxels.shape[1:]
+    entries = {
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+    }
+    pairs = ((frame, label) for frame in range(stack.num_frames) for label in LABELS)
+    for index, (frame, label) in enumerate(pairs):
+        is_cine = stack.num_frames > 1
+        segment = {
+            "ID": f"{label.key}_{frame:03d}" if is_cine else label.key,
+            "Name": f"{label.name}, frame {frame + 1}" if is_cine else label.name,
+            "NameAutoGenerated": "0",
+            "Color": " ".join(f"{part / 255:.6f}" for part in label.rgb),
+            "ColorAutoGenerated": "0",
+            "Extent": f"0 {columns - 1} 0 {rows - 1} 0 {slices - 1}",
+            "LabelValue": str(label.value),
+            "Layer": str(frame),
+            "Tags": f"TerminologyEntry:{label.terminology}|",
+        }
+        entries |= {f"Segment{index}_{key}": value for key, value in segment.items()}
+    return entries
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(pieces)
+
+
+def _write_nrrd(stack: Stack, path: Path, segments: Mapping[str, str]) -> None:
+    entries = {**segments, **_entries(stack)}
+    if stack.num_frames > 1:
+        # The list axis holds the times; kept twice, one would go stale when Slicer saves a part of the sequence.
+        del entries["calid_frame_times_ms"]
+    _write_pieces(path, nrrd.written(stack, entries, level=COMPRESSION_LEVEL))
+
+
+def _image(stack: Stack, *, time_scale: float) -> sitk.Image:
+    """The stack as a 3D or 4D image, whose fourth spacing is the mean time between frames in ms times `time_scale`."""
+    is_cine = stack.num_frames > 1
+    voxels = stack.voxels.astype(stack.voxels.dtype.newbyteorder("="), copy=False)
+    image = sitk.GetImageFromArray(voxels if is_cine else voxels[0], isVector=False)
+    directions = np.eye(4)
+    directions[:3, :3] = stack.directions_lps
+    spacing, origin = [*stack.spacing_mm, 1.0], [*stack.origin_lps, 0.0]
+    if is_cine:
+        times = stack.frame_times_ms * time_scale
+        spacing[3], origin[3] = (times[-1] - times[0]) / (len(times) - 1), times[0]
+    count = image.GetDimension()
+    image.SetSpacing([float(value) for value in spacing[:count]])
+    image.SetOrigin([float(value) for value in origin[:count]])
+    image.SetDirection(directions[:count, :count].ravel().tolist())
+    return image
+
+
+def _write_nifti(stack: Stack, path: Path) -> None:
+    """By SimpleITK, without compression, and then once more with our entries in a header extension."""
+    plain = path.with_name(f"{path.name}-plain.nii")
+    try:
+        _write_image(_image(stack, time_scale=0.001), plain)
+        contents = nifti.with_entries(plain.read_bytes(), _entries(stack))
+    finally:
+        plain.unlink(missing_ok=True)
+    is_zipped = path.name.lower().endswith(".gz")
+    _write_pieces(path, [gzip.compress(contents, COMPRESSION_LEVEL, mtime=0) if is_zipped else contents])
+
+
+def _write_metaimage(stack: Stack, path: Path) -> None:
+    image = _image(stack, time_scale=1.0)
+    for key, value in _entries(stack).items():
+        if len(value) > _LONGEST_METAIMAGE_VALUE:
+            message = f"{key} has {len(value)} characters, more than ITK's MetaImage reader survives."
+            raise OutputError("header-too-long", message, "Write .nrrd or .nii.gz instead.")
+        image.SetMetaData(key, value)
+    _write_image(image, path, compress=True)
+
+
+def _write_image(image: sitk.Image, path: Path, *, compress: bool = False) -> None:
+    """By SimpleITK. Its errors carry no number, and a full disk may leave it silent, so the file is vetted at once."""
+    try:
+        with quiet_itk():
+            sitk.WriteImage(image, str(path), useCompression=compress)
+        _HEADERS[path.suffix.lower()](path)
+    except RuntimeError as err:
+        raise OSError(errno.EIO, str(err).strip().splitlines()[-1]) from err
+    except InputError as err:
+        raise OSError(errno.ENOSPC, err.message) from err

@@ -1,0 +1,43 @@
+"""The labels of a segmented heart: values, names, colours and terminology, as 3D Slicer knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Label:
+    """One labelled structure.
+
+    Args:
+        value: of its voxels.
+        key: short and stable, for identifiers and file names.
+        name: as people read it.
+        rgb: 0 to 255, the colour of Slicer's own terminology for this structure.
+        snomed: its SNOMED CT code.
+        meaning: the code's meaning in the terminology.
+    """
+
+    value: int
+    key: str
+    name: str
+    rgb: tuple[int, int, int]
+    snomed: str
+    meaning: str
+
+    @property
+    def terminology(self) -> str:
+        """Slicer's terminology entry: context, category, type, modifier, and the same for the region (none)."""
+        category = "SCT^123037004^Anatomical Structure"
+        kind = f"SCT^{self.snomed}^{self.meaning}"
+        return (
+            f"Segmentation category and type - DICOM master list~{category}~{kind}~^^"
+            "~Anatomic codes - DICOM master list~^^~^^"
+        )
+
+
+BACKGROUND = 0
+LV_CAVITY = Label(1, "LV", "Left ventricle", (152, 55, 13), "87878005", "Left ventricle")
+MYOCARDIUM = Label(2, "MYO", "LV myocardium", (206, 110, 84), "74281007", "Myocardium")
+RV_CAVITY = Label(3, "RV", "Right ventricle", (181, 85, 57), "53085002", "Right ventricle")
+LABELS = (LV_CAVITY, MYOCARDIUM, RV_CAVITY)

@@ -1,0 +1,264 @@
+"""`calid serve`: the engine as a process that stays warm between runs and is spoken to in lines of JSON.
+
+A request is one line on stdin, `{"id": ..., "command": ..., ...}`; answers are events, one ASCII line each on stdout:
+`ready`, `progress`, `log`, `frame`, `result`, `error`, `cancelled`. Requests are served one after another; `cancel`
+and the end of stdin are seen while one runs and take effect at its next network evaluation. Voxels travel through
+files. `docs/protocol.md` lists every request and event.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from calid import __version__
+from calid.errors import CalidError, Cancelled, ResourceError, SettingsError
+
+PROTOCOL = 1
+PROGRESS_INTERVAL_S = 0.1
+Request = dict[str, Any]
+Emit = Callable[..., None]
+
+
+def main() -> int:
+    """Serve stdin until it ends. Whatever else prints to stdout is sent to stderr, so that the events stay clean."""
+    events = os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
+    os.dup2(2, 1)
+    Server(events).serve(sys.stdin)
+    return 0
+
+
+class Server:
+    """Takes requests from lines of text and answers with events.
+
+    Args:
+        events: where events are written.
+    """
+
+    def __init__(self, events: TextIO) -> None:
+        self._events, self._lock = events, threading.Lock()
+        self._requests: queue.Queue[Request | None] = queue.Queue()
+        self._cancelled: set[str] = set()
+        self._closed = threading.Event()
+
+    def serve(self, lines: Iterable[str]) -> None:
+        """Answer requests until the lines end or a `shutdown` comes."""
+        logging.getLogger().addHandler(_LogEvents(self.emit))
+        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+        self.emit("ready", protocol=PROTOCOL, version=__version__)
+        while (request := self._requests.get()) is not None:
+            self._answer(request)
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Write one event; a reader that is gone ends the engine."""
+        line = json.dumps({"event": event, **values}, ensure_ascii=True)
+        try:
+            with self._lock:
+                self._events.write(line + "\n")
+                self._events.flush()
+        except (BrokenPipeError, ValueError):
+            self._closed.set()
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if not line.strip():
+                continue
+            try:
+                request = json.loads(line)
+                command = request["command"]
+            except (ValueError, TypeError, KeyError):
+                self.emit(
+                    "error",
+                    id=None,
+                    code="bad-request",
+                    message=f"Not a request: {line.strip()[:200]}",
+                    remedy="Send one JSON object with a 'command' per line.",
+                )
+                continue
+            if command == "shutdown":
+                break
+            if command == "cancel":
+                self._cancelled.add(str(request.get("target")))
+            else:
+                self._requests.put(request)
+        self._closed.set()
+        self._requests.put(None)
+
+    def _answer(self, request: Request) -> None:
+        identity = request.get("id")
+        try:
+            answer = _command(request)
+            started = time.monotonic()
+            result = answer(request, self._is_cancelled(identity), self._emit_for(identity))
+            self.emit("result", id=identity, **{"seconds": round(time.monotonic() - started, 3), **result})
+        except Cancelled:
+            self.emit("cancelled", id=identity)
+        except CalidError as error:
+            self._refuse(identity, error)
+        except MemoryError:
+            self._refuse(identity, out_of_memory())
+        except Exception as error:
+            logging.getLogger("calid").exception("unexpected")
+            self.emit(
+                "error",
+                id=identity,
+                code="internal",
+                message=f"Unexpected {type(error).__name__}: {error}",
+                remedy="Copy the log and report it.",
+            )
+
+    def _refuse(self, identity: Any, error: CalidError) -> None:
+        self.emit("error", id=identity, code=error.code, message=error.message, remedy=error.remedy)
+
+    def _is_cancelled(self, identity: Any) -> Callable[[], bool]:
+        return lambda: self._closed.is_set() or str(identity) in self._cancelled
+
+    def _emit_for(self, identity: Any) -> Emit:
+        return lambda event, **values: self.emit(event, id=identity, **values)
+
+
+class _LogEvents(logging.Handler):
+    """Log records as `log` events."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(level=logging.INFO)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit("log", id=None, level=record.levelname.lower(), message=self.format(record))
+
+
+def out_of_memory() -> ResourceError:
+    """The error for a run that does not fit this machine's memory."""
+    return ResourceError(
+        "memory",
+        "There is not enough memory for this run.",
+        "Choose a region of interest, fewer frames or a smaller factor, or close other programs.",
+    )
+
+
+Answer = Callable[[Request, Callable[[], bool], Emit], dict[str, Any]]
+
+
+def _command(request: Request) -> Answer:
+    name = request["command"]
+    if name not in COMMANDS:
+        raise SettingsError(
+            "unknown-command", f"The command '{name}' is not known.", f"Send one of: {', '.join(COMMANDS)}."
+        )
+    return COMMANDS[name]
+
+
+def _path(request: Request, key: str) -> Path | None:
+    return Path(request[key]) if request.get(key) else None
+
+
+def _settings(request: Request) -> Any:
+    from calid.reconstruct import Settings
+
+    values = {key: request[key] for key in Settings.__dataclass_fields__ if request.get(key) is not None}
+    for key in ("roi", "frames"):
+        if key in values:
+            values[key] = tuple(int(value) for value in values[key])
+    return Settings(**values)
+
+
+def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
+    from calid.run import Job
+
+    job = Job(
+        source=Path(request["input"]),
+        output=Path(request["output"]),
+        settings=_settings(request),
+        uncertainty=_path(request, "uncertainty"),
+        overwrite=bool(request.get("overwrite", False)),
+        models_folder=_path(request, "models"),
+    )
+    folder = _path(request, "frames_folder")
+    show_frame = None if folder is None else partial(_show_frame, folder, emit)
+    made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame)
+    return {"output": str(job.output), "provenance": dict(made.stack.provenance)}
+
+
+def _show_frame(folder: Path, emit: Emit, index: int, frame: Any) -> None:
+    from calid.files import write_stack
+
+    path = folder / f"frame{index:04d}.nrrd"
+    write_stack(frame, path, overwrite=True)
+    emit("frame", index=index, path=str(path))
+
+
+class _Throttled:
+    """Progress events, at most ten a second, the last one always."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit, self._last = emit, 0.0
+
+    def __call__(self, progress: Any) -> None:
+        now = time.monotonic()
+        if now - self._last < PROGRESS_INTERVAL_S and progress.fraction < 1:
+            return
+        self._last = now
+        left = None if progress.seconds_left is None else round(progress.seconds_left, 1)
+        self._emit("progress", fraction=round(progress.fraction, 4), stage=progress.stage, seconds_left=left)
+
+
+def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from calid.checks import findings
+    from calid.files import read_stack
+
+    return {"findings": [asdict(finding) for finding in findings(read_stack(Path(request["input"])))]}
+
+
+def _estimate(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+    from calid.files import read_stack
+    from calid.run import estimate
+
+    settings = _settings(request)
+    uncertainty = bool(request.get("uncertainty"))
+    stack = read_stack(Path(request["input"]))
+    return estimate(stack, settings, uncertainty=uncertainty, models_folder=_path(request, "models"))
+
+
+def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+    from calid.run import information
+
+    return {"result": information(request.get("device", "auto"), _path(request, "models"))}
+
+
+def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
+    from calid.files import SUFFIXES, read_stack, write_labels
+    from calid.output import check_output
+    from calid.segmentation import segment
+
+    output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
+    check_output(output, SUFFIXES, overwrite=overwrite)
+    labels = segment(
+        read_stack(Path(request["input"])),
+        device=request.get("device", "auto"),
+        models_folder=_path(request, "models"),
+        progress=_Throttled(emit),
+        is_cancelled=is_cancelled,
+    )
+    write_labels(labels, output, overwrite=overwrite)
+    return {"output": str(output)}
+
+
+COMMANDS: dict[str, Answer] = {
+    "upsample": _upsample,
+    "segment": _segment,
+    "check": _check,
+    "estimate": _estimate,
+    "info": _info,
+}

@@ -1,0 +1,112 @@
+"""`Stack`, the one type that travels through the engine: parallel slices, one or many frames, in patient space.
+
+Index order is always (frame, slice, row, column). The affine maps (column, row, slice, 1) at voxel centres to LPS
+millimetres, the convention of DICOM and ITK; every sign change to or from RAS happens at a door (`files.py`, or the
+Slicer module's nodes), never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Parallel slices of equal size and spacing, in one (T = 1) or several cardiac phases.
+
+    Args:
+        voxels: (T, Z, Y, X), any real dtype; labels are unsigned integers.
+        affine: (4, 4) float64, (column, row, slice, 1) -> LPS mm.
+        frame_times_ms: (T,) strictly increasing, milliseconds after the R wave; [0] for a static stack.
+        generated: (Z,) bool, True where a slice was made by a model and not acquired.
+        provenance: what made this stack, JSON values only; never patient identifiers.
+
+    Raises:
+        ValueError: if the parts do not fit together. Unsuitable but well-formed input is `checks.py`'s business.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    frame_times_ms: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    generated: np.ndarray | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        voxels = np.asarray(self.voxels)
+        if voxels.ndim != 4:
+            raise ValueError(f"voxels must be (T, Z, Y, X), got shape {voxels.shape}")
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise ValueError("affine must be an invertible 4x4 matrix")
+        times = np.asarray(self.frame_times_ms, dtype=np.float64)
+        if times.shape != voxels.shape[:1]:
+            raise ValueError(f"{voxels.shape[0]} frames but {times.size} frame times")
+        if times.size > 1 and not (np.diff(times) > 0).all():
+            raise ValueError("frame times must increase")
+        generated = self.generated
+        generated = np.zeros(voxels.shape[1], bool) if generated is None else np.asarray(generated, bool)
+        if generated.shape != voxels.shape[1:2]:
+            raise ValueError(f"{voxels.shape[1]} slices but {generated.size} generated marks")
+        object.__setattr__(self, "voxels", voxels)
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "frame_times_ms", times)
+        object.__setattr__(self, "generated", generated)
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    @property
+    def num_frames(self) -> int:
+        return self.voxels.shape[0]
+
+    @property
+    def num_slices(self) -> int:
+        return self.voxels.shape[1]
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) distances between voxel centres along columns (x), rows (y) and slices (z)."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def directions_lps(self) -> np.ndarray:
+        """(3, 3) unit vectors as columns: along a row (x), along a column (y), from slice to slice (z)."""
+        return self.affine[:3, :3] / self.spacing_mm
+
+    @property
+    def origin_lps(self) -> np.ndarray:
+        """(3,) LPS mm of the centre of voxel (0, 0, 0)."""
+        return self.affine[:3, 3].copy()
+
+    def slice_affine(self, index: int) -> np.ndarray:
+        """The (4, 4) affine of slice `index` alone, as if it were the first."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.affine[:3, 3] + index * self.affine[:3, 2]
+        return affine
+
+    def to_lps(self, indices: np.ndarray) -> np.ndarray:
+        """Map (..., 3) voxel indices (column, row, slice) to (..., 3) LPS mm."""
+        return np.asarray(indices) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_index(self, points_lps: np.ndarray) -> np.ndarray:
+        """Map (..., 3) LPS mm to (..., 3) fractional voxel indices (column, row, slice)."""
+        return (np.asarray(points_lps) - self.affine[:3, 3]) @ np.linalg.inv(self.affine[:3, :3]).T
+
+    def frame(self, index: int) -> Stack:
+        """One frame as a static stack that keeps its time."""
+        return self.frames(index, index + 1)
+
+    def frames(self, start: int, stop: int) -> Stack:
+        """Frames start..stop-1."""
+        return replace(self, voxels=self.voxels[start:stop], frame_times_ms=self.frame_times_ms[start:stop])
+
+    def with_voxels(self, voxels: np.ndarray, **changes: Any) -> Stack:
+        """The same geometry with other voxels (labels, or another dtype)."""
+        return replace(self, voxels=voxels, **changes)
+
+    def noted(self, **provenance: Any) -> Stack:
+        """The same stack with more said about where it comes from."""
+        return replace(self, provenance={**self.provenance, **provenance})

@@ -1,0 +1,1 @@
+"""The headless companion of `calid`: prepares data, trains the models, judges them."""

@@ -1,0 +1,137 @@
+"""Stage one: E and D (paper, Eq. 4 and "Implementation Details"): likelihood + KL + perceptual + PatchGAN."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from calid.networks import Autoencoder, AutoencoderConfig
+from monai.losses import PatchAdversarialLoss, PerceptualLoss
+from monai.networks.nets import PatchDiscriminator
+
+from calid_training.pictures import log_pictures
+
+
+class AutoencoderStage(L.LightningModule):
+    """Trains E and D against a PatchGAN.
+
+    Args:
+        network: widths of E and D.
+        perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights);
+            "squeeze", "alex" or "vgg" are LPIPS as in the paper and need torchvision's weights at hand.
+        kl_weight, perceptual_weight, adversarial_weight: of the loss terms beside the L1 likelihood.
+        adversarial_start: training step from which the discriminator takes part.
+        learning_rate, discriminator_learning_rate: of the two Adam optimisers.
+        warmup_steps: over which both rise linearly.
+        discriminator_channels: width of the PatchGAN.
+    """
+
+    def __init__(
+        self,
+        network: AutoencoderConfig = AutoencoderConfig(),
+        perceptual: Literal["discriminator", "squeeze", "alex", "vgg"] = "discriminator",
+        kl_weight: float = 1e-6,
+        perceptual_weight: float = 0.5,
+        adversarial_weight: float = 0.05,
+        adversarial_start: int = 1000,
+        learning_rate: float = 1e-4,
+        discriminator_learning_rate: float = 1e-4,
+        warmup_steps: int = 200,
+        discriminator_channels: int = 32,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="network")
+        self.automatic_optimization = False
+        self.config = network
+        self.network = Autoencoder(network)
+        dims = network.spatial_dims
+        self.discriminator = PatchDiscriminator(dims, discriminator_channels, 1, 1, num_layers_d=3)
+        self.adversarial_loss = PatchAdversarialLoss(criterion="least_squares")
+        self.lpips = None
+        if perceptual != "discriminator":
+            self.lpips = PerceptualLoss(dims, network_type=perceptual, is_fake_3d=dims == 3, fake_3d_ratio=0.25)
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        rates = self.hparams
+        optimizers = [
+            torch.optim.Adam(self.network.parameters(), lr=rates.learning_rate),
+            torch.optim.Adam(self.discriminator.parameters(), lr=rates.discriminator_learning_rate, betas=(0.5, 0.9)),
+        ]
+        return optimizers, [warmup(optimizer, rates.warmup_steps) for optimizer in optimizers]
+
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
+        images = batch["images"]
+        optimizer, discriminator_optimizer = self.optimizers()
+        reconstruction, mean, sigma = self.network(images)
+        losses = {"l1": F.l1_loss(reconstruction.float(), images), "kl": kl_divergence(mean, sigma)}
+        total = losses["l1"] + self.hparams.kl_weight * losses["kl"]
+        adversarial = self.global_step >= self.hparams.adversarial_start
+        if self.lpips is not None:
+            losses["perceptual"] = self.lpips(reconstruction.float(), images)
+            total = total + self.hparams.perceptual_weight * losses["perceptual"]
+        if adversarial:
+            total = total + self._adversarial_terms(images, reconstruction, losses)
+        self._step(optimizer, total)
+        if adversarial:
+            losses["discriminator"] = self._discriminator_loss(images, reconstruction.detach())
+            self._step(discriminator_optimizer, losses["discriminator"])
+        for scheduler in self.lr_schedulers():
+            scheduler.step()
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+
+    def _adversarial_terms(
+        self, images: torch.Tensor, reconstruction: torch.Tensor, losses: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        self.discriminator.requires_grad_(False)
+        fake = self.discriminator(reconstruction)
+        losses["generator"] = self.adversarial_loss(fake[-1].float(), target_is_real=True, for_discriminator=False)
+        total = self.hparams.adversarial_weight * losses["generator"]
+        if self.lpips is None:
+            with torch.no_grad():
+                real = self.discriminator(images)
+            pairs = zip(fake[:-1], real[:-1], strict=True)
+            losses["perceptual"] = torch.stack([F.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()
+            total = total + self.hparams.perceptual_weight * losses["perceptual"]
+        self.discriminator.requires_grad_(True)
+        return total
+
+    def _discriminator_loss(self, images: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
+        terms = [
+            self.adversarial_loss(self.discriminator(x)[-1].float(), target_is_real=real, for_discriminator=True)
+            for x, real in ((images, True), (reconstruction, False))
+        ]
+        return sum(terms) / 2
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        images = batch["images"]
+        reconstruction = self.network.reconstruct(images).float()
+        error = F.mse_loss(reconstruction, images)
+        metrics = {"val/l1": F.l1_loss(reconstruction, images), "val/psnr": 10 * torch.log10(4 / error)}
+        metrics["val/sharpness"] = gradient_energy(reconstruction) / gradient_energy(images)
+        self.log_dict(metrics, batch_size=images.shape[0], prog_bar=True, sync_dist=True)
+        if index == 0:
+            log_pictures(self, "validation", [images, reconstruction])
+
+
+def warmup(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """A learning rate that rises linearly over `steps` and then stays ("Training Details")."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
+
+
+def kl_divergence(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """D_KL(N(mean, sigma) || N(0, 1)) per image, averaged over the batch (Eq. 4)."""
+    mean, variance = mean.float(), sigma.float().square()
+    return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
+
+
+def gradient_energy(images: torch.Tensor) -> torch.Tensor:
+    """Mean squared finite difference over the last two axes: how sharp images (..., Y, X) are."""
+    return images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean()

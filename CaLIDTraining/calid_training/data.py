@@ -1,0 +1,103 @@
+"""Lightning data modules: prepared sets -> streams of crops, one for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from calid_training.crops import CropStream, image_batch, triplet_batch, triplets
+from calid_training.datasets import LICENCE_CLEAN
+from calid_training.prepare import load_cases
+
+VALIDATION_SEED = 7
+
+
+class CropData(L.LightningDataModule):
+    """Crops of the prepared sets; the validation stream is the same crops every time.
+
+    Args:
+        prepared: folder made by `calid-train prepare`.
+        datasets: sets to draw from. What ships is trained on the licence-clean ones.
+        batch_size: crops per batch at the first of `sizes`.
+        sizes, size_weights: crop sizes and how often each is drawn.
+        batches: training batches per epoch.
+        validation_batches: validation batches of the first size.
+        workers: loader processes; 0 loads in the training process.
+        seed: of the streams.
+    """
+
+    def __init__(
+        self,
+        prepared: Path = Path("prepared"),
+        datasets: Sequence[str] = LICENCE_CLEAN,
+        batch_size: int = 8,
+        sizes: Sequence[int] = (128, 64, 192),
+        size_weights: Sequence[float] = (0.5, 0.3, 0.2),
+        batches: int = 500,
+        validation_batches: int = 16,
+        workers: int = 0,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.prepared, self.datasets = Path(prepared), tuple(datasets)
+        self.batch_size, self.sizes, self.size_weights = batch_size, tuple(sizes), tuple(size_weights)
+        self.batches, self.validation_batches = batches, validation_batches
+        self.workers, self.seed = workers, seed
+
+    def sources(self, split: str) -> Sequence:
+        """What a stream of this split draws from."""
+        return list(load_cases(self.prepared, datasets=self.datasets, split=split))
+
+    make_batch = staticmethod(image_batch)
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        shared = {"make_batch": self.make_batch, "batch_size": self.batch_size}
+        self.train_stream = CropStream(
+            self.sources("train"),
+            sizes=self.sizes,
+            size_weights=self.size_weights,
+            batches=self.batches,
+            seed=self.seed,
+            **shared,
+        )
+        self.validation_stream = CropStream(
+            self.sources("validation"),
+            sizes=self.sizes[:1],
+            size_weights=[1.0],
+            batches=self.validation_batches,
+            seed=VALIDATION_SEED,
+            **shared,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        self.train_stream.epoch = self.trainer.current_epoch
+        self.train_stream.rank = self.trainer.global_rank
+        return DataLoader(self.train_stream, batch_size=None, num_workers=min(self.workers, 1))
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation_stream, batch_size=None)
+
+
+class ImageData(CropData):
+    """Single slices, for the autoencoder."""
+
+
+class TripletData(CropData):
+    """Slices with their neighbors, for the denoiser.
+
+    Args:
+        identity: share of triplets made of one slice three times, see `crops.triplet_batch`.
+        max_gap_mm: largest distance between the outer slices where the set allows a choice.
+    """
+
+    def __init__(self, identity: float = 0.1, max_gap_mm: float = 22.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.max_gap_mm = max_gap_mm
+        self.make_batch = partial(triplet_batch, identity=identity)
+
+    def sources(self, split: str) -> Sequence:
+        return triplets(super().sources(split), max_gap_mm=self.max_gap_mm)

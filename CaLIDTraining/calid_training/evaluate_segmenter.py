@@ -1,0 +1,203 @@
+"""`calid-evaluate segmenter`: the bundled segmenter against experts' labels on patients that never trained anything.
+
+Figures, all by MONAI, for masks A (made) and B (the expert's), with their boundary pixels:
+- Dice = 2 |A & B| / (|A| + |B|); VOE = 100 (1 - |A & B| / |A | B|) %
+- ASD: mean distance from A's boundary to B's; ASSD: mean over both boundaries' pixels together; HD: the largest of all
+"per slice" compares in the plane, slice by slice; "per stack" compares volumes in millimetres (and for Dice and VOE
+their voxels). Where one of the two is empty, Dice is 0 and VOE 100, and distances do not exist: they are left out and
+counted. Where both are empty there is nothing to compare. Means are per stack first, then over stacks.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from calid.anatomy import clean_labels
+from calid.device import choose_device
+from calid.segmentation import Segmenter, load_segmenter, segment_with
+from calid.stack import Stack
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
+from tqdm import tqdm
+
+from calid_training.datasets import Case, read_cases
+from calid_training.segmenter import STRUCTURE_NAMES
+
+OVERLAPS = ("dice", "voe")
+DISTANCES = ("hd", "asd", "assd")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One structure, once made and once drawn by an expert.
+
+    Args:
+        case: "<patient>/<phase>".
+        phase: "ED" or "ES".
+        structure: "lv", "myocardium" or "rv".
+        level: "slice" or "stack".
+        figures: by name, "dice", "voe", and "hd_mm", "asd_mm", "assd_mm", per slice also in "_px"; distances are
+            missing where one mask is empty.
+    """
+
+    case: str
+    phase: str
+    structure: str
+    level: str
+    figures: Mapping[str, float]
+
+
+def overlap(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice and VOE in percent of two boolean masks, not both empty."""
+    pair = _as_batch(made), _as_batch(truth)
+    return {
+        "dice": float(compute_dice(*pair, ignore_empty=False)),
+        "voe": 100 * (1 - float(compute_iou(*pair, ignore_empty=False))),
+    }
+
+
+def distances(made: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+    """HD, ASD and ASSD of two boolean masks of any dimension, neither empty; units are those of `spacing`."""
+    pair, settings = (_as_batch(made), _as_batch(truth)), {"include_background": True, "spacing": list(spacing)}
+    return {
+        "hd": float(compute_hausdorff_distance(*pair, **settings)),
+        "asd": float(compute_average_surface_distance(*pair, symmetric=False, **settings)),
+        "assd": float(compute_average_surface_distance(*pair, symmetric=True, **settings)),
+    }
+
+
+def _as_batch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+
+
+def compare(made: Stack, case: Case) -> list[Comparison]:
+    """All comparisons of a labelled static case."""
+    found = []
+    for value, structure in STRUCTURE_NAMES.items():
+        a, b = made.voxels[0] == value, case.labels.voxels[0] == value
+        spacing = case.stack.spacing_mm[::-1]
+        pairs = [("stack", a, b, spacing)]
+        pairs += [("slice", x, y, spacing[1:]) for x, y in zip(a, b, strict=True)]
+        for level, x, y, spacing_mm in pairs:
+            if x.any() or y.any():
+                figures = _figures(x, y, spacing_mm, in_pixels=level == "slice")
+                found.append(Comparison(f"{case.patient}/{case.series}", case.series, structure, level, figures))
+    return found
+
+
+def _figures(made: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, in_pixels: bool) -> dict[str, float]:
+    figures = overlap(made, truth)
+    if made.any() and truth.any():
+        units = {"mm": spacing_mm, "px": np.ones(made.ndim)} if in_pixels else {"mm": spacing_mm}
+        for unit, spacing in units.items():
+            figures |= {f"{name}_{unit}": value for name, value in distances(made, truth, spacing).items()}
+    return figures
+
+
+def summarize(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """Rows by level, phase ("ED", "ES", "ED+ES") and structure (and their mean): means over stacks, and counts."""
+    comparisons = list(comparisons)
+    rows = []
+    for level in ("slice", "stack"):
+        for phase in ("ED", "ES", "ED+ES"):
+            for structure in (*STRUCTURE_NAMES.values(), "mean"):
+                chosen = [
+                    c
+                    for c in comparisons
+                    if c.level == level and phase in (c.phase, "ED+ES") and structure in (c.structure, "mean")
+                ]
+                if chosen:
+                    rows.append({"level": level, "phase": phase, "structure": structure, **_row(chosen)})
+    return rows
+
+
+def _row(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stacks": len({c.case for c in comparisons}),
+        "masks": len(comparisons),
+        "one_empty": sum("hd_mm" not in c.figures for c in comparisons),
+    }
+    for name in sorted({name for c in comparisons for name in c.figures}):
+        groups: dict[tuple[str, str], list[float]] = {}
+        for c in comparisons:
+            if name in c.figures:
+                groups.setdefault((c.case, c.structure), []).append(c.figures[name])
+        per_stack = [float(np.mean(values)) for values in groups.values()]
+        row[name] = {
+            "mean": float(np.mean(per_stack)),
+            "sd": float(np.std(per_stack)),
+            "worst": _worst(name, per_stack),
+        }
+    return row
+
+
+def _worst(name: str, values: Sequence[float]) -> float:
+    return min(values) if name == "dice" else max(values)
+
+
+def evaluate(segmenter: Segmenter, cases: Iterable[Case], *, clean: bool) -> list[Comparison]:
+    """Segment every labelled case and compare; `clean` judges the volumes after `anatomy.clean_labels`."""
+    found = []
+    for case in tqdm(cases, desc="segmenter", unit=" stacks"):
+        made = segment_with(segmenter, case.stack)
+        found += compare(clean_labels(made) if clean else made, case)
+    return found
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as Markdown: mean (standard deviation over stacks)."""
+    lines = []
+    for level, unit_names in (("slice", ("mm", "px")), ("stack", ("mm",))):
+        names = [*OVERLAPS, *(f"{name}_{unit}" for unit in unit_names for name in DISTANCES)]
+        lines += [f"**Per {level}**", "", f"| phase | structure | {' | '.join(names)} | stacks | masks | one empty |"]
+        lines.append("|" + "---|" * (len(names) + 5))
+        for row in rows:
+            if row["level"] == level:
+                cells = [_cell(row.get(name), digits=3 if name == "dice" else 2) for name in names]
+                counts = f"{row['stacks']} | {row['masks']} | {row['one_empty']}"
+                lines.append(f"| {row['phase']} | {row['structure']} | {' | '.join(cells)} | {counts} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(figure: Mapping[str, float] | None, *, digits: int) -> str:
+    return "-" if figure is None else f"{figure['mean']:.{digits}f} ({figure['sd']:.{digits}f})"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
+    parser.add_argument("--dataset", default="acdc")
+    parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080")
+    parser.add_argument("--clean", action="store_true", help="judge the cleaned volumes instead of the raw slices")
+    parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks")
+    parser.add_argument("--out", type=Path, default=Path("evaluation") / "segmenter")
+
+
+def run(options: Namespace) -> int:
+    chosen = (case for case in read_cases(options.data, options.dataset) if case.split == options.split)
+    cases = [case for case in chosen if case.labels is not None and case.stack.num_frames == 1][: options.quick]
+    segmenter = load_segmenter(choose_device(options.device), models_folder=options.models)
+    comparisons = evaluate(segmenter, cases, clean=options.clean)
+    rows = summarize(comparisons)
+    shown = {key: str(value) for key, value in vars(options).items() if key != "run"}
+    record = {
+        "made_by": {"sha256": segmenter.entry.sha256, "torch": torch.__version__, "options": shown},
+        "patients": len({case.patient for case in cases}),
+        "slices": sum(case.stack.num_slices for case in cases),
+        "rows": rows,
+        "comparisons": [asdict(c) for c in comparisons if c.level == "stack"],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "segmenter.json").write_text(json.dumps(record, indent=1))
+    head = f"{options.dataset} {options.split}: {record['patients']} patients, {record['slices']} slices\n\n"
+    (options.out / "segmenter.md").write_text(head + markdown(rows))
+    print(head + markdown(rows))
+    return 0

@@ -1,0 +1,108 @@
+"""`calid-train`: prepare the sets, train the stages one after the other, export what ships.
+
+Every stage is Lightning's own command line: configs are YAML, any value is a flag, several GPUs and nodes are
+`--trainer.devices 4 --trainer.num_nodes 2`. Running the same command again resumes from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `calid-train`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in COMMANDS:
+        print(f"usage: calid-train {{{','.join(COMMANDS)}}} ...\n\n{__doc__}", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    return COMMANDS[arguments[0]](arguments[1:])
+
+
+def _prepare(arguments: list[str]) -> int:
+    from calid_training.datasets import LICENCE_CLEAN, READERS
+    from calid_training.prepare import prepare
+
+    parser = ArgumentParser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
+    parser.add_argument("--out", type=Path, default=Path("prepared"))
+    parser.add_argument("--datasets", nargs="+", choices=sorted(READERS), default=list(LICENCE_CLEAN))
+    options = parser.parse_args(arguments)
+    print(prepare(options.data, options.out, datasets=options.datasets))
+    return 0
+
+
+def _autoencoder(arguments: list[str]) -> int:
+    from calid_training.autoencoder import AutoencoderStage
+    from calid_training.data import ImageData
+
+    return run_stage(AutoencoderStage, ImageData, "autoencoder", arguments)
+
+
+def _denoiser(arguments: list[str]) -> int:
+    from calid_training.data import TripletData
+    from calid_training.denoiser import DenoiserStage
+
+    return run_stage(DenoiserStage, TripletData, "denoiser", arguments)
+
+
+def _segmenter(arguments: list[str]) -> int:
+    from calid_training.segmenter import SegmenterData, SegmenterModule
+
+    return run_stage(SegmenterModule, SegmenterData, "segmenter", arguments)
+
+
+def _export(arguments: list[str]) -> int:
+    from calid_training.export import main as export_main
+
+    return export_main(arguments)
+
+
+def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
+    """Fit one stage with Lightning's command line; resumes if its run folder holds a checkpoint.
+
+    Args:
+        stage: a LightningModule.
+        data: its LightningDataModule.
+        name: of the default config, `configs/<name>.yaml`.
+        arguments: anything LightningCLI takes; `--trainer.default_root_dir` is the run folder.
+    """
+    import warnings
+
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    class StageCLI(LightningCLI):
+        """Checkpoints lie in the run folder under a fixed name, which is what makes the same command resume."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.set_defaults({"checkpoint.save_last": True})
+            parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", lambda root: f"{root}/checkpoints")
+
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # it is our own argv
+    cli = StageCLI(
+        stage,
+        data,
+        run=False,
+        args=["--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / f"{name}.yaml"), *arguments],
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=1,
+    )
+    last = Path(cli.trainer.default_root_dir) / LAST_CHECKPOINT
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": _prepare,
+    "autoencoder": _autoencoder,
+    "denoiser": _denoiser,
+    "segmenter": _segmenter,
+    "export": _export,
+}

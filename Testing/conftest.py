@@ -1,0 +1,53 @@
+"""What all suites share: few threads, and a small random model that runs like the real one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with the real data sets, named by CALID_DATA."""
+    folder = os.environ.get("CALID_DATA")
+    if not folder:
+        pytest.skip("CALID_DATA does not name the folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with an untrained model: its slices are meaningless, its shapes and rules are the real ones."""
+    torch = pytest.importorskip("torch")
+    from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
+    from calid_training.export import write_model
+
+    autoencoder = AutoencoderConfig(channels=(8, 8, 16), num_res_blocks=1, norm_num_groups=8)
+    denoiser = DenoiserConfig(
+        channels=(16, 16, 32),
+        attention=(False, False, True),
+        condition_attention=(False, False, True),
+        tau1_channels=(16, 16, 16),
+        num_res_blocks=1,
+        head_channels=16,
+        norm_num_groups=16,
+    )
+    torch.manual_seed(0)
+    space = LatentSpace(Autoencoder(autoencoder), mean=torch.zeros(4), std=torch.ones(4))
+    network = Denoiser(denoiser)
+    for parameter in network.parameters():  # zero convolutions would hide the condition
+        torch.nn.init.normal_(parameter, std=0.05)
+    tensors = {f"denoiser.{key}": value for key, value in network.state_dict().items()}
+    tensors |= {f"latent_space.{key}": value for key, value in space.state_dict().items()}
+    folder = tmp_path_factory.mktemp("models")
+    config = {"autoencoder": asdict(autoencoder), "denoiser": asdict(denoiser)}
+    write_model(folder, "calid-2d", tensors, config, license="none", trained_on="nothing")
+    return folder

@@ -1,0 +1,111 @@
+"""The command line as a user types it; one run in a process of its own, the rest in this one for speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calid.__main__ import main
+from calid.files import read_stack, write_stack
+from test_reconstruct import cine
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    path = tmp_path / "sparse.nrrd"
+    write_stack(cine(frames=1), path)
+    return path
+
+
+def test_upsample_writes_a_dense_stack_that_says_what_it_is(sparse, tmp_path, random_models, capsys):
+    out = tmp_path / "dense.nrrd"
+    options = ["--factor", "4", "--steps", "1", "--device", "cpu", "--models", str(random_models)]
+    assert main(["upsample", str(sparse), str(out), *options]) == 0
+    dense = read_stack(out)
+    assert dense.num_slices == 9
+    np.testing.assert_array_equal(dense.voxels[:, ::4], read_stack(sparse).voxels)
+    assert dense.provenance["factor"] == 4
+    np.testing.assert_array_equal(np.flatnonzero(~dense.generated), [0, 4, 8])
+    assert "3 slices became 9" in capsys.readouterr().out
+
+
+def test_uncertainty_is_written_beside(sparse, tmp_path, random_models):
+    out, spread = tmp_path / "dense.nii.gz", tmp_path / "spread.nii.gz"
+    options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
+    assert main(["upsample", str(sparse), str(out), *options, "--uncertainty", str(spread)]) == 0
+    assert read_stack(spread).voxels.shape == read_stack(out).voxels.shape
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--factor", "3"], "factor"),
+        (["--factor", "two"], "factor"),
+        (["--steps", "0"], "steps"),
+        (["--roi", "5:2,0:9"], "region"),
+        (["--roi", "nonsense"], "roi"),
+        (["--frames", "0:7"], "frames"),
+        (["--frames", "1"], "frames"),
+        (["--samples", "-1"], "samples"),
+        (["--method", "cubic"], "method"),
+        (["--device", "abacus"], "device"),
+        (["--unknown"], "--unknown"),
+        (["--uncertainty", "DENSE"], "twice"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_one_line_and_leave_nothing(sparse, tmp_path, random_models, capsys, options, said):
+    out = tmp_path / "dense.nrrd"
+    options = [str(out) if option == "DENSE" else option for option in options]
+    try:
+        code = main(["upsample", str(sparse), str(out), "--models", str(random_models), *options])
+    except SystemExit as stop:
+        code = stop.code
+    shown = capsys.readouterr().err
+    assert code == 2
+    assert shown.count("\n") == 1
+    assert shown.startswith("calid: error: ")
+    assert said in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
+
+
+def test_nothing_is_overwritten_unless_asked(sparse, tmp_path, capsys):
+    out = tmp_path / "dense.nrrd"
+    out.write_text("precious")
+    assert main(["upsample", str(sparse), str(out), "--method", "linear"]) == 2
+    assert out.read_text() == "precious"
+    assert "overwrite" in capsys.readouterr().err
+    assert main(["upsample", str(sparse), str(out), "--method", "linear", "--overwrite"]) == 0
+    assert read_stack(out).num_slices > 3
+
+
+def test_a_defect_of_ours_is_one_line_too(sparse, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise KeyError("surprise")
+
+    monkeypatch.delenv("CALID_DEBUG", raising=False)
+    monkeypatch.setattr("calid.run.upsample", broken)
+    assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), "--method", "linear"]) == 1
+    shown = capsys.readouterr().err
+    assert "KeyError" in shown
+    assert "Traceback" not in shown
+
+
+def test_the_command_runs_as_a_module_in_a_process_of_its_own(sparse, tmp_path):
+    out = tmp_path / "dense.mha"
+    command = [sys.executable, "-m", "calid", "upsample", str(sparse), str(out), "--method", "linear", "--factor", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_stack(out).num_slices == 5
+
+
+def test_info_names_device_and_models(random_models, monkeypatch, capsys):
+    monkeypatch.setenv("CALID_MODELS", str(random_models))
+    assert main(["info", "--device", "cpu"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["device"] == "CPU (as asked)"
+    assert [model["name"] for model in shown["models"]] == ["calid-2d"]

@@ -1,0 +1,198 @@
+"""The main job with an untrained model: everything but the look of the slices must hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from calid.device import Device
+from calid.errors import Cancelled, InputError, SettingsError
+from calid.reconstruct import Settings, linear_slices, upsample, warm_interpolator
+from calid.stack import Stack
+from phantoms import affine, rotation
+
+
+def cine(frames: int = 2, slices: int = 3, size: tuple[int, int] = (40, 56), dtype: type = np.int16) -> Stack:
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 900, (frames, slices, *size)).astype(dtype)
+    matrix = affine((1.4, 1.4, 9.0), rotation(3), np.array([-20.0, 35.0, 7.0]))
+    return Stack(voxels, matrix, np.arange(frames) * 40.0, provenance={"source": "phantom"})
+
+
+def quick(**changes) -> Settings:
+    return Settings(**({"factor": 2, "steps": 2, "device": "cpu"} | changes))
+
+
+@pytest.mark.parametrize("method", ["calid", "calid+", "linear"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32, np.float64])
+def test_acquired_slices_are_bit_exact_and_marked(random_models, method, dtype):
+    sparse = cine(dtype=dtype)
+    dense = upsample(sparse, quick(method=method, factor=4), models_folder=random_models).stack
+    assert dense.voxels.dtype == sparse.voxels.dtype
+    assert dense.num_slices == 9
+    np.testing.assert_array_equal(dense.voxels[:, ::4], sparse.voxels)
+    np.testing.assert_array_equal(np.flatnonzero(~dense.generated), [0, 4, 8])
+
+
+def test_acquired_slices_stay_where_they_were(random_models):
+    sparse = cine()
+    dense = upsample(sparse, quick(factor=4), models_folder=random_models).stack
+    corners = np.array([[0, 0, 0], [55, 39, 0], [10, 20, 2]])
+    np.testing.assert_allclose(dense.to_lps(corners * [1, 1, 4]), sparse.to_lps(corners), atol=1e-9)
+    assert dense.spacing_mm[2] == pytest.approx(9 / 4)
+    np.testing.assert_array_equal(dense.frame_times_ms, sparse.frame_times_ms)
+
+
+@pytest.mark.parametrize("method", ["calid", "calid+"])
+def test_the_same_seed_gives_the_same_voxels_and_another_seed_others(random_models, method):
+    first, again, other = (
+        upsample(cine(), quick(method=method, seed=seed), models_folder=random_models).stack.voxels
+        for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(first, again)
+    if method == "calid":
+        assert (first != other).any()
+
+
+def test_what_surrounds_the_region_is_linear(random_models):
+    sparse = cine(size=(64, 64), dtype=np.float32)
+    settings = quick(roi=(16, 48, 8, 40))
+    dense = upsample(sparse, settings, models_folder=random_models).stack.voxels
+    straight = upsample(sparse, quick(method="linear")).stack.voxels
+    np.testing.assert_allclose(dense[..., :16], straight[..., :16], rtol=1e-6)
+    np.testing.assert_allclose(dense[..., 40:, :], straight[..., 40:, :], rtol=1e-6)
+    assert np.abs(dense - straight)[..., 20:30, 25:40].mean() > 1
+
+
+def test_linear_slices_agree_with_a_ramp():
+    ramp = np.array([0.0, 8.0, 12.0])[:, None, None] * np.ones((3, 4, 5))
+    from calid.bisection import plan_bisection
+
+    values = linear_slices(ramp, plan_bisection(3, 4))[:, 2, 3]
+    np.testing.assert_allclose(values, [0, 2, 4, 6, 8, 9, 10, 11, 12])
+
+
+@pytest.mark.parametrize("method", ["calid", "calid+"])
+def test_a_frame_does_not_depend_on_the_frames_beside_it(random_models, method):
+    whole = upsample(cine(frames=4), quick(method=method, frames=(0, 3)), models_folder=random_models).stack
+    alone = upsample(cine(frames=4), quick(method=method, frames=(1, 2)), models_folder=random_models).stack
+    assert whole.num_frames == 3
+    assert alone.frame_times_ms.tolist() == [40.0]
+    spread = float(whole.voxels.std())  # batches of other sizes round differently, no more
+    assert np.abs(whole.voxels[1].astype(float) - alone.voxels[0]).mean() < 0.05 * spread
+
+
+def test_uncertainty_is_zero_where_data_were_acquired_and_positive_elsewhere(random_models):
+    made = upsample(cine(), quick(samples=3), models_folder=random_models, uncertainty=True)
+    assert made.uncertainty.voxels.dtype == np.float32
+    assert (made.uncertainty.voxels[:, ::2] == 0).all()
+    assert (made.uncertainty.voxels[:, 1::2] > 0).mean() > 0.9
+
+
+def test_fidelity_is_the_mean_of_the_draws(random_models):
+    sparse = cine(frames=1, slices=2, dtype=np.float64)
+    settings = {"method": "calid", "samples": 4}
+    mean = upsample(sparse, quick(mode="fidelity", **settings), models_folder=random_models)
+    made = upsample(sparse, quick(mode="detail", **settings), models_folder=random_models, uncertainty=True)
+    error = np.abs(made.stack.voxels[0, 1] - mean.stack.voxels[0, 1])
+    assert (error <= made.uncertainty.voxels[0, 1] * 1.5 + 1e-3).all()  # no draw is further from the mean of 4
+    assert error.max() > 1
+
+
+def test_progress_rises_to_one_and_frames_appear_in_order(random_models):
+    seen, shown = [], []
+    upsample(
+        cine(frames=3),
+        quick(factor=4),
+        models_folder=random_models,
+        progress=lambda progress: seen.append(progress.fraction),
+        on_frame=lambda index, frame: shown.append((index, frame.voxels.shape, frame.frame_times_ms[0])),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1.0)
+    assert shown == [(index, (1, 9, 40, 56), 40.0 * index) for index in range(3)]
+
+
+def test_cancel_takes_effect_at_the_next_network_evaluation(random_models):
+    asked = []
+
+    def is_cancelled() -> bool:
+        asked.append(True)
+        return len(asked) >= 3
+
+    with pytest.raises(Cancelled):
+        upsample(cine(frames=20), quick(steps=8), models_folder=random_models, is_cancelled=is_cancelled)
+    assert len(asked) == 3
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models, monkeypatch):
+    reference = upsample(cine(), quick(), models_folder=random_models).stack.voxels
+    warm_interpolator.cache_clear()
+    from calid.networks import Denoiser
+
+    whole, sizes = Denoiser.forward, []
+
+    def forward(self, z_t, t, z_c):
+        sizes.append(len(z_t))
+        if len(z_t) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(self, z_t, t, z_c)
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    made = upsample(cine(), quick(), models_folder=random_models).stack.voxels
+    assert max(sizes) > 1
+    assert np.abs(made.astype(float) - reference).mean() < 0.05 * reference.std()
+
+
+def test_other_failures_are_not_taken_for_lack_of_memory(random_models, monkeypatch):
+    from calid.networks import Denoiser
+
+    def forward(self, z_t, t, z_c):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        upsample(cine(), quick(), models_folder=random_models)
+
+
+def test_provenance_says_what_made_the_slices(random_models):
+    facts = upsample(cine(), quick(seed=9), models_folder=random_models).stack.provenance
+    assert facts["source"] == "phantom"
+    assert (facts["seed"], facts["steps"], facts["factor"], facts["method"]) == (9, 2, 2, "calid+")
+    assert len(facts["model_sha256"]) == 64
+    assert "not for diagnosis" in facts["note"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"factor": 3},
+        {"steps": 0},
+        {"samples": 0},
+        {"method": "cubic"},
+        {"mode": "sharp"},
+        {"device": "tpu"},
+        {"seed": -1},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_impossible_settings_are_refused_by_name(wrong):
+    with pytest.raises(SettingsError) as caught:
+        quick(**wrong)
+    assert caught.value.code == next(iter(wrong))
+    assert caught.value.remedy
+
+
+def test_settings_that_do_not_fit_the_stack_are_refused(random_models):
+    with pytest.raises(SettingsError, match="2 frames"):
+        upsample(cine(), quick(frames=(1, 5)), models_folder=random_models)
+    with pytest.raises(SettingsError, match="uncertainty"):
+        upsample(cine(), quick(method="linear"), uncertainty=True)
+    with pytest.raises(InputError):
+        upsample(cine(slices=1), quick(method="linear"))
+
+
+def test_batches_fit_the_device():
+    cpu = Device(torch.device("cpu"), "test", None)
+    assert cpu.batch_size(128 * 128) == 12
+    assert cpu.batch_size(4000 * 4000) == 1

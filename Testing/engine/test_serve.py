@@ -1,0 +1,156 @@
+"""The engine process as 3D Slicer speaks to it: lines of JSON in, lines of ASCII JSON out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from calid.files import read_stack, write_stack
+from test_reconstruct import cine
+
+TIMEOUT_S = 60
+
+
+class Engine:
+    """A real engine process."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "calid", "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="ascii",
+        )
+
+    def send(self, **request) -> None:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def until(self, *events: str) -> list[dict]:
+        """All events up to the first of the named ones."""
+        seen = []
+        while not seen or seen[-1]["event"] not in events:
+            line = self.process.stdout.readline()
+            assert line, f"the engine ended after {seen}"
+            seen.append(json.loads(line))
+        return seen
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    assert engine.until("ready")[-1]["protocol"] == 1
+    yield engine
+    engine.process.stdin.close()
+    assert engine.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    path = tmp_path / "sparse.nrrd"
+    write_stack(cine(frames=3), path)
+    return path
+
+
+def test_a_cine_comes_back_frame_by_frame_and_whole(engine, sparse, tmp_path, random_models):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    out = tmp_path / "dense.nrrd"
+    engine.send(
+        id="7",
+        command="upsample",
+        input=str(sparse),
+        output=str(out),
+        factor=2,
+        steps=1,
+        device="cpu",
+        frames_folder=str(frames),
+        models=str(random_models),
+        roi=None,
+    )
+    events = engine.until("result", "error")
+    assert events[-1]["event"] == "result", events[-1]
+    assert events[-1]["output"] == str(out)
+    fractions = [event["fraction"] for event in events if event["event"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1)
+    shown = [event for event in events if event["event"] == "frame"]
+    assert [event["index"] for event in shown] == [0, 1, 2]
+    dense = read_stack(out)
+    for event in shown:
+        assert (read_stack(Path(event["path"])).voxels[0] == dense.voxels[event["index"]]).all()
+
+
+def test_errors_carry_code_message_and_remedy_and_the_engine_stays(engine, tmp_path):
+    engine.send(id=1, command="upsample", input=str(tmp_path / "no.nrrd"), output=str(tmp_path / "out.nrrd"))
+    error = engine.until("error", "result")[-1]
+    assert error["id"] == 1
+    assert error["code"]
+    assert "no.nrrd" in error["message"]
+    assert error["remedy"]
+    engine.send(id=2, command="dance")
+    assert engine.until("error")[-1]["code"] == "unknown-command"
+    engine.process.stdin.write("not json\n")
+    engine.process.stdin.flush()
+    assert engine.until("error")[-1]["code"] == "bad-request"
+
+
+def test_cancel_stops_a_run_and_leaves_no_file(engine, sparse, tmp_path, random_models):
+    out = tmp_path / "dense.nrrd"
+    engine.send(
+        id="long",
+        command="upsample",
+        input=str(sparse),
+        output=str(out),
+        factor=16,
+        steps=500,
+        models=str(random_models),
+        device="cpu",
+    )
+    engine.until("progress")
+    start = time.monotonic()
+    engine.send(command="cancel", target="long")
+    assert engine.until("cancelled", "result")[-1] == {"event": "cancelled", "id": "long"}
+    assert time.monotonic() - start < 5
+    assert not out.exists()
+
+
+def test_the_engine_ends_when_its_stdin_closes_even_in_a_run(sparse, tmp_path, random_models):
+    engine = Engine()
+    engine.until("ready")
+    engine.send(
+        id="long",
+        command="upsample",
+        input=str(sparse),
+        output=str(tmp_path / "dense.nrrd"),
+        factor=16,
+        steps=500,
+        models=str(random_models),
+        device="cpu",
+    )
+    engine.until("progress")
+    engine.process.stdin.close()
+    assert engine.process.wait(20) == 0
+    assert [path.name for path in tmp_path.iterdir() if "dense" in path.name] == []
+
+
+def test_check_and_estimate_answer_before_a_run(engine, sparse, tmp_path, random_models):
+    engine.send(id="c", command="check", input=str(sparse))
+    assert [f for f in engine.until("result", "error")[-1]["findings"] if f["severity"] == "error"] == []
+    one = tmp_path / "one.nrrd"
+    write_stack(cine(slices=1), one)
+    engine.send(id="d", command="check", input=str(one))
+    found = engine.until("result", "error")[-1]["findings"]
+    assert found
+    assert all(finding["remedy"] for finding in found)
+    engine.send(id="e", command="estimate", input=str(sparse), models=str(random_models), factor=4, device="cpu")
+    answer = engine.until("result", "error")[-1]
+    assert answer["seconds"] > 0
+    assert answer["slices"] == 9

@@ -1,0 +1,68 @@
+"""Every module test gets an empty MRML scene in the host application; without slicer-core and PySide6 they are skipped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import host  # noqa: E402 - found through the line above
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WITHOUT_HOST = ("test_extension.py", "test_dependencies.py")
+
+if host.isAvailable():
+    host.install()
+
+
+class _NeedsHost(pytest.Module):
+    """Stands for a test file that cannot run here and says why."""
+
+    def collect(self):
+        pytest.skip(f"needs {host.WHAT_IS_NEEDED} (see Testing/README.md)", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent):
+    if host.isAvailable() or module_path.name in WITHOUT_HOST:
+        return None
+    return _NeedsHost.from_parent(parent, path=module_path)
+
+
+@pytest.fixture
+def scene():
+    """The scene, emptied before and after the test."""
+    import slicer
+
+    slicer.mrmlScene.Clear()
+    yield slicer.mrmlScene
+    slicer.mrmlScene.Clear()
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def layoutViews():
+    """The views of the process, made as layouts ask for them."""
+    from host.views import LayoutViews
+
+    return LayoutViews((240, 240))
+
+
+@pytest.fixture
+def views(scene, layoutViews):
+    """The views in the user's layout, four-up."""
+    import slicer
+
+    layoutViews.layoutNode.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+    return layoutViews

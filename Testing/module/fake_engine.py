@@ -1,0 +1,63 @@
+"""A scripted engine for tests of what a real one does only by accident: it crashes, hangs, prints rubbish, starts slowly.
+
+Run as `python fake_engine.py BEHAVIOUR`; it speaks the protocol of `calid serve` as far as its behaviour lets it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def say(event: str, **values) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+def answer(behaviour: str, request: dict) -> None:
+    """Act out one request."""
+    identity = request.get("id")
+    if behaviour == "crash":
+        print("Traceback: RuntimeError: something broke", file=sys.stderr, flush=True)
+        sys.exit(3)
+    if behaviour == "kill":
+        os.kill(os.getpid(), 9)
+    if behaviour == "memory":
+        print("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if behaviour == "rubbish":
+        print("Downloading ... 100%", flush=True)
+        print('{"event": 7}', flush=True)
+        print("\udce4\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), flush=True)
+    if behaviour in ("hang", "child"):
+        say("progress", id=identity, fraction=0.1, stage="working", seconds_left=100.0)
+        time.sleep(600)
+    say("progress", id=identity, fraction=0.5, stage="half", seconds_left=1.0)
+    say("result", id=identity, seconds=0.1)
+
+
+def main() -> int:
+    behaviour = sys.argv[1]
+    if behaviour == "missing":
+        print("ModuleNotFoundError: No module named 'torch'", file=sys.stderr, flush=True)
+        return 1
+    if behaviour == "slow":
+        time.sleep(600)
+    if behaviour == "child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(sys.argv[2]).write_text(f"{os.getpid()} {child.pid}", encoding="ascii")
+    say("ready", protocol=1, version="0")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["command"] == "shutdown":
+            break
+        if request["command"] != "cancel":
+            answer(behaviour, request)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

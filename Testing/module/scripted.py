@@ -1,0 +1,98 @@
+"""An engine in memory behind `EngineTransport`: answers each request with what the test wants, files included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hearts
+from calid import files
+
+
+class ScriptedTransport:
+    """Plays an engine.
+
+    Args:
+        script: script(request) -> events, the id is filled in; an "exit" event ends the engine.
+        obeysCancel: answers a cancel at once; otherwise never.
+    """
+
+    def __init__(self, script: Callable[[dict], list[dict]], *, obeysCancel: bool = True) -> None:
+        self.script, self.obeysCancel = script, obeysCancel
+        self.requests: list[dict] = []
+        self.events: list[dict] = []
+        self.isStarted = self.isKilled = False
+
+    def start(self) -> None:
+        self.isStarted = True
+        self.events.append({"event": "ready", "protocol": 1})
+
+    def isRunning(self) -> bool:
+        return self.isStarted and not self.isKilled
+
+    def send(self, request: dict) -> None:
+        self.requests.append(request)
+        if request["command"] == "cancel":
+            if self.obeysCancel:
+                self.events.append({"event": "cancelled", "id": request["target"]})
+        else:
+            self.events += [{"id": request["id"], **event} for event in self.script(request)]
+
+    def receive(self) -> list[dict]:
+        """One event per call, so that a test can act between two of them."""
+        return [self.events.pop(0)] if self.events else []
+
+    def kill(self) -> None:
+        self.isKilled = True
+
+    def close(self, timeout_s: float) -> None:
+        del timeout_s
+        self.kill()
+
+    @property
+    def commands(self) -> list[str]:
+        return [request["command"] for request in self.requests]
+
+
+def progress(fraction: float = 0.5) -> dict:
+    return {"event": "progress", "fraction": fraction, "stage": "level 1 of 2", "seconds_left": 12.0}
+
+
+def upsample(request: dict) -> list[dict]:
+    """What a good engine answers to "upsample": frames for a cine, and the result's file."""
+    stack = hearts.dense(files.read_stack(Path(request["input"])), 2 if request["factor"] == "isotropic" else request["factor"])
+    events = [progress(0.1)]
+    if request["frames_folder"]:
+        for index in range(stack.num_frames):
+            path = Path(request["frames_folder"]) / f"frame{index:04d}.nrrd"
+            files.write_stack(stack.frame(index), path)
+            events.append({"event": "frame", "index": index, "path": str(path)})
+    files.write_stack(stack, Path(request["output"]))
+    return [*events, {"event": "result", "output": request["output"], "seconds": 1.5}]
+
+
+def segment(request: dict) -> list[dict]:
+    """The phantom's own labels on the grid of the result."""
+    stack = files.read_stack(Path(request["input"]))
+    sparse = hearts.labels(stack.num_frames)
+    factor = (stack.num_slices - 1) // (sparse.num_slices - 1)
+    files.write_labels(hearts.dense(sparse, factor), Path(request["output"]))
+    return [progress(0.5), {"event": "result", "output": request["output"]}]
+
+
+def good(request: dict) -> list[dict]:
+    """A good engine."""
+    return {"upsample": upsample, "segment": segment, "estimate": estimate}[request["command"]](request)
+
+
+def estimate(request: dict) -> list[dict]:
+    del request
+    return [{"event": "result", "seconds": 42.0, "device": "CPU (no CUDA GPU was found)"}]
+
+
+def error(code: str = "memory", message: str = "There is not enough memory for this run.") -> list[dict]:
+    return [progress(), {"event": "error", "code": code, "message": message, "remedy": "Choose a smaller factor."}]
+
+
+def exitWith(code: int, stderr: str = "") -> list[dict]:
+    return [progress(), {"event": "exit", "code": code, "stderr": stderr}]

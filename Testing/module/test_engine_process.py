@@ -1,0 +1,157 @@
+"""The engine as a child process: lines in and out, its death in words, its tree ended, its environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from CaLIDReconstructLib.EngineClient import EngineClient
+from CaLIDReconstructLib.EngineProcess import EngineCommand, EngineProcess, engineCommand
+
+FAKE = Path(__file__).parent / "fake_engine.py"
+
+
+def fakeClient(behaviour: str, *arguments: str) -> EngineClient:
+    command = EngineCommand((sys.executable, str(FAKE), behaviour, *arguments), os.environ, str(FAKE.parent))
+    return EngineClient(lambda: EngineProcess(command))
+
+
+def ask(client: EngineClient, *, cancelAfter_s: float | None = None, timeout_s: float = 15.0) -> list[dict]:
+    """Put one request and poll until its last event; returns its events."""
+    events: list[dict] = []
+    requestId = client.request("upsample", events.append)
+    start = time.monotonic()
+    while client.isBusy:
+        assert time.monotonic() - start < timeout_s, f"no answer, only {events}"
+        if cancelAfter_s is not None and time.monotonic() - start > cancelAfter_s:
+            client.cancel(requestId)
+        client.poll()
+        time.sleep(0.01)
+    return events
+
+
+def isAlive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.exists():
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_progress_and_result_arrive_in_order():
+    client = fakeClient("good")
+    assert [event["event"] for event in ask(client)] == ["progress", "result"]
+    client.shutdown()
+
+
+def test_one_engine_serves_many_requests():
+    client = fakeClient("good")
+    ask(client)
+    first = client._transport.process.pid
+    ask(client)
+    assert client._transport.process.pid == first
+    client.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "word"),
+    [
+        ("crash", "engine-crashed", "something broke"),
+        ("kill", "engine-killed", "exit code -9"),
+        ("memory", "memory", "DefaultCPUAllocator"),
+        ("missing", "engine-missing", "torch"),
+    ],
+)
+def test_the_death_of_the_engine_is_told_apart(behaviour, code, word):
+    (event,) = ask(fakeClient(behaviour))
+    assert event["event"] == "error"
+    assert event["code"] == code
+    assert word in event["message"]
+
+
+def test_an_interpreter_that_does_not_exist_is_an_error_and_no_exception():
+    command = EngineCommand(("/no/such/python", "-m", "calid"), os.environ, str(FAKE.parent))
+    (event,) = ask(EngineClient(lambda: EngineProcess(command)))
+    assert event["code"] == "engine-not-started"
+
+
+def test_a_new_engine_is_started_after_a_crash():
+    behaviours = iter(["crash", "good"])
+    client = EngineClient(
+        lambda: EngineProcess(
+            EngineCommand((sys.executable, str(FAKE), next(behaviours)), os.environ, str(FAKE.parent))
+        )
+    )
+    assert ask(client)[-1]["event"] == "error"
+    assert ask(client)[-1]["event"] == "result"
+    client.shutdown()
+
+
+def test_lines_that_are_no_events_are_logged_and_do_not_end_the_run():
+    client = fakeClient("rubbish")
+    heard = []
+    client.onLog = lambda level, message: heard.append((level, message))
+    assert ask(client)[-1]["event"] == "result"
+    client.shutdown()
+    assert sum(level == "warning" for level, _ in heard) == 3
+    assert any("Downloading" in message for _, message in heard)
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "slow"])
+def test_cancel_takes_effect_within_two_seconds_even_when_the_engine_does_not_listen(behaviour):
+    client = fakeClient(behaviour)
+    start = time.monotonic()
+    events = ask(client, cancelAfter_s=0.3)
+    assert events[-1]["event"] == "cancelled"
+    assert time.monotonic() - start < 0.3 + 2.0
+    assert not client.isRunning
+
+
+def test_a_cancelled_engine_leaves_no_child_behind(tmp_path):
+    pids = tmp_path / "pids"
+    ask(fakeClient("child", str(pids)), cancelAfter_s=1.0)
+    engine, child = map(int, pids.read_text().split())
+    time.sleep(0.2)
+    assert not isAlive(engine)
+    assert not isAlive(child)
+
+
+def test_the_engine_ends_when_its_stdin_closes():
+    client = fakeClient("good")
+    ask(client)
+    process = client._transport.process
+    process.stdin.close()
+    assert process.wait(timeout=5) == 0
+
+
+def test_shutdown_answers_what_is_under_way_and_ends_the_engine():
+    client = fakeClient("hang")
+    events = []
+    client.request("upsample", events.append)
+    process = client._transport.process
+    client.shutdown()
+    assert events[-1]["event"] == "cancelled"
+    assert process.poll() is not None
+
+
+def test_another_interpreter_gets_no_slicer_paths_but_finds_the_engine():
+    environment = {"PYTHONHOME": "/slicer", "PYTHONPATH": "/slicer/lib", "PATH": "/bin"}
+    command = engineCommand("/opt/python", environment=environment, moduleFolder=Path("/module"))
+    assert command.arguments == ("/opt/python", "-m", "calid", "serve")
+    assert "PYTHONHOME" not in command.environment
+    assert command.environment["PYTHONPATH"] == "/module"
+
+
+def test_slicers_own_interpreter_keeps_its_paths():
+    environment = {"PYTHONHOME": "/slicer", "PYTHONPATH": "/slicer/lib"}
+    command = engineCommand("", environment=environment, moduleFolder=Path("/module"))
+    assert command.environment["PYTHONHOME"] == "/slicer"
+    assert command.environment["PYTHONPATH"] == os.pathsep.join(["/module", "/slicer/lib"])
+    assert environment == {"PYTHONHOME": "/slicer", "PYTHONPATH": "/slicer/lib"}
