@@ -7,6 +7,11 @@ from pathlib import Path
 
 import slicer
 import vtk
+from CaLIDReconstructLib import DemoCase
+from CaLIDReconstructLib.Logic import Reconstruction
+from CaLIDReconstructLib.Panel import Panel
+from CaLIDReconstructLib.Parameters import CaLIDReconstructParameterNode
+from CaLIDReconstructLib.Segmentations import loadTerminology
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -17,12 +22,6 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from CaLIDReconstructLib import DemoCase
-from CaLIDReconstructLib.Logic import Reconstruction
-from CaLIDReconstructLib.Panel import Panel
-from CaLIDReconstructLib.Parameters import CaLIDReconstructParameterNode
-from CaLIDReconstructLib.Segmentations import loadTerminology
-
 
 class CaLIDReconstruct(ScriptedLoadableModule):
     def __init__(self, parent) -> None:
@@ -32,8 +31,8 @@ class CaLIDReconstruct(ScriptedLoadableModule):
         self.parent.dependencies = ["Segmentations", "Sequences", "SubjectHierarchy", "Terminologies"]
         self.parent.contributors = ["The CaLID authors"]
         self.parent.helpText = _(
-            "Fills in the missing slices of a cardiac short-axis stack or cine with a latent diffusion model. Generated "
-            "slices are synthetic: they are marked, and acquired slices are kept bit by bit. Not for diagnosis."
+            "Fills in the missing slices of a cardiac short-axis stack or cine with a latent diffusion model. "
+            "Generated slices are synthetic and marked; acquired slices are kept bit by bit. Not for diagnosis."
         )
         self.parent.acknowledgementText = _("Built on 3D Slicer, PyTorch and MONAI.")
         slicer.app.connect("startupCompleted()", onStartup)
@@ -86,10 +85,10 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
-    def onSceneStartClose(self, caller, event) -> None:
+    def onSceneStartClose(self, _caller, _event) -> None:
         self.setParameterNode(None)
 
-    def onSceneEndClose(self, caller, event) -> None:
+    def onSceneEndClose(self, _caller, _event) -> None:
         self.panel.onSceneClosed()
         if self.parent.isEntered:
             self.setParameterNode(self.logic.getParameterNode())
@@ -138,8 +137,8 @@ class CaLIDReconstructTest(ScriptedLoadableModuleTest):
             logic.close()
         before = slicer.util.arrayFromVolume(sax)
         after = slicer.util.arrayFromVolume(result.volume)
-        self.assertEqual(after.shape[0], 2 * before.shape[0] - 1)
-        self.assertTrue((after[::2] == before).all())
+        assert after.shape[0] == 2 * before.shape[0] - 1
+        assert (after[::2] == before).all()
 
     def test_cancelLeavesTheSceneAsItWas(self) -> None:
         self.delayDisplay("Cancelling a run")
@@ -158,5 +157,5 @@ class CaLIDReconstructTest(ScriptedLoadableModuleTest):
                 slicer.app.processEvents()
         finally:
             logic.close()
-        self.assertTrue(listener.wasCancelled)
-        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)
+        assert listener.wasCancelled
+        assert slicer.mrmlScene.GetNumberOfNodes() == count

@@ -1,4 +1,4 @@
-"""Draw the module's icon: a heart between two slices, cut into the slices that are generated. Usage: make_icon.py OUT.png."""
+"""Draw the module's icon, a heart between two slices, cut into those that are generated: make_icon.py OUT.png."""
 
 from __future__ import annotations
 

@@ -109,20 +109,9 @@ def heart_frame(seed: int = 0) -> np.ndarray:
 
 
 def pictured(labels: Stack) -> Stack:
-    """A cine-like picture of a label stack: bright blood, dark muscle, float32."""
-    levels = np.array([40.0, 220.0, 90.0, 200.0], np.float32)
-    return labels.with_voxels(levels[labels.voxels])
-
-
-def noisy_stack(
-    shape: tuple[int, int, int, int] = (3, 5, 18, 24),
-    *,
-    spacing_mm: tuple[float, float, float] = (1.5, 1.4, 8.0),
-    seed: int = 0,
-    step_ms: float = 33.5,
-) -> Stack:
-    """An oblique, off-centre cine of noise, (frames, slices, rows, columns), in which no two voxels' places agree."""
-    rng = np.random.default_rng(seed)
-    voxels = rng.integers(0, 2000, shape).astype(np.int16)
-    matrix = affine(spacing_mm, rotation(seed), rng.uniform(-90, 90, 3))
-    return Stack(voxels, matrix, 2.25 + step_ms * np.arange(shape[0]))
+    """A cine-like picture of a label stack: bright blood, dark muscle, a still and smooth texture; float32."""
+    levels = np.array([60.0, 220.0, 90.0, 200.0], np.float32)
+    z, y, x = np.indices(labels.voxels.shape[1:])
+    places = labels.to_lps(np.stack([x, y, z], axis=-1))
+    texture = 15 * np.sin(places[..., 0] / 9) * np.cos(places[..., 1] / 7) * np.sin(1 + places[..., 2] / 11)
+    return labels.with_voxels(levels[labels.voxels] + texture.astype(np.float32))

@@ -37,7 +37,7 @@ class EngineClient:
         self,
         makeTransport: Callable[[], EngineTransport],
         *,
-        onLog: Callable[[str, str], None] = lambda level, message: None,
+        onLog: Callable[[str, str], None] = lambda _level, _message: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._makeTransport, self._clock = makeTransport, clock
@@ -84,7 +84,7 @@ class EngineClient:
     def forget(self, requestId: str) -> None:
         """Cancel a request whose answer nobody waits for any more (an old estimate)."""
         if requestId in self._pending:
-            self._pending[requestId].handler = lambda event: None
+            self._pending[requestId].handler = lambda _event: None
             self.cancel(requestId)
 
     def poll(self) -> None:

@@ -90,9 +90,7 @@ def startProcess(command: EngineCommand, **streams) -> subprocess.Popen:
     options: dict = {"start_new_session": True}
     if os.name == "nt":
         options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    return subprocess.Popen(
-        command.arguments, env=dict(command.environment), cwd=command.folder, **streams, **options
-    )
+    return subprocess.Popen(command.arguments, env=dict(command.environment), cwd=command.folder, **streams, **options)
 
 
 def killTree(process: subprocess.Popen) -> None:

@@ -83,7 +83,9 @@ class SelfCheck:
         report = self.report
         lines = [_("Python {version}").format(version=report["python"])] if "python" in report else []
         if "torch" in report:
-            lines.append(_("PyTorch {version}, device: {device}").format(version=report["torch"], device=_device(report)))
+            lines.append(
+                _("PyTorch {version}, device: {device}").format(version=report["torch"], device=_device(report))
+            )
         if "cuda_error" in report:
             lines.append(
                 _("The graphics card cannot be used, so the CPU will be: {reason}").format(reason=report["cuda_error"])

@@ -56,12 +56,16 @@ class RunResult:
     labels: Stack | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    nodeIds: list[str] = field(default_factory=list)
+    transaction: Transaction | None = None
 
     @property
     def node(self):
         """The sequence of a cine, else the volume."""
         return self.sequence or self.volume
+
+    def remove(self) -> None:
+        """Take every node of the run out of the scene again."""
+        self.transaction.rollback()
 
 
 class State(enum.Enum):
@@ -138,7 +142,10 @@ class UpsampleJob:
         self._isCine = stack.num_frames > 1
         self._workspace = Workspace()
         suffix = ".seq.nrrd" if self._isCine else ".nrrd"
-        self._inputFile, self._outputFile = self._workspace.file(f"input{suffix}"), self._workspace.file(f"output{suffix}")
+        self._inputFile, self._outputFile = (
+            self._workspace.file(f"input{suffix}"),
+            self._workspace.file(f"output{suffix}"),
+        )
         self._uncertaintyFile = self._workspace.file(f"uncertainty{suffix}") if self.settings.uncertainty else None
         files.write_stack(stack, self._inputFile)
         name = self.settings.name or resultName(self.chosen, self.settings.method, self.settings.factor)
@@ -148,7 +155,9 @@ class UpsampleJob:
 
     def _request(self) -> dict:
         region = Inputs.regionInVoxels(
-            self.settings.region, self.chosen.reference, (self.chosen.volume or self.chosen.reference).GetParentTransformNode()
+            self.settings.region,
+            self.chosen.reference,
+            (self.chosen.volume or self.chosen.reference).GetParentTransformNode(),
         )
         self._fields = self.settings.request(self._inputFile, roi=region)
         frames = str(self._workspace.subfolder("frames")) if self._isCine else None
@@ -231,8 +240,7 @@ class UpsampleJob:
         self.result.functionSummary = nodes[0].GetDescription()
 
     def _finish(self) -> None:
-        self.result.nodeIds = [node.GetID() for node in self._transaction.nodes]
-        self._transaction.forget()
+        self.result.transaction, self._transaction = self._transaction, Transaction(slicer.mrmlScene)
         self._end(lambda: self.listener.finished(self.result))
 
     # --- what every step shares ---

@@ -53,7 +53,9 @@ def toWorld(node) -> np.ndarray:
     matrix = vtk.vtkMatrix4x4()
     if transform is not None:
         if not transform.IsTransformToWorldLinear():
-            raise ModuleError(failure("no-long-axis", node.GetName(), remedy=_("Harden its non-linear transform first.")))
+            raise ModuleError(
+                failure("no-long-axis", node.GetName(), remedy=_("Harden its non-linear transform first."))
+            )
         transform.GetMatrixTransformToWorld(matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
 
@@ -178,7 +180,9 @@ def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
         ("viewcolor", COLORS[row % len(COLORS)]),
         ("viewgroup", str(FIRST_VIEW_GROUP + row)),
     )
-    inside = "".join(f'<property name="{name}" action="default">{quoteattr(v)[1:-1]}</property>' for name, v in properties)
+    inside = "".join(
+        f'<property name="{name}" action="default">{quoteattr(v)[1:-1]}</property>' for name, v in properties
+    )
     return f'<item><view class="vtkMRMLSliceNode" singletontag="{viewTag(row, column)}">{inside}</view></item>'
 
 

@@ -1,4 +1,4 @@
-"""What the module does without a panel: one warm engine, runs started or waited for, questions about device and time."""
+"""What the module does without a panel: one warm engine, runs to start or wait for, questions about device and time."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class ProgressTo(Quiet):
         self.onProgress = onProgress
 
     def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        del secondsLeft
         if self.onProgress:
             self.onProgress(fraction, stage)
 

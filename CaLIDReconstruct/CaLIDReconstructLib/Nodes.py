@@ -1,7 +1,7 @@
 """The RAS door: MRML volumes and sequences <-> `Stack`. The only place of the module where RAS and LPS change.
 
-A transform above a node is not part of its stack: the engine works in the node's own space and results are put under the
-same transform, so that linear and non-linear transforms alike are respected.
+A transform above a node is not part of its stack: the engine works in the node's own space and results are put under
+the same transform, so that linear and non-linear transforms alike are respected.
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ class Panel:
     def _chooseDefaultInput(self) -> None:
         if self.parameters.inputNode is not None:
             return
-        nodes = [*slicer.util.getNodesByClass("vtkMRMLSequenceNode"), *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+        nodes = [
+            *slicer.util.getNodesByClass("vtkMRMLSequenceNode"),
+            *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"),
+        ]
         for node in nodes[:30]:
             if _reasonAgainst(node) is None:
                 self.parameters.inputNode = node
@@ -144,7 +147,7 @@ class Panel:
 
     def askEstimate(self) -> None:
         """Ask the engine, in the background, what the chosen run would take; it warms the engine up as well."""
-        if self.parameters is None or self.problem is not None or self.logic.job and not self.logic.job.isDone:
+        if self.parameters is None or self.problem is not None or (self.logic.job and not self.logic.job.isDone):
             return
         if not Installation.isReady(self.logic.preferences.interpreter):
             self.ui.estimateLabel.text = ""
@@ -197,7 +200,7 @@ class Panel:
         self._startTime = time.monotonic()
         self.ui.statusLabel.text = ""
         settings = self._settings()
-        self.log("info", _("Run of '{name}': {settings}").format(name=self.parameters.inputNode.GetName(), settings=settings))
+        self.log("info", _("Run: {settings}").format(settings=settings.summary()))
         self.logic.start(self.parameters.inputNode, settings, self)
         self.startPolling()
 
@@ -276,7 +279,7 @@ class Panel:
         if self.setup.lastCheck is not None:
             head.append(self.setup.lastCheck.text())
         if self.parameters is not None:
-            head.append(str(self._settings()))
+            head.append(self._settings().summary())
         return "\n".join([*head, "", *self._log])
 
     # --- widgets ---
@@ -305,8 +308,14 @@ def _reasonAgainst(node) -> Failure | None:
 
 
 def _describe(stack) -> str:
-    slices = _("{slices} slices, {spacing} mm apart").format(slices=stack.num_slices, spacing=f"{stack.spacing_mm[2]:.1f}")
-    return slices if stack.num_frames == 1 else _("{slices}, {frames} frames").format(slices=slices, frames=stack.num_frames)
+    slices = _("{slices} slices, {spacing} mm apart").format(
+        slices=stack.num_slices, spacing=f"{stack.spacing_mm[2]:.1f}"
+    )
+    return (
+        slices
+        if stack.num_frames == 1
+        else _("{slices}, {frames} frames").format(slices=slices, frames=stack.num_frames)
+    )
 
 
 def estimateText(event: dict) -> str:

@@ -11,7 +11,6 @@ from slicer.i18n import tr as _
 from . import Inputs, LaxLayout
 from .Job import RunResult
 from .Messages import ModuleError
-from .Transaction import removeWithItem
 
 
 class ResultPanel:
@@ -94,15 +93,8 @@ class ResultPanel:
         """Remove every node of the last run; the input stays."""
         self._leave()
         self._setChecked(self.ui.compareButton, False)
-        browser = self.chosen.browser if self.chosen else None
-        for nodeId in reversed(self.result.nodeIds if self.result else []):
-            node = slicer.mrmlScene.GetNodeByID(nodeId)
-            if node is None:
-                continue
-            if browser is not None and browser.IsSynchronizedSequenceNodeID(nodeId, True):
-                browser.RemoveSynchronizedSequenceNode(nodeId)
-            if slicer.mrmlScene.IsNodePresent(node):
-                removeWithItem(slicer.mrmlScene, node)
+        if self.result is not None:
+            self.result.remove()
         self.result = None
         self.refresh()
 
@@ -138,7 +130,11 @@ class ResultPanel:
         return volume is not None and bool(slicer.mrmlScene.IsNodePresent(volume))
 
     def _text(self) -> str:
-        lines = [_("'{name}': generated slices are synthetic, acquired ones unchanged.").format(name=self.result.node.GetName())]
+        lines = [
+            _("'{name}': generated slices are synthetic, acquired ones unchanged.").format(
+                name=self.result.node.GetName()
+            )
+        ]
         return "\n".join([*lines, *self.result.warnings])
 
     @staticmethod

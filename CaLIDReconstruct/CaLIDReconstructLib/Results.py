@@ -1,8 +1,9 @@
-"""The nodes of a result: the upsampled volume or cine, the mask of generated slices, what made them, and where they go."""
+"""The nodes of a result: the upsampled volume or cine, the mask of generated slices, what made them, where they go."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import slicer
@@ -142,6 +143,18 @@ class ResultNodes:
         node.SetAttribute(PROVENANCE, json.dumps(provenance, sort_keys=True, default=str))
         node.SetAttribute(GENERATED, ",".join(map(str, np.flatnonzero(stack.generated))))
         node.SetAttribute(SOURCE, self.chosen.name)
+
+
+def readResult(node) -> Stack:
+    """A result's stack with its marks and provenance, as one would write it to a file.
+
+    Args:
+        node: volume or sequence node that a run made.
+    """
+    stack = Nodes.stackFromSequence(node) if node.IsA("vtkMRMLSequenceNode") else Nodes.stackFromVolume(node)
+    generated = np.zeros(stack.num_slices, bool)
+    generated[[int(index) for index in (node.GetAttribute(GENERATED) or "").split(",") if index]] = True
+    return replace(stack, generated=generated, provenance=json.loads(node.GetAttribute(PROVENANCE) or "{}"))
 
 
 def isGenerated(node) -> bool:

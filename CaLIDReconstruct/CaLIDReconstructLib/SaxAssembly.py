@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 from calid import checks
+from calid.assembly import phase_findings, plane_findings
 from calid.errors import InputError
 from calid.geometry import Plane, affine_of, order_along_normal, plane_of, positions_along, tilt_degrees, typical_gap
 from calid.stack import Stack
@@ -78,7 +79,10 @@ def assemble(group: SaxGroup):
 
 def _singleSlices() -> list[Inputs.Input]:
     found, taken = [], set()
-    nodes = [*slicer.util.getNodesByClass("vtkMRMLSequenceNode"), *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    nodes = [
+        *slicer.util.getNodesByClass("vtkMRMLSequenceNode"),
+        *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"),
+    ]
     for node in nodes:
         try:
             chosen = Inputs.resolve(node)
@@ -123,7 +127,7 @@ def _stack(group: SaxGroup) -> Stack:
     names = [chosen.name for chosen in group.inputs]
     stacks = [Inputs.readStack(chosen) for chosen in group.inputs]
     times_ms = [stack.frame_times_ms for stack in stacks]
-    checks.raise_first([*checks.plane_findings(group.planes, names), *checks.phase_findings(times_ms, names)])
+    checks.raise_first([*plane_findings(group.planes, names), *phase_findings(times_ms, names)])
     voxels = np.concatenate([stack.voxels for stack in stacks], axis=1)
     thickness_mm = float(stacks[0].spacing_mm[2])
     return Stack(voxels, affine_of(group.planes, thickness_mm), np.median(times_ms, axis=0))

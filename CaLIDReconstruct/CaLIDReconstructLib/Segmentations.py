@@ -19,7 +19,9 @@ from .Results import ResultNodes, placeInStudy
 from .Transaction import Transaction
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - CaLID"
-TERMINOLOGY_FILE = Path(__file__).resolve().parents[1] / "Resources" / "SegmentationCategoryTypeModifier-CaLID.term.json"
+TERMINOLOGY_FILE = (
+    Path(__file__).resolve().parents[1] / "Resources" / "SegmentationCategoryTypeModifier-CaLID.term.json"
+)
 SMOOTHING = 0.3
 
 

@@ -74,6 +74,22 @@ class RunSettings:
             modelsFolder=modelsFolder,
         )
 
+    def summary(self) -> str:
+        """The settings in one line, without names of nodes and folders, which may hold a patient's."""
+        shown = (
+            "factor",
+            "method",
+            "mode",
+            "samples",
+            "steps",
+            "seed",
+            "device",
+            "allFrames",
+            "segment",
+            "uncertainty",
+        )
+        return ", ".join(f"{name}={getattr(self, name)}" for name in shown)
+
     def request(self, inputFile: Path, *, roi: list[int] | None) -> dict:
         """The fields that "upsample" and "estimate" share.
 

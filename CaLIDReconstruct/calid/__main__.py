@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,7 +28,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 an error the user can mend, 1 an error of ours."""
-    options = build_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(arguments).parse_args(arguments)
     try:
         return options.run(options)
     except CalidError as error:
@@ -50,8 +52,16 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; modules with a command of their own add it themselves."""
+# Commands that bring their own arguments; a module is imported only for the command that is typed.
+MODULES = {
+    "segment": ("calid.segmentation", "label LV cavity, LV myocardium and RV cavity"),
+    "report": ("calid.report", "one HTML file: long-axis planes, 3D, function, trust"),
+    "demo": ("calid.demo", "upsample the bundled heart and show it"),
+}
+
+
+def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser of all commands, complete for the one that `arguments` name."""
     parser = _Parser(prog="calid", description="Whole hearts from sparse cardiac short-axis MR stacks.")
     parser.add_argument("--version", action="version", version=f"calid {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
@@ -59,6 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="device, memory, models and versions")
     info.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     info.set_defaults(run=_info)
+    for name, (module, summary) in MODULES.items():
+        command = commands.add_parser(name, help=summary)
+        if name in arguments[:1]:
+            import_module(module).add_arguments(command)
     commands.add_parser("serve", help="serve requests on stdin (for 3D Slicer)").set_defaults(run=_serve)
     return parser
 

@@ -134,6 +134,20 @@ def _start(place: str) -> str:
     return place[:1].upper() + place[1:]
 
 
+def count_findings(counts: Sequence[int], names: Sequence[str]) -> list[Finding]:
+    """Whether a still stack has a slice twice; to be asked before times, which could not order the two.
+
+    Args:
+        counts: images of each slice.
+        names: what to call each slice's source, in the same order.
+    """
+    usual = Counter(counts).most_common(1)[0][0]
+    if usual > 1 or max(counts) != 2:
+        return []
+    index = list(counts).index(2)
+    return [_duplicates("duplicate-slices", f"Slice {index + 1} of {len(names)} ({names[index]}) is there twice.")]
+
+
 def phase_findings(times_ms: Sequence[np.ndarray], names: Sequence[str]) -> list[Finding]:
     """What keeps the images of each position from being the same cardiac phases.
 
@@ -142,11 +156,7 @@ def phase_findings(times_ms: Sequence[np.ndarray], names: Sequence[str]) -> list
         names: what to call each slice's source, in the same order.
     """
     places = [f"slice {index + 1} of {len(names)} ({name})" for index, name in enumerate(names)]
-    counts = [len(times) for times in times_ms]
-    usual, share = Counter(counts).most_common(1)[0]
-    if usual == 1 and max(counts) == 2:
-        place = places[counts.index(2)]
-        return [_duplicates("duplicate-slices", f"{_start(place)} is there twice.")]
+    usual, share = Counter(map(len, times_ms)).most_common(1)[0]
     return list(_distinct_times(times_ms, places)) or list(_equal_counts(times_ms, places, usual, share))
 
 
@@ -157,8 +167,8 @@ def _duplicates(code: str, message: str) -> Finding:
 def _distinct_times(times_ms: Sequence[np.ndarray], places: Sequence[str]) -> Iterator[Finding]:
     for times, place in zip(times_ms, places, strict=True):
         steps = np.diff(times)
-        # Retrospective gating spaces phases evenly; two images much nearer than that are two acquisitions.
-        if len(steps) and steps.min() < 0.25 * np.median(steps) + 1e-6:
+        # Phases of one beat are spaced evenly. Where two acquisitions mix, every other step is short: not the median.
+        if len(steps) and steps.min() < 0.25 * np.percentile(steps, 75) + 1e-6:
             index = int(steps.argmin())
             yield _duplicates(
                 "duplicate-frames",

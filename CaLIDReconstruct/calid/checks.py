@@ -104,7 +104,12 @@ def _extent(stack: Stack) -> Iterator[Finding]:
 def _pixel_type(stack: Stack) -> Iterator[Finding]:
     kind = stack.voxels.dtype.kind
     if kind == "c":
-        yield complex_pixels()
+        yield Finding(
+            "complex-pixels",
+            "error",
+            "The voxels are complex numbers.",
+            "Save the magnitude image and use that.",
+        )
     elif kind not in "iufb":
         yield Finding(
             "unsupported-voxels",
@@ -112,16 +117,6 @@ def _pixel_type(stack: Stack) -> Iterator[Finding]:
             f"The voxels are of type {stack.voxels.dtype}, not numbers.",
             "Save the image with integer or floating point voxels.",
         )
-
-
-def complex_pixels() -> Finding:
-    """Complex voxels, found by a reader or in a stack."""
-    return Finding(
-        "complex-pixels",
-        "error",
-        "The voxels are complex numbers.",
-        "Save the magnitude image and use that.",
-    )
 
 
 def _slice_count(stack: Stack) -> Iterator[Finding]:
@@ -161,17 +156,13 @@ def _spacing(stack: Stack) -> Iterator[Finding]:
 def _axes(stack: Stack) -> Iterator[Finding]:
     shear = geometry.shear_degrees(stack.affine)
     if shear > geometry.PARALLEL_TOLERANCE_DEGREES:
-        yield sheared_affine(f"miss a right angle by {shear:.2f} degrees")
-
-
-def sheared_affine(how: str) -> Finding:
-    """Voxel axes that are not perpendicular; `how` says by how much, where it is known."""
-    return Finding(
-        "sheared-affine",
-        "error",
-        f"The voxel axes {how}; at most {geometry.PARALLEL_TOLERANCE_DEGREES:g} degrees are tolerated.",
-        "Resample the image on a straight grid first (in Slicer: Resample Image, or harden the transform).",
-    )
+        yield Finding(
+            "sheared-affine",
+            "error",
+            f"The voxel axes miss a right angle by {shear:.2f} degrees; "
+            f"at most {geometry.PARALLEL_TOLERANCE_DEGREES:g} are tolerated.",
+            "Resample the image on a straight grid first (in Slicer: Resample Image, or harden the transform).",
+        )
 
 
 def _finite(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:

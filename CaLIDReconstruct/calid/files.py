@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from calid import output
-from calid.checks import sheared_affine
+from calid import geometry, output
 from calid.errors import InputError, OutputError
 from calid.formats import dicom, metaimage, nifti, nrrd
 from calid.formats.header import Header, fault, quiet_itk
@@ -45,10 +44,11 @@ SUFFIXES = (".seq.nrrd", ".seg.nrrd", ".nrrd", ".nii.gz", ".nii", ".mha")
 COMPRESSION_LEVEL = 4
 """A real cine shrinks to 42 % at level 4, and no further at level 9, which takes ten times as long."""
 
+MAX_NIFTI_SHEAR_DEGREES = 0.01
+
 _SOURCES = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".mha": "MetaImage"}
-_HEADERS = {".nii": nifti.read_header, ".nii.gz": nifti.read_header, ".mha": metaimage.read_header}
+_READERS = {".nii": nifti.read, ".nii.gz": nifti.read, ".mha": metaimage.read}
 _MILLISECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
-_LONGEST_METAIMAGE_VALUE = 20_000
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -105,8 +105,9 @@ def suffix_of(path: Path) -> str | None:
 
 def _read_volume(path: Path, suffix: str) -> Stack:
     try:
-        header = _HEADERS.get(suffix, nrrd.read_header)(path)
-        voxels, affine = _decoded(path)
+        if path.stat().st_size == 0:
+            raise fault("empty-file", path.name, "the file is empty (0 bytes).")
+        header, voxels, affine = _READERS.get(suffix, nrrd.read)(path)
     except OSError as err:
         raise fault("unreadable", path.name, f"the file cannot be read ({err.strerror}).") from err
     is_segmentation = any(key.startswith("Segment0_") for key in header.entries)
@@ -121,38 +122,6 @@ def _read_volume(path: Path, suffix: str) -> Stack:
         generated=_generated(header, voxels.shape[1]),
         provenance={**_provenance(header, _SOURCES.get(suffix, "NRRD")), **note},
     )
-
-
-def _decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(T, Z, Y, X) voxels and the (4, 4) affine to LPS mm, by SimpleITK."""
-    try:
-        with quiet_itk():
-            image = sitk.ReadImage(str(path))
-            voxels = sitk.GetArrayFromImage(image)
-    except RuntimeError as err:
-        raise _decoding_error(path, str(err)) from err
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        # (Z, Y, X, T): ITK hands a NRRD list over as the channels of each pixel, wherever it stood in the file.
-        voxels = np.moveaxis(voxels, -1, 0)
-    voxels = np.ascontiguousarray(voxels.reshape((-1, *voxels.shape[-3:])))
-    count = image.GetDimension()
-    directions = np.reshape(image.GetDirection(), (count, count))
-    if not np.allclose(directions[:3, 3:], 0) or abs(np.linalg.det(directions[:3, :3])) < 1e-6:
-        raise fault("bad-placement", path.name, "the voxel axes do not span space.", "Correct the header.")
-    affine = np.eye(4)
-    affine[:3, :3] = directions[:3, :3] * image.GetSpacing()[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
-    return voxels, affine
-
-
-def _decoding_error(path: Path, text: str) -> InputError:
-    if "orthonormal" in text:
-        finding = sheared_affine("are not perpendicular")
-        return fault(finding.code, path.name, finding.message, finding.remedy)
-    if "determinant" in text:
-        return fault("bad-placement", path.name, "the voxel axes do not span space.", "Correct the header.")
-    reason = text.strip().splitlines()[-1].removeprefix("ITK ERROR: ")
-    return fault("unreadable", path.name, f"the image cannot be decoded ({reason}).")
 
 
 def _frame_times(header: Header, count: int) -> tuple[np.ndarray, dict[str, str]]:
@@ -345,53 +314,47 @@ def _write_nrrd(stack: Stack, path: Path, segments: Mapping[str, str]) -> None:
     _write_pieces(path, nrrd.written(stack, entries, level=COMPRESSION_LEVEL))
 
 
-def _image(stack: Stack, *, time_scale: float) -> sitk.Image:
-    """The stack as a 3D or 4D image, whose fourth spacing is the mean time between frames in ms times `time_scale`."""
-    is_cine = stack.num_frames > 1
-    voxels = stack.voxels.astype(stack.voxels.dtype.newbyteorder("="), copy=False)
-    image = sitk.GetImageFromArray(voxels if is_cine else voxels[0], isVector=False)
-    directions = np.eye(4)
-    directions[:3, :3] = stack.directions_lps
-    spacing, origin = [*stack.spacing_mm, 1.0], [*stack.origin_lps, 0.0]
-    if is_cine:
-        times = stack.frame_times_ms * time_scale
-        spacing[3], origin[3] = (times[-1] - times[0]) / (len(times) - 1), times[0]
-    count = image.GetDimension()
-    image.SetSpacing([float(value) for value in spacing[:count]])
-    image.SetOrigin([float(value) for value in origin[:count]])
-    image.SetDirection(directions[:count, :count].ravel().tolist())
-    return image
-
-
 def _write_nifti(stack: Stack, path: Path) -> None:
     """By SimpleITK, without compression, and then once more with our entries in a header extension."""
+    shear = geometry.shear_degrees(stack.affine)
+    if shear > MAX_NIFTI_SHEAR_DEGREES:
+        message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
+        raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
     plain = path.with_name(f"{path.name}-plain.nii")
     try:
-        _write_image(_image(stack, time_scale=0.001), plain)
+        with quiet_itk():
+            sitk.WriteImage(_image(stack), str(plain))
+        # SimpleITK may stay silent on a full disk.
+        nifti.read(plain)
         contents = nifti.with_entries(plain.read_bytes(), _entries(stack))
+    except (RuntimeError, InputError) as err:
+        raise OSError(errno.ENOSPC, str(err).strip().splitlines()[-1]) from err
     finally:
         plain.unlink(missing_ok=True)
     is_zipped = path.name.lower().endswith(".gz")
     _write_pieces(path, [gzip.compress(contents, COMPRESSION_LEVEL, mtime=0) if is_zipped else contents])
 
 
+def _image(stack: Stack) -> sitk.Image:
+    """The stack as a 3D or 4D image, the mean time between frames in seconds as fourth spacing."""
+    is_cine = stack.num_frames > 1
+    voxels = stack.voxels.astype(stack.voxels.dtype.newbyteorder("="), copy=False)
+    image = sitk.GetImageFromArray(voxels if is_cine else voxels[0], isVector=False)
+    directions = np.eye(4)
+    directions[:3, :3] = stack.directions_lps
+    times = stack.frame_times_ms / 1000
+    spacing = [*stack.spacing_mm, np.ptp(times) / max(len(times) - 1, 1)]
+    count = image.GetDimension()
+    image.SetSpacing([float(value) for value in spacing[:count]])
+    image.SetOrigin([float(value) for value in (*stack.origin_lps, times[0])[:count]])
+    image.SetDirection(directions[:count, :count].ravel().tolist())
+    return image
+
+
 def _write_metaimage(stack: Stack, path: Path) -> None:
-    image = _image(stack, time_scale=1.0)
-    for key, value in _entries(stack).items():
-        if len(value) > _LONGEST_METAIMAGE_VALUE:
+    entries = _entries(stack)
+    for key, value in entries.items():
+        if len(value) > metaimage.LONGEST_VALUE:
             message = f"{key} has {len(value)} characters, more than ITK's MetaImage reader survives."
             raise OutputError("header-too-long", message, "Write .nrrd or .nii.gz instead.")
-        image.SetMetaData(key, value)
-    _write_image(image, path, compress=True)
-
-
-def _write_image(image: sitk.Image, path: Path, *, compress: bool = False) -> None:
-    """By SimpleITK. Its errors carry no number, and a full disk may leave it silent, so the file is vetted at once."""
-    try:
-        with quiet_itk():
-            sitk.WriteImage(image, str(path), useCompression=compress)
-        _HEADERS[path.suffix.lower()](path)
-    except RuntimeError as err:
-        raise OSError(errno.EIO, str(err).strip().splitlines()[-1]) from err
-    except InputError as err:
-        raise OSError(errno.ENOSPC, err.message) from err
+    _write_pieces(path, metaimage.written(stack, entries, level=COMPRESSION_LEVEL))

@@ -152,7 +152,7 @@ def lax_sheet(
         if image.name in figures:
             plane = upright_plane(_at_moment(image.stack, shown, moment), sparse, centre)
             rows.append(_row(image.name, columns, plane, plane.voxels[:, 0]))
-    _draw_sheet(rows, figures, sparse, title, moment).save(path, optimize=True)
+    _draw_sheet(rows, figures, sparse, title, moment).save(path)
     return list(figures.values())
 
 
@@ -176,7 +176,7 @@ def derived_sheet(
     sparse, shown = columns[0].stack, columns[-1].stack
     moment = float(shown.frame_times_ms[0]) if moment_ms is None else moment_ms
     rows = [_row(view, columns, _fine(_at_moment(plane, shown, moment)), None) for view, plane in planes.items()]
-    _draw_sheet(rows, {}, sparse, title, moment).save(path, optimize=True)
+    _draw_sheet(rows, {}, sparse, title, moment).save(path)
 
 
 def _fine(plane: Stack) -> Stack:

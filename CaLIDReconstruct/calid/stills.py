@@ -5,7 +5,8 @@ It serves the report, whose 3D view needs WebGL; the engine itself never opens a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,7 @@ def paint(bodies: Sequence[Body], *, size: tuple[int, int], ground: tuple[int, i
         low, high = _bounds(bodies)
         scale = 0.92 * min(columns / (high[0] - low[0]), rows / (high[1] - low[1]))
         middle = (low + high) / 2
-        depth = np.full(rows * columns, -np.inf)
+        depth = np.full(rows * columns, -np.inf, np.float32)
         for body in sorted(bodies, key=lambda body: -body.opacity):
             _paint_body(canvas, depth, body, (middle, scale, (columns, rows)))
     image = canvas.reshape(rows, columns, 3).clip(0, 255).astype(np.uint8)
@@ -64,17 +65,26 @@ def _paint_body(
     """Paint one body onto the flat canvas; solid bodies also enter the depth buffer."""
     middle, scale, (columns, rows) = camera
     placed = (body.points_mm - middle) * scale * [1, -1, 1] + [columns / 2, rows / 2, 0]
-    places, normals = _samples(placed, _normals(body), body.triangles)
-    pixels = places[:, 1].astype(int) * columns + places[:, 0].astype(int)
+    normals = _normals(body)
+    triangles = body.triangles[normals[body.triangles][:, :, 2].max(axis=1) > 0]  # the others face away
+    fragments = list(_fragments(placed, triangles, columns))
     nearest = np.full(depth.shape, -np.inf)
-    np.maximum.at(nearest, pixels, places[:, 2])
-    front = (places[:, 2] >= nearest[pixels]) & (places[:, 2] > depth[pixels])
-    pixels, normals = pixels[front], normals[front]
+    for _, _, pixels, heights in fragments:
+        np.maximum.at(nearest, pixels, heights)
+    visible = nearest > depth
+    for corners, weights, pixels, heights in fragments:
+        front = visible[pixels] & (heights >= nearest[pixels])
+        directions = (weights[front][:, :, None] * normals[corners[front]]).sum(axis=1)
+        directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        _blend(canvas, pixels[front], directions, body)
+    if body.opacity == 1:
+        depth[visible] = nearest[visible]
+
+
+def _blend(canvas: np.ndarray, pixels: np.ndarray, normals: np.ndarray, body: Body) -> None:
     alpha = np.full((len(pixels), 1), body.opacity)
     if body.opacity < 1:
         alpha = np.minimum(body.opacity + 0.55 * (1 - np.abs(normals[:, 2:])) ** 2, 1)
-    else:
-        depth[pixels] = nearest[pixels]
     canvas[pixels] = (1 - alpha) * canvas[pixels] + alpha * _lit(normals, np.array(body.rgb, float))
 
 
@@ -88,21 +98,46 @@ def _normals(body: Body) -> np.ndarray:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
-def _samples(placed: np.ndarray, normals: np.ndarray, triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points spread over all triangles closer than a pixel apart, with normals; triangles seen from behind left out."""
-    triangles = triangles[normals[triangles][:, :, 2].max(axis=1) > 0]
+def _fragments(
+    placed: np.ndarray, triangles: np.ndarray, columns: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The pixels whose centres lie in a triangle, for triangles of one size at a time.
+
+    Args:
+        placed: (P, 3) points; x and y in pixels, within the picture.
+        triangles: (N, 3) point indices.
+        columns: of the picture.
+
+    Yields:
+        For each pixel of each triangle: the triangle's corners (K, 3), the barycentric weights (K, 3), the index into
+        the flat picture (K,) and the height (K,).
+    """
     corners = placed[triangles]
-    longest = np.linalg.norm(corners[:, :, :2] - np.roll(corners, 1, axis=1)[:, :, :2], axis=2).max(axis=1)
-    steps = np.maximum(np.ceil(longest * 1.5), 1).astype(int)
-    places, directions = [], []
-    for step in np.unique(steps):
-        i, j = (index.ravel() for index in np.meshgrid(np.arange(step + 1), np.arange(step + 1)))
-        weights = np.stack([i, j, step - i - j], axis=1)[i + j <= step] / step
-        chosen = triangles[steps == step]
-        places.append(np.einsum("wc,tcx->twx", weights, placed[chosen]).reshape(-1, 3))
-        directions.append(np.einsum("wc,tcx->twx", weights, normals[chosen]).reshape(-1, 3))
-    stacked = np.concatenate(directions)
-    return np.concatenate(places), stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12)
+    low = np.floor(corners[:, :, :2].min(axis=1) - 0.5).astype(int)
+    sizes = (np.ceil(corners[:, :, :2].max(axis=1) - 0.5).astype(int) - low).max(axis=1) + 1
+    for size in np.unique(sizes):
+        chosen = np.flatnonzero(sizes == size)
+        y, x = (index.ravel() for index in np.indices((size, size)))
+        pixels = low[chosen][:, None] + np.stack([x, y], axis=-1)
+        weights = _barycentric(pixels + 0.5, corners[chosen][:, :, :2])
+        triangle, where = np.nonzero((weights >= -1e-9).all(axis=2))
+        inside = weights[triangle, where]
+        places = pixels[triangle, where]
+        heights = (inside * corners[chosen[triangle], :, 2]).sum(axis=1)
+        yield triangles[chosen[triangle]], inside, places[:, 1] * columns + places[:, 0], heights
+
+
+def _barycentric(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """(N, M, 3) weights of points (N, M, 2) with respect to the corners (N, 3, 2); negative outside the triangle."""
+    a, b, c = (corners[:, index, None] for index in range(3))
+    area = _cross(b - a, c - a)
+    area = np.where(np.abs(area) < 1e-9, np.nan, area)  # seen from the side: no pixel is inside
+    u, v = _cross(b - points, c - points) / area, _cross(c - points, a - points) / area
+    return np.nan_to_num(np.stack([u, v, 1 - u - v], axis=-1), nan=-1.0)
+
+
+def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]
 
 
 def _lit(normals: np.ndarray, rgb: np.ndarray) -> np.ndarray:
@@ -112,3 +147,14 @@ def _lit(normals: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     reflected = 2 * key * normals[:, 2] - _KEY_LIGHT[2]
     shine = 0.16 * np.maximum(reflected, 0) ** 24
     return rgb * (0.34 + 0.5 * key + 0.22 * facing)[:, None] + 255 * shine[:, None]
+
+
+def beside(pictures: Sequence[Image.Image]) -> bytes:
+    """PNG of equally large pictures, side by side."""
+    width, height = pictures[0].size
+    strip = Image.new("RGB", (width * len(pictures), height))
+    for index, picture in enumerate(pictures):
+        strip.paste(picture, (index * width, 0))
+    stream = io.BytesIO()
+    strip.save(stream, "PNG")
+    return stream.getvalue()

@@ -8,7 +8,6 @@ images of the same kind in other planes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from calid import geometry
-from calid.assembly import phase_findings, plane_findings
+from calid.assembly import count_findings, phase_findings, plane_findings
 from calid.checks import raise_first
 from calid.errors import InputError
 from calid.formats.dicom import DicomImage, read_images, read_pixels
-from calid.formats.header import colour_fault
+from calid.formats.header import colour_fault, narrowed, real_values
 from calid.geometry import Plane
 from calid.stack import Stack
 
@@ -150,12 +149,12 @@ def _need_images(images: list[DicomImage], source: Path) -> list[DicomImage]:
 
 def _groups(images: Sequence[DicomImage]) -> list[_Group]:
     """The short axis first, then the other groups in the order of their series."""
-    counts = Counter(map(_place, images))
     kinds: dict[tuple, list[DicomImage]] = {}
     for image in images:
-        is_cine = image.num_phases > 1 or counts[_place(image)] >= MIN_CINE_IMAGES
-        kinds.setdefault((image.kind, is_cine), []).append(image)
-    groups = [_Group(*kind, tuple(part)) for kind, members in kinds.items() for part in _parallel(members)]
+        kinds.setdefault(image.kind, []).append(image)
+    groups = [
+        group for kind, members in kinds.items() for part in _parallel(members) for group in _by_motion(kind, part)
+    ]
     sax = max(groups, key=_rank)
     others = [group for group in groups if group is not sax]
     strays = [group for group in others if _is_same_kind(group, sax) and _tilt(group, sax) < STRAY_DEGREES]
@@ -164,10 +163,14 @@ def _groups(images: Sequence[DicomImage]) -> list[_Group]:
     return [sax, *sorted(others, key=lambda group: min((image.series, image.name) for image in group.images))]
 
 
-def _place(image: DicomImage) -> tuple:
-    """What images of one slice have in common, as a key."""
-    plane = image.plane
-    return (image.kind, *np.round(plane.origin_lps, 2), *np.round(plane.row_lps, 3), *np.round(plane.column_lps, 3))
+def _by_motion(kind: tuple[str, ...], images: Sequence[DicomImage]) -> list[_Group]:
+    """Parallel images of one kind, the moving ones apart from the still ones."""
+    moving: list[DicomImage] = []
+    still: list[DicomImage] = []
+    for position in _positions(images):
+        is_cine = len(position) >= MIN_CINE_IMAGES or any(image.num_phases > 1 for image in position)
+        (moving if is_cine else still).extend(position)
+    return [_Group(kind, part is moving, tuple(part)) for part in (moving, still) if part]
 
 
 def _parallel(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
@@ -223,6 +226,7 @@ def _stack(images: Sequence[DicomImage]) -> Stack:
     planes = [position[0].plane for position in positions]
     raise_first(plane_findings(planes, names))
     _need_one_place(images, positions)
+    raise_first(count_findings(list(map(len, positions)), names))
     phases, times_ms, note = _in_time(positions)
     raise_first(phase_findings(times_ms, names))
     thickness = images[0].thickness_mm if images[0].thickness_mm > 0 else 1.0
@@ -288,27 +292,9 @@ def _voxels(phases: Sequence[Sequence[DicomImage]]) -> np.ndarray:
 
     def real(image: DicomImage) -> np.ndarray:
         pixels, is_scaled = stored[image.path]
-        slope, intercept = (1.0, 0.0) if is_scaled else image.scale
-        part = pixels[image.index]
-        return part if (slope, intercept) == (1.0, 0.0) else part * slope + intercept
+        return pixels[image.index] if is_scaled else real_values(pixels[image.index], *image.scale)
 
     return narrowed(np.stack([[real(image) for image in phase] for phase in phases], axis=1))
-
-
-def narrowed(voxels: np.ndarray) -> np.ndarray:
-    """The same values as int16 where that is exact, else as another type of at most 32 bits.
-
-    Example:
-        >>> narrowed(np.array([0.0, 4095.0])).dtype.name, narrowed(np.array([0.5])).dtype.name
-        ('int16', 'float32')
-    """
-    low, high = voxels.min(), voxels.max()
-    if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.round(voxels)):
-        return voxels.astype(np.float32)
-    for dtype in (np.int16, np.uint16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return voxels.astype(dtype)
-    return voxels
 
 
 def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from calid.networks import Autoencoder, AutoencoderConfig
+from calid.weights import read_latent_space
 from monai.losses import PatchAdversarialLoss, PerceptualLoss
 from monai.networks.nets import PatchDiscriminator
 
@@ -21,18 +23,22 @@ class AutoencoderStage(L.LightningModule):
         network: widths of E and D.
         perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights);
             "squeeze", "alex" or "vgg" are LPIPS as in the paper and need torchvision's weights at hand.
-        kl_weight, perceptual_weight, adversarial_weight: of the loss terms beside the L1 likelihood.
+        kl_weight: of the KL divergence summed over a latent, beside the L1 likelihood averaged over pixels; 1e-6
+            already drowns the latents in noise.
+        perceptual_weight, adversarial_weight: of the other terms.
         adversarial_start: training step from which the discriminator takes part.
         learning_rate, discriminator_learning_rate: of the two Adam optimisers.
         warmup_steps: over which both rise linearly.
         discriminator_channels: width of the PatchGAN.
+        refine: file written by `calid-train export autoencoder`, whose D alone is trained further. E stays, and with
+            it the latents that a denoiser was trained on: sharpening D needs no new denoiser.
     """
 
     def __init__(
         self,
         network: AutoencoderConfig = AutoencoderConfig(),
         perceptual: Literal["discriminator", "squeeze", "alex", "vgg"] = "discriminator",
-        kl_weight: float = 1e-6,
+        kl_weight: float = 1e-8,
         perceptual_weight: float = 0.5,
         adversarial_weight: float = 0.05,
         adversarial_start: int = 1000,
@@ -40,12 +46,18 @@ class AutoencoderStage(L.LightningModule):
         discriminator_learning_rate: float = 1e-4,
         warmup_steps: int = 200,
         discriminator_channels: int = 32,
+        refine: Path | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="network")
+        self.save_hyperparameters(ignore=["network", "refine"])
         self.automatic_optimization = False
         self.config = network
         self.network = Autoencoder(network)
+        self.refines = refine is not None
+        if refine is not None:
+            self.network.load_state_dict(read_latent_space(refine).autoencoder.state_dict())
+            for part in (self.network.encoder, self.network.quant_conv_mu, self.network.quant_conv_log_sigma):
+                part.requires_grad_(False)
         dims = network.spatial_dims
         self.discriminator = PatchDiscriminator(dims, discriminator_channels, 1, 1, num_layers_d=3)
         self.adversarial_loss = PatchAdversarialLoss(criterion="least_squares")
@@ -56,7 +68,7 @@ class AutoencoderStage(L.LightningModule):
     def configure_optimizers(self) -> tuple[list, list]:
         rates = self.hparams
         optimizers = [
-            torch.optim.Adam(self.network.parameters(), lr=rates.learning_rate),
+            torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=rates.learning_rate),
             torch.optim.Adam(self.discriminator.parameters(), lr=rates.discriminator_learning_rate, betas=(0.5, 0.9)),
         ]
         return optimizers, [warmup(optimizer, rates.warmup_steps) for optimizer in optimizers]
@@ -64,8 +76,7 @@ class AutoencoderStage(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
         images = batch["images"]
         optimizer, discriminator_optimizer = self.optimizers()
-        reconstruction, mean, sigma = self.network(images)
-        losses = {"l1": F.l1_loss(reconstruction.float(), images), "kl": kl_divergence(mean, sigma)}
+        reconstruction, losses = self._reconstructed(images)
         total = losses["l1"] + self.hparams.kl_weight * losses["kl"]
         adversarial = self.global_step >= self.hparams.adversarial_start
         if self.lpips is not None:
@@ -80,6 +91,13 @@ class AutoencoderStage(L.LightningModule):
         for scheduler in self.lr_schedulers():
             scheduler.step()
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
+
+    def _reconstructed(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """D(z) with its likelihood and KL terms; z is drawn, or E's mean where only D learns (as at inference)."""
+        mean, sigma = self.network.encode(images)
+        z = mean if self.refines else self.network.sampling(mean, sigma)
+        reconstruction = self.network.decode(z)
+        return reconstruction, {"l1": F.l1_loss(reconstruction.float(), images), "kl": kl_divergence(mean, sigma)}
 
     def _adversarial_terms(
         self, images: torch.Tensor, reconstruction: torch.Tensor, losses: dict[str, torch.Tensor]
@@ -115,7 +133,7 @@ class AutoencoderStage(L.LightningModule):
         reconstruction = self.network.reconstruct(images).float()
         error = F.mse_loss(reconstruction, images)
         metrics = {"val/l1": F.l1_loss(reconstruction, images), "val/psnr": 10 * torch.log10(4 / error)}
-        metrics["val/sharpness"] = gradient_energy(reconstruction) / gradient_energy(images)
+        metrics["val/sharpness"] = gradient_magnitude(reconstruction) / gradient_magnitude(images)
         self.log_dict(metrics, batch_size=images.shape[0], prog_bar=True, sync_dist=True)
         if index == 0:
             log_pictures(self, "validation", [images, reconstruction])
@@ -132,6 +150,6 @@ def kl_divergence(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
 
 
-def gradient_energy(images: torch.Tensor) -> torch.Tensor:
-    """Mean squared finite difference over the last two axes: how sharp images (..., Y, X) are."""
-    return images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean()
+def gradient_magnitude(images: torch.Tensor) -> torch.Tensor:
+    """Mean length of the gradient over the last two axes: how sharp images (..., Y, X) are."""
+    return torch.hypot(*torch.gradient(images, dim=(-2, -1))).mean()

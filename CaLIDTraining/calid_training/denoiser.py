@@ -11,7 +11,7 @@ from calid.diffusion import Schedule, sample
 from calid.networks import Denoiser, DenoiserConfig, Prediction
 from calid.weights import read_latent_space
 
-from calid_training.autoencoder import gradient_energy, warmup
+from calid_training.autoencoder import gradient_magnitude, warmup
 from calid_training.pictures import log_pictures
 
 VALIDATION_STEPS = 8
@@ -84,7 +84,7 @@ class DenoiserStage(L.LightningModule):
             made[name] = self.latent_space.decode(z_0).float().clamp(-1, 1)
         for name, images in made.items():
             psnr = 10 * torch.log10(4 / (images - truth).square().mean(dim=(1, 2, 3)))
-            sharpness = gradient_energy(images) / gradient_energy(truth)
+            sharpness = gradient_magnitude(images) / gradient_magnitude(truth)
             figures = {f"val/psnr_{name}": psnr.mean(), f"val/sharpness_{name}": sharpness}
             self.log_dict(figures, batch_size=len(truth), sync_dist=True)
         if index == 0:

@@ -19,7 +19,7 @@ import torch
 import yaml
 from calid.medformer import MedFormerConfig
 from calid.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
-from calid.weights import MANIFEST_NAME, config_from, read_tensors
+from calid.weights import MANIFEST_NAME, config_from, read_latent_space, read_tensors
 from safetensors.torch import save_file
 
 MOMENT_BATCHES = 40
@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
     second = commands.add_parser("model", help="the interpolation model that ships")
     second.add_argument("--run", type=Path, required=True, help="run folder of stage two")
     second.add_argument("--models", type=Path, required=True, help="folder with the manifest")
+    second.add_argument(
+        "--autoencoder", type=Path, help="refined autoencoder file to ship instead of the trained-on one"
+    )
     second.add_argument("--name", default="calid-2d")
     second.add_argument("--license", default="CC-BY-4.0")
     second.add_argument("--trained-on", default="")
@@ -70,7 +73,12 @@ def _export_autoencoder(options: Namespace) -> None:
     autoencoder = Autoencoder(config)
     autoencoder.load_state_dict(part_of(checkpoint_of(options.run), "network"))
     data = run_config(options.run)["data"]
-    mean, std = latent_moments(autoencoder.eval(), options.prepared, datasets=data["datasets"])
+    refined = run_config(options.run)["model"].get("refine")
+    if refined:  # E is unchanged, and a denoiser was trained on these very moments
+        before = read_latent_space(Path(refined))
+        mean, std = before.mean.flatten(), before.std.flatten()
+    else:
+        mean, std = latent_moments(autoencoder.eval(), options.prepared, datasets=data["datasets"])
     space = LatentSpace(autoencoder, mean=mean, std=std)
     save_file(space.state_dict(), options.out, metadata={"config": json.dumps(asdict(config))})
     print(f"{options.out}: latent mean {mean.tolist()}, std {std.tolist()}")
@@ -99,7 +107,10 @@ def _export_model(options: Namespace) -> None:
         "denoiser": asdict(config_from(DenoiserConfig, {**model["network"], "prediction": model["prediction"]})),
     }
     tensors = {f"denoiser.{key}": value for key, value in part_of(state, "network").items()}
-    tensors |= {f"latent_space.{key}": value for key, value in part_of(state, "latent_space").items()}
+    space = part_of(state, "latent_space")
+    if options.autoencoder is not None:
+        space = _refined(space, read_tensors(options.autoencoder)[0])
+    tensors |= {f"latent_space.{key}": value for key, value in space.items()}
     write_model(options.models, options.name, tensors, config, license=options.license, trained_on=options.trained_on)
 
 
@@ -109,6 +120,15 @@ def _export_segmenter(options: Namespace) -> None:
     network = config_from(MedFormerConfig, run_config(options.run)["model"]["network"])
     state = part_of(checkpoint_of(options.run), "average.module")
     write_model(options.models, "segmenter", state, segmenter_config(network), **SEGMENTER_FACTS)
+
+
+def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The refined autoencoder's tensors, if its E and moments are those the denoiser was trained on."""
+    for key, value in trained_on.items():
+        is_decoder = key.startswith(("autoencoder.decoder", "autoencoder.post_quant_conv"))
+        if not is_decoder and not torch.equal(value, refined[key]):
+            raise ValueError(f"the refined autoencoder has another {key} than the denoiser was trained on")
+    return refined
 
 
 def write_model(

@@ -73,8 +73,8 @@ def judge(
     figures = {
         "psnr": metrics.psnr(truth, made),
         "ssim": metrics.ssim(truth, made),
-        "energy": metrics.gradient_energy(made),
-        "true_energy": metrics.gradient_energy(truth),
+        "gradient": metrics.gradient_magnitude(made),
+        "true_gradient": metrics.gradient_magnitude(truth),
     }
     if extract is None:
         return figures, None
@@ -135,13 +135,13 @@ def _summary(rows: dict[str, Any], linear: dict[str, Any], truth: np.ndarray | N
 
 
 def _patient_means(patients: Mapping[str, Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Per-patient means; sharpness is the ratio of a patient's gradient energies, made to true."""
+    """Per-patient means; sharpness is the ratio of a patient's mean gradients, made to true."""
     means: dict[str, list[float]] = {}
     for figures in patients.values():
         for name in ("psnr", "ssim", "feature_distance"):
             if name in figures:
                 means.setdefault(name, []).append(float(np.mean(figures[name])))
-        means.setdefault("sharpness", []).append(float(np.sum(figures["energy"]) / np.sum(figures["true_energy"])))
+        means.setdefault("sharpness", []).append(float(np.sum(figures["gradient"]) / np.sum(figures["true_gradient"])))
     return means
 
 

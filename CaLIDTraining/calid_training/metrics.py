@@ -29,9 +29,9 @@ def ssim(truth: np.ndarray, made: np.ndarray) -> list[float]:
     return [float(structural_similarity(a, b, **settings)) for a, b in zip(truth, made, strict=True)]
 
 
-def gradient_energy(images: np.ndarray) -> list[float]:
-    """Mean squared finite difference of every image: how sharp it is."""
-    return [float(np.square(np.diff(x, axis=0)).mean() + np.square(np.diff(x, axis=1)).mean()) for x in images]
+def gradient_magnitude(images: np.ndarray) -> list[float]:
+    """Mean length of the gradient (central differences) of every image: how sharp it is."""
+    return [float(np.hypot(*np.gradient(x)).mean()) for x in images]
 
 
 def feature_distance(truth: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> list[float]:

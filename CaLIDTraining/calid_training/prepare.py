@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,10 +77,13 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN) -
         out: where the prepared sets go; existing files are replaced whole.
         datasets: keys of `datasets.READERS`.
     """
-    entries: list[Entry] = []
-    for dataset in datasets:
-        (out / dataset).mkdir(parents=True, exist_ok=True)
-        entries += [_write_case(case, out) for case in tqdm(read_cases(data, dataset), desc=dataset, unit=" cases")]
+    cases = (case for dataset in datasets for case in read_cases(data, dataset))
+    return write_cases(tqdm(cases, unit=" cases"), out)
+
+
+def write_cases(cases: Iterable[Case], out: Path) -> Path:
+    """Write the prepared form of cases from anywhere and return the index."""
+    entries = [_write_case(case, out) for case in cases]
     index = out / INDEX_NAME
     index.write_text(json.dumps([asdict(entry) for entry in entries], indent=1))
     return index
@@ -88,6 +91,7 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN) -
 
 def _write_case(case: Case, out: Path) -> Entry:
     path = out / case.dataset / f"{case.patient}-{case.series}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"images": scaled_images(case)}
     if case.labels is not None:
         arrays["labels"] = case.labels.voxels.astype(np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from calid.diffusion import Schedule, ddim_step, invert, sample, slerp
@@ -62,7 +64,7 @@ def test_walk_starts_at_the_last_time_and_ends_without_noise():
         assert walk[-1][1] == -1
         assert len(walk) == steps
         assert all(t > t_next for t, t_next in walk)
-        assert all(first[1] == second[0] for first, second in zip(walk, walk[1:], strict=False))
+        assert all(first[1] == second[0] for first, second in pairwise(walk))
 
 
 def test_the_walk_refuses_impossible_numbers_of_steps():
@@ -91,7 +93,7 @@ def test_target_and_split_are_inverse(schedule):
 
 def test_clean_latents_of_epsilon_are_bounded():
     z_T = torch.ones(1, 1)
-    _, z_0 = ddim_step(EPSILON, lambda z, t: torch.zeros_like(z), z_T, t=999, t_next=500)
+    _, z_0 = ddim_step(EPSILON, lambda z, _: torch.zeros_like(z), z_T, t=999, t_next=500)
     assert z_0.item() == EPSILON.max_latent  # unbounded it would be 157
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import file_phantoms
 import numpy as np
-import phantoms
 import pytest
 import SimpleITK as sitk
 from calid import geometry
@@ -35,7 +35,7 @@ def turned(plane: Plane, degrees: float, axis: np.ndarray) -> Plane:
 
 @given(seed=seeds)
 def test_a_plane_puts_pixels_where_simpleitk_does(seed):
-    stack = phantoms.noisy_stack((1, 4, 6, 10), seed=seed)
+    stack = file_phantoms.noisy_stack((1, 4, 6, 10), seed=seed)
     image = sitk.GetImageFromArray(stack.voxels[0])
     image.SetSpacing(stack.spacing_mm.tolist())
     image.SetDirection(stack.directions_lps.ravel().tolist())
@@ -47,7 +47,7 @@ def test_a_plane_puts_pixels_where_simpleitk_does(seed):
 
 @given(seed=seeds, spacing=st.floats(0.1, 50), count=st.integers(2, 20))
 def test_sorting_and_rebuilding_a_shuffled_stack_gives_its_affine(seed, spacing, count):
-    stack = phantoms.noisy_stack((1, count, 6, 10), spacing_mm=(1.5, 1.4, spacing), seed=seed)
+    stack = file_phantoms.noisy_stack((1, count, 6, 10), spacing_mm=(1.5, 1.4, spacing), seed=seed)
     planes = planes_of(stack)
     np.random.default_rng(seed).shuffle(planes)
     order = geometry.order_along_normal(planes)
@@ -56,7 +56,7 @@ def test_sorting_and_rebuilding_a_shuffled_stack_gives_its_affine(seed, spacing,
 
 
 def test_a_stack_stored_against_its_normal_is_sorted_right_handed():
-    stack = phantoms.noisy_stack((1, 5, 6, 10))
+    stack = file_phantoms.noisy_stack((1, 5, 6, 10))
     backwards = planes_of(stack)[::-1]
     assert geometry.order_along_normal(backwards).tolist() == [4, 3, 2, 1, 0]
     affine = geometry.affine_of([backwards[i] for i in geometry.order_along_normal(backwards)], thickness_mm=1.0)
@@ -70,7 +70,7 @@ def test_a_single_slice_takes_its_thickness_as_third_column():
 
 @given(seed=seeds)
 def test_lps_and_ras_differ_in_the_sign_of_the_first_two_coordinates_only(seed):
-    matrix = phantoms.noisy_stack(seed=seed).affine
+    matrix = file_phantoms.noisy_stack(seed=seed).affine
     point = np.array([3.0, 5.0, 2.0, 1.0])
     left, posterior, superior, _ = matrix @ point
     assert (geometry.lps_to_ras(matrix) @ point)[:3].tolist() == [-left, -posterior, superior]
@@ -79,7 +79,7 @@ def test_lps_and_ras_differ_in_the_sign_of_the_first_two_coordinates_only(seed):
 
 @given(seed=seeds, degrees=st.floats(1e-3, 89))
 def test_tilt_is_the_angle_by_which_a_plane_was_tilted_and_turn_sees_a_turn_in_the_plane(seed, degrees):
-    plane = geometry.plane_of(phantoms.noisy_stack(seed=seed))
+    plane = geometry.plane_of(file_phantoms.noisy_stack(seed=seed))
     assert geometry.tilt_degrees(plane, turned(plane, degrees, plane.row_lps)) == pytest.approx(degrees, abs=1e-6)
     spun = turned(plane, degrees, plane.normal)
     assert geometry.tilt_degrees(plane, spun) == pytest.approx(0, abs=1e-6)
@@ -87,7 +87,7 @@ def test_tilt_is_the_angle_by_which_a_plane_was_tilted_and_turn_sees_a_turn_in_t
 
 
 def test_planes_that_face_opposite_ways_are_parallel():
-    plane = geometry.plane_of(phantoms.noisy_stack())
+    plane = geometry.plane_of(file_phantoms.noisy_stack())
     assert geometry.tilt_degrees(plane, turned(plane, 180, plane.row_lps)) == pytest.approx(0, abs=1e-6)
 
 
@@ -109,26 +109,26 @@ def test_uneven_gaps_are_those_unlike_the_median(gaps, uneven):
 
 @given(seed=seeds, corner=st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 3)))
 def test_a_voxel_stays_put_when_the_image_is_cropped(seed, corner):
-    affine = phantoms.noisy_stack(seed=seed).affine
+    affine = file_phantoms.noisy_stack(seed=seed).affine
     cropped = geometry.cropped_affine(affine, corner)
     np.testing.assert_allclose(cropped @ [2, 3, 1, 1], affine @ [2 + corner[0], 3 + corner[1], 1 + corner[2], 1])
 
 
 def test_the_typical_plane_is_not_the_odd_one():
-    planes = planes_of(phantoms.noisy_stack((1, 5, 6, 10)))
+    planes = planes_of(file_phantoms.noisy_stack((1, 5, 6, 10)))
     planes[0] = turned(planes[0], 7, planes[0].row_lps)
     assert geometry.typical_plane(planes) != 0
 
 
 @pytest.mark.parametrize("millimetres", [0.0, 3.0, -7.5])
 def test_distance_from_a_plane_is_signed_along_its_normal(millimetres):
-    plane = geometry.plane_of(phantoms.noisy_stack(seed=3), 2)
+    plane = geometry.plane_of(file_phantoms.noisy_stack(seed=3), 2)
     beside = plane.to_lps(np.array([4.5, -2.0])) + millimetres * plane.normal
     assert plane.distance_mm(beside) == pytest.approx(millimetres, abs=1e-9)
 
 
 def test_a_perpendicular_affine_has_no_shear_and_a_slanted_one_has_its_slant():
-    affine = phantoms.noisy_stack(seed=5).affine
+    affine = file_phantoms.noisy_stack(seed=5).affine
     assert geometry.shear_degrees(affine) == pytest.approx(0, abs=1e-6)
     x, _, z = affine[:3, :3].T
     slanted = affine.copy()

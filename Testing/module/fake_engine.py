@@ -1,4 +1,4 @@
-"""A scripted engine for tests of what a real one does only by accident: it crashes, hangs, prints rubbish, starts slowly.
+"""An engine for tests of what a real one does only by accident: it crashes, hangs, prints rubbish, starts slowly.
 
 Run as `python fake_engine.py BEHAVIOUR`; it speaks the protocol of `calid serve` as far as its behaviour lets it.
 """

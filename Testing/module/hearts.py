@@ -6,7 +6,6 @@ import numpy as np
 import phantoms
 import slicer
 from calid.stack import Stack
-
 from CaLIDReconstructLib import Nodes
 
 SPACING_MM = (2.6, 2.4, 10.0)

@@ -60,7 +60,9 @@ def progress(fraction: float = 0.5) -> dict:
 
 def upsample(request: dict) -> list[dict]:
     """What a good engine answers to "upsample": frames for a cine, and the result's file."""
-    stack = hearts.dense(files.read_stack(Path(request["input"])), 2 if request["factor"] == "isotropic" else request["factor"])
+    stack = hearts.dense(
+        files.read_stack(Path(request["input"])), 2 if request["factor"] == "isotropic" else request["factor"]
+    )
     events = [progress(0.1)]
     if request["frames_folder"]:
         for index in range(stack.num_frames):

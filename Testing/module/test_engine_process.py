@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.EngineProcess import EngineCommand, EngineProcess, engineCommand
 

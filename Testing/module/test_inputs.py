@@ -9,18 +9,17 @@ import pytest
 import slicer
 import vtk
 from calid.stack import Stack
-
 from CaLIDReconstructLib import Inputs, Nodes
 from CaLIDReconstructLib.Messages import ModuleError
 
 
-def test_the_shown_volume_and_the_sequence_are_the_same_cine(scene):
+def test_the_shown_volume_and_the_sequence_are_the_same_cine():
     volume, sequence = hearts.addPicture(frames=3)
     assert Inputs.resolve(volume) == Inputs.resolve(sequence)
     assert Inputs.resolve(volume).isCine
 
 
-def test_the_shown_frame_alone_can_be_read(scene):
+def test_the_shown_frame_alone_can_be_read():
     volume, _ = hearts.addPicture(frames=3)
     chosen = Inputs.resolve(volume)
     chosen.browser.SetSelectedItemNumber(2)
@@ -37,14 +36,14 @@ def test_the_shown_frame_alone_can_be_read(scene):
         (lambda: slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode"), "not-an-image"),
     ],
 )
-def test_what_is_no_image_is_refused_in_words(scene, make, code):
+def test_what_is_no_image_is_refused_in_words(make, code):
     with pytest.raises(ModuleError) as caught:
         Inputs.resolve(make())
     assert caught.value.failure.code == code
     assert caught.value.failure.title
 
 
-def test_a_single_slice_is_refused_with_the_engines_reason(scene):
+def test_a_single_slice_is_refused_with_the_engines_reason():
     stack = hearts.picture()
     single = Stack(stack.voxels[:, :1], stack.affine)
     reason = Inputs.blockingFailure(single, "LAX")
@@ -72,7 +71,7 @@ def boxAround(window: list[int], stack: Stack, transform=None):
     return region
 
 
-def test_a_region_becomes_the_voxels_inside_it(scene):
+def test_a_region_becomes_the_voxels_inside_it():
     stack = hearts.picture()
     volume = Nodes.addVolume(stack, "SAX")
     region = boxAround([10, 31, 4, 40], stack)
@@ -92,7 +91,7 @@ def test_a_region_is_understood_under_a_transform_above_the_input(scene):
     assert Inputs.regionInVoxels(region, volume, volume.GetParentTransformNode()) == [10, 31, 4, 40]
 
 
-def test_a_region_beyond_the_image_is_cut_to_it_and_one_outside_is_none(scene):
+def test_a_region_beyond_the_image_is_cut_to_it_and_one_outside_is_none():
     stack = hearts.picture()
     volume = Nodes.addVolume(stack, "SAX")
     rows, columns = stack.voxels.shape[2:]

@@ -14,7 +14,6 @@ import scripted
 import slicer
 import vtk
 from calid import files
-
 from CaLIDReconstructLib import Inputs, Nodes, Segmentations
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.Job import UpsampleJob
@@ -22,7 +21,7 @@ from CaLIDReconstructLib.Logic import Quiet
 from CaLIDReconstructLib.Settings import RunSettings
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def temporaryFolder(tmp_path, monkeypatch) -> Path:
     """The folder that takes the place of the system's for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -59,23 +58,23 @@ class Run:
         return hearts.nodeIds() - self.before
 
 
-def test_a_volume_is_upsampled_and_no_temporary_file_is_left(scene, temporaryFolder):
+def test_a_volume_is_upsampled_and_no_temporary_file_is_left(temporaryFolder):
     volume, _ = hearts.addPicture()
     run = Run(scripted.good, volume).toTheEnd()
     result = run.listener.result
     assert np.array_equal(slicer.util.arrayFromVolume(result.volume)[::2], slicer.util.arrayFromVolume(volume))
-    assert set(result.nodeIds) == run.leftovers
+    assert {node.GetID() for node in result.transaction.nodes} == run.leftovers
     assert list(temporaryFolder.iterdir()) == []
 
 
-def test_all_frames_of_a_cine_go_in_one_request(scene, temporaryFolder):
+def test_all_frames_of_a_cine_go_in_one_request():
     volume, _ = hearts.addPicture(frames=4)
     run = Run(scripted.good, volume).toTheEnd()
     assert run.transport.commands == ["upsample"]
     assert run.listener.result.sequence.GetNumberOfDataNodes() == 4
 
 
-def test_frames_of_a_cine_are_there_before_the_run_ends(scene, temporaryFolder):
+def test_frames_of_a_cine_are_there_before_the_run_ends(scene):
     volume, _ = hearts.addPicture(frames=3)
     run = Run(scripted.good, volume)
     run.until(lambda: scene.GetFirstNodeByName("SAX CaLID+ x2") is not None)
@@ -86,7 +85,7 @@ def test_frames_of_a_cine_are_there_before_the_run_ends(scene, temporaryFolder):
     assert sequence.GetNumberOfDataNodes() == 3
 
 
-def test_the_shown_frame_alone_gives_a_volume(scene, temporaryFolder):
+def test_the_shown_frame_alone_gives_a_volume():
     volume, _ = hearts.addPicture(frames=3)
     result = Run(scripted.good, volume, allFrames=False).toTheEnd().listener.result
     assert result.sequence is None
@@ -96,16 +95,16 @@ def test_the_shown_frame_alone_gives_a_volume(scene, temporaryFolder):
 @pytest.mark.parametrize(
     ("script", "code"),
     [
-        (lambda request: scripted.error("memory"), "memory"),
-        (lambda request: scripted.exitWith(3, "RuntimeError: broken"), "engine-crashed"),
-        (lambda request: scripted.exitWith(-9), "engine-killed"),
+        (lambda _request: scripted.error("memory"), "memory"),
+        (lambda _request: scripted.exitWith(3, "RuntimeError: broken"), "engine-crashed"),
+        (lambda _request: scripted.exitWith(-9), "engine-killed"),
         (lambda request: [{"event": "result", "output": request["output"]}], "missing-file"),
         (lambda request: [*scripted.upsample(request)[:-1], *scripted.error("disk-full", "No room.")], "disk-full"),
     ],
     ids=["memory", "crash", "killed", "no output", "late error"],
 )
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_run_that_fails_says_why_and_leaves_nothing(scene, temporaryFolder, script, code, frames):
+def test_a_run_that_fails_says_why_and_leaves_nothing(temporaryFolder, script, code, frames):
     volume, _ = hearts.addPicture(frames)
     run = Run(script, volume).toTheEnd()
     assert run.listener.result is None
@@ -115,7 +114,7 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(scene, temporaryFolder, sc
     assert list(temporaryFolder.iterdir()) == []
 
 
-def test_a_full_disk_is_said_before_the_engine_is_asked(scene, temporaryFolder, monkeypatch):
+def test_a_full_disk_is_said_before_the_engine_is_asked(temporaryFolder, monkeypatch):
     volume, _ = hearts.addPicture()
 
     def full(*_args, **_kwargs):
@@ -128,7 +127,7 @@ def test_a_full_disk_is_said_before_the_engine_is_asked(scene, temporaryFolder, 
     assert list(temporaryFolder.iterdir()) == []
 
 
-def test_cancel_leaves_no_node_and_no_file(scene, temporaryFolder):
+def test_cancel_leaves_no_node_and_no_file(temporaryFolder):
     volume, _ = hearts.addPicture(frames=3)
     browser = Inputs.resolve(volume).browser
     run = Run(lambda request: scripted.upsample(request)[:-2], volume)
@@ -141,10 +140,10 @@ def test_cancel_leaves_no_node_and_no_file(scene, temporaryFolder):
     assert list(temporaryFolder.iterdir()) == []
 
 
-def test_an_engine_that_ignores_cancel_is_ended(scene, temporaryFolder):
+def test_an_engine_that_ignores_cancel_is_ended():
     volume, _ = hearts.addPicture()
     clock = [0.0]
-    run = Run(lambda request: [scripted.progress()], volume, obeysCancel=False)
+    run = Run(lambda _request: [scripted.progress()], volume, obeysCancel=False)
     run.client._clock = lambda: clock[0]
     run.job.cancel()
     run.step()
@@ -157,7 +156,7 @@ def test_an_engine_that_ignores_cancel_is_ended(scene, temporaryFolder):
 
 def test_removing_the_input_ends_the_run_with_a_reason(scene, temporaryFolder):
     volume, _ = hearts.addPicture()
-    run = Run(lambda request: [scripted.progress()], volume)
+    run = Run(lambda _request: [scripted.progress()], volume)
     run.step()
     scene.RemoveNode(volume)
     assert run.listener.failure.code == "input-removed"
@@ -165,7 +164,7 @@ def test_removing_the_input_ends_the_run_with_a_reason(scene, temporaryFolder):
     assert list(temporaryFolder.iterdir()) == []
 
 
-def test_removing_the_growing_result_ends_the_run_with_a_reason(scene, temporaryFolder):
+def test_removing_the_growing_result_ends_the_run_with_a_reason(scene):
     volume, _ = hearts.addPicture(frames=3)
     run = Run(lambda request: scripted.upsample(request)[:-2], volume)
     run.until(lambda: slicer.util.getNodesByClass("vtkMRMLSequenceNode")[-1].GetName() == "SAX CaLID+ x2")
@@ -187,7 +186,7 @@ def test_closing_the_scene_ends_the_run(scene, temporaryFolder):
         run.step()
 
 
-def test_an_unsuitable_input_fails_before_the_engine_is_asked(scene, temporaryFolder):
+def test_an_unsuitable_input_fails_before_the_engine_is_asked():
     stack = hearts.picture()
     single = Nodes.addVolume(stack.with_voxels(stack.voxels[:, :1], generated=None), "LAX")
     run = Run(scripted.good, single)
@@ -195,9 +194,11 @@ def test_an_unsuitable_input_fails_before_the_engine_is_asked(scene, temporaryFo
     assert run.transport.requests == []
 
 
-def test_the_settings_reach_the_engine(scene, temporaryFolder):
+def test_the_settings_reach_the_engine():
     volume, _ = hearts.addPicture()
-    run = Run(scripted.good, volume, factor=4, method="calid", mode="fidelity", samples=5, steps=12, seed=3, device="cpu")
+    run = Run(
+        scripted.good, volume, factor=4, method="calid", mode="fidelity", samples=5, steps=12, seed=3, device="cpu"
+    )
     request = run.transport.requests[0]
     wanted = {"factor": 4, "method": "calid", "mode": "fidelity", "samples": 5, "steps": 12, "seed": 3, "device": "cpu"}
     assert {key: request[key] for key in wanted} == wanted
@@ -213,7 +214,7 @@ def test_a_misspelt_setting_is_an_error():
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_segmentation_has_names_colours_terminology_and_surfaces(scene, temporaryFolder, frames):
+def test_a_segmentation_has_names_colours_terminology_and_surfaces(frames):
     volume, _ = hearts.addPicture(frames)
     result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
     assert result.warnings == []
@@ -228,7 +229,7 @@ def test_a_segmentation_has_names_colours_terminology_and_surfaces(scene, tempor
     assert segmentation.ContainsRepresentation("Closed surface")
 
 
-def test_surfaces_lie_where_the_heart_lies(scene, temporaryFolder):
+def test_surfaces_lie_where_the_heart_lies():
     volume, _ = hearts.addPicture()
     result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
     surface = vtk.vtkPolyData()
@@ -239,7 +240,7 @@ def test_surfaces_lie_where_the_heart_lies(scene, temporaryFolder):
     assert np.allclose(bounds.mean(axis=1), (ras.min(axis=0) + ras.max(axis=0)) / 2, atol=6)
 
 
-def test_volumes_over_time_agree_with_the_phantoms_formula(scene, temporaryFolder):
+def test_volumes_over_time_agree_with_the_phantoms_formula():
     volume, _ = hearts.addPicture(frames=4)
     result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
     table = slicer.util.arrayFromTableColumn(result.functionTable, "LV (ml)")
@@ -251,11 +252,13 @@ def test_volumes_over_time_agree_with_the_phantoms_formula(scene, temporaryFolde
     assert "EF" in result.functionSummary
 
 
-def test_a_failed_segmentation_keeps_the_volume_and_says_why(scene, temporaryFolder):
+def test_a_failed_segmentation_keeps_the_volume_and_says_why():
     volume, _ = hearts.addPicture()
 
     def script(request):
-        return scripted.error("no-models", "No segmenter.") if request["command"] == "segment" else scripted.good(request)
+        return (
+            scripted.error("no-models", "No segmenter.") if request["command"] == "segment" else scripted.good(request)
+        )
 
     result = Run(script, volume, segment=True).toTheEnd().listener.result
     assert result.volume is not None
@@ -263,7 +266,7 @@ def test_a_failed_segmentation_keeps_the_volume_and_says_why(scene, temporaryFol
     assert "No segmenter." in result.warnings[0]
 
 
-def test_our_terminology_knows_every_label_with_its_colour(scene):
+def test_our_terminology_knows_every_label_with_its_colour():
     logic = slicer.modules.terminologies.logic()
     context = logic.LoadTerminologyFromFile(str(Segmentations.TERMINOLOGY_FILE))
     assert context == Segmentations.TERMINOLOGY_CONTEXT

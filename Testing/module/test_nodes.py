@@ -8,7 +8,6 @@ import pytest
 import slicer
 import vtk
 from calid.stack import Stack
-
 from CaLIDReconstructLib import Nodes
 from CaLIDReconstructLib.Messages import ModuleError
 
@@ -21,14 +20,14 @@ def cine(frames: int = 3, seed: int = 5) -> Stack:
     return Stack(voxels, matrix, np.arange(frames) * 37.5)
 
 
-def test_a_volume_comes_back_with_the_same_voxels_and_place(scene):
+def test_a_volume_comes_back_with_the_same_voxels_and_place():
     stack = cine(1)
     back = Nodes.stackFromVolume(Nodes.addVolume(stack, "volume"))
     assert np.array_equal(back.voxels, stack.voxels)
     assert np.allclose(back.affine, stack.affine, atol=1e-9)
 
 
-def test_a_voxel_lies_where_slicer_itself_says_it_does(scene):
+def test_a_voxel_lies_where_slicer_itself_says_it_does():
     stack = cine(1)
     node = Nodes.addVolume(stack, "volume")
     matrix = vtk.vtkMatrix4x4()
@@ -38,7 +37,7 @@ def test_a_voxel_lies_where_slicer_itself_says_it_does(scene):
     assert node.GetImageData().GetScalarComponentAsDouble(25, 3, 2, 0) == stack.voxels[0, 2, 3, 25]
 
 
-def test_a_cine_comes_back_with_its_frames_times_and_place(scene):
+def test_a_cine_comes_back_with_its_frames_times_and_place():
     stack = cine(4)
     proxy, sequence = Nodes.addStack(stack, "cine")
     back = Nodes.stackFromSequence(sequence)
@@ -68,7 +67,7 @@ def test_frames_in_different_places_are_refused(scene):
     assert caught.value.failure.code == "frames-differ"
 
 
-def test_reading_a_stack_does_not_share_memory_with_the_scene(scene):
+def test_reading_a_stack_does_not_share_memory_with_the_scene():
     node = Nodes.addVolume(cine(1), "volume")
     stack = Nodes.stackFromVolume(node)
     before = stack.voxels.copy()
@@ -76,7 +75,7 @@ def test_reading_a_stack_does_not_share_memory_with_the_scene(scene):
     assert np.array_equal(stack.voxels, before)
 
 
-def test_sixty_four_bit_integers_are_taken(scene):
+def test_sixty_four_bit_integers_are_taken():
     stack = cine(1)
     node = Nodes.addVolume(stack.with_voxels(stack.voxels.astype(np.int64)), "volume")
     assert np.array_equal(slicer.util.arrayFromVolume(node), stack.voxels[0])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-
 from CaLIDReconstructLib import Inputs, Nodes, Results
 from CaLIDReconstructLib.Transaction import Transaction
 
@@ -22,7 +21,7 @@ def resultOf(node, frames: int, factor: int = 4):
     return result, transaction
 
 
-def test_a_result_lies_where_the_input_lies_in_millimetres(scene):
+def test_a_result_lies_where_the_input_lies_in_millimetres():
     volume, _ = hearts.addPicture()
     result, _ = resultOf(volume, 1, factor=4)
     inputToRas, resultToRas = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
@@ -33,7 +32,7 @@ def test_a_result_lies_where_the_input_lies_in_millimetres(scene):
         assert np.allclose(resultToRas.MultiplyPoint((column, row, 4 * index, 1)), expected, atol=1e-6)
 
 
-def test_the_input_is_untouched(scene):
+def test_the_input_is_untouched():
     volume, sequence = hearts.addPicture(frames=3)
     voxels = slicer.util.arrayFromVolume(volume).copy()
     attributes, name = tuple(sequence.GetAttributeNames()), volume.GetName()
@@ -44,7 +43,7 @@ def test_the_input_is_untouched(scene):
     assert sequence.GetNumberOfDataNodes() == 3
 
 
-def test_window_and_level_are_the_inputs(scene):
+def test_window_and_level_are_the_inputs():
     volume, _ = hearts.addPicture()
     volume.GetDisplayNode().AutoWindowLevelOff()
     volume.GetDisplayNode().SetWindowLevel(123, 77)
@@ -69,7 +68,7 @@ def test_the_result_goes_into_the_study_of_the_input(scene):
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(result.volume)) == study
 
 
-def test_a_cine_joins_the_browser_of_the_input_with_its_index_and_times(scene):
+def test_a_cine_joins_the_browser_of_the_input_with_its_index_and_times():
     volume, sequence = hearts.addPicture(frames=4)
     browser = Inputs.resolve(volume).browser
     browser.SetSelectedItemNumber(2)
@@ -82,7 +81,7 @@ def test_a_cine_joins_the_browser_of_the_input_with_its_index_and_times(scene):
     assert values == [sequence.GetNthIndexValue(index) for index in range(4)]
 
 
-def test_the_result_follows_the_browser(scene):
+def test_the_result_follows_the_browser():
     volume, _ = hearts.addPicture(frames=3)
     result, _ = resultOf(volume, 3)
     stack = hearts.dense(hearts.picture(3), 4)
@@ -106,7 +105,7 @@ def test_frames_appear_as_they_finish_and_missing_ones_are_shown_as_nothing(scen
     assert result.sequence.GetNumberOfDataNodes() == 2
 
 
-def test_provenance_and_generated_slices_are_written_on_the_nodes(scene):
+def test_provenance_and_generated_slices_are_written_on_the_nodes():
     volume, _ = hearts.addPicture(frames=2)
     result, _ = resultOf(volume, 2, factor=2)
     for node in (result.sequence, result.volume):
@@ -118,7 +117,7 @@ def test_provenance_and_generated_slices_are_written_on_the_nodes(scene):
         assert node.GetAttribute(Results.SOURCE) == "SAX"
 
 
-def test_the_mask_is_one_in_generated_slices_and_zero_in_acquired_ones(scene):
+def test_the_mask_is_one_in_generated_slices_and_zero_in_acquired_ones():
     volume, _ = hearts.addPicture()
     result, _ = resultOf(volume, 1, factor=4)
     stack = hearts.dense(hearts.picture(), 4)
@@ -128,7 +127,7 @@ def test_the_mask_is_one_in_generated_slices_and_zero_in_acquired_ones(scene):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_rollback_restores_the_scene(scene, frames):
+def test_rollback_restores_the_scene(frames):
     volume, _ = hearts.addPicture(frames)
     browser = Inputs.resolve(volume).browser
     joined = browser.GetNumberOfSynchronizedSequenceNodes(True) if browser else 0
@@ -149,7 +148,7 @@ def test_rollback_leaves_what_the_user_added_meanwhile(scene):
     assert scene.IsNodePresent(users)
 
 
-def test_a_second_result_gets_a_name_of_its_own(scene):
+def test_a_second_result_gets_a_name_of_its_own():
     volume, _ = hearts.addPicture()
     first, _ = resultOf(volume, 1)
     second, _ = resultOf(volume, 1)

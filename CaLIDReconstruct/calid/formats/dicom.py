@@ -7,6 +7,7 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.ht
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
@@ -133,32 +134,37 @@ def read_pixels(path: Path, name: str) -> tuple[np.ndarray, bool]:
             dataset = pydicom.dcmread(path)
             pixels = dataset.pixel_array
     except (NotImplementedError, RuntimeError) as err:
-        return _pixels_by_itk(path, name, err), True
+        return _pixels_by_itk(path, name, reason=err), True
     except _BROKEN as err:
         raise _truncated(name, "its pixels are not complete") from err
     return pixels.reshape((-1, *pixels.shape[-2:])), False
 
 
-def _pixels_by_itk(path: Path, name: str, reason: Exception) -> np.ndarray:
+def _pixels_by_itk(path: Path, name: str, *, reason: Exception) -> np.ndarray:
     """JPEG, JPEG-LS and JPEG 2000, which pydicom decodes only with more packages; GDCM applies the scale itself."""
     try:
         with quiet_itk():
             pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    except RuntimeError as err:
+    except RuntimeError:
         with _quiet():
             syntax = UID(str(pydicom.dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID)).name
         message = f"{name}: the pixels are compressed as {syntax} and cannot be decoded, or are damaged."
         remedy = "Decompress the images first (for example with gdcmconv --raw), or export them uncompressed."
-        raise InputError("undecodable-pixels", message, remedy) from (err or reason)
+        raise InputError("undecodable-pixels", message, remedy) from reason
     return pixels.reshape((-1, *pixels.shape[-2:]))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's remarks on values that bend the standard."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without pydicom's remarks, by warnings and log, on values that bend the standard."""
+    logger = logging.getLogger("pydicom")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _truncated(name: str, where: str) -> InputError:
@@ -184,6 +190,9 @@ def _whole_header(path: Path, name: str) -> FileDataset | None:
         with _quiet(), path.open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             meta = dataset.file_meta
+            # pydicom takes a value that is cut short for a shorter one; the next element shows that it is whole.
+            if "TransferSyntaxUID" not in meta:
+                raise _truncated(name, "it ends within its first group")
             storage = UID(str(meta.get("MediaStorageSOPClassUID", dataset.get("SOPClassUID", ""))))
             if storage and "Image Storage" not in storage.name:
                 return None
@@ -259,9 +268,18 @@ def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
 
 
 def _number(dataset: Dataset, *keywords: str) -> float:
-    """The first of these elements that is there, or NaN."""
-    values: list[Any] = [dataset.get(keyword) for keyword in keywords]
-    return float(next((value for value in values if value not in (None, "")), np.nan))
+    """The first of these elements that is there, or NaN.
+
+    Raises:
+        ValueError: it is there and not a finite number.
+    """
+    for keyword in keywords:
+        value: Any = dataset.get(keyword)
+        if value not in (None, ""):
+            if not np.isfinite(float(value)):
+                raise ValueError(f"{keyword} is {value}")
+            return float(value)
+    return float("nan")
 
 
 def _plane(dataset: Dataset, name: str) -> Plane:

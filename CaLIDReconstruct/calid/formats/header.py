@@ -1,20 +1,22 @@
-"""What a volume file says about itself, and whether all its voxels are really there.
+"""What a volume file says about itself, its voxels if they are all there, and their place in space.
 
-SimpleITK decodes the voxels, but alone it would accept damage in silence. Measured with SimpleITK 2.5.7: a NIfTI file
-cut anywhere behind its header reads as an image whose end is whatever the memory held, a pixel size of 0 or NaN becomes
-1 mm, and a MetaImage header line of 40,000 characters ends the process. So every header is read in plain Python, and
-the file is vetted before SimpleITK sees it.
+SimpleITK alone would accept damage in silence. Measured with version 2.5.7: a NIfTI file cut anywhere behind its header
+reads as an image whose end is whatever the memory held; beside a file x.nii, x.nii.gz is read with the voxels of x.nii;
+a pixel size of 0 or NaN becomes 1 mm; a MetaImage header line of 40,000 characters ends the process. So headers are
+vetted and voxels counted here, and SimpleITK, like Slicer's ITK, says where a vetted header places them.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, Literal
 
+import numpy as np
 import SimpleITK as sitk
 
 from calid.errors import InputError
@@ -37,7 +39,8 @@ class Header:
         name: the file's name, for messages.
         sizes: voxels along each axis as stored, the fastest first; the channels of a pixel are not an axis.
         spacing_mm: distances between voxels along the spatial axes.
-        bytes_per_voxel: of one voxel with all its channels.
+        dtype: of a stored voxel, with its byte order.
+        frame_axis: which of the axes is time, None if all are spatial.
         pixels: what a pixel is.
         placement: the numbers that place the image in space; only looked at for NaN.
         frame_start: time of the first frame, in `frame_unit`.
@@ -50,7 +53,8 @@ class Header:
     name: str
     sizes: tuple[int, ...]
     spacing_mm: tuple[float, ...]
-    bytes_per_voxel: int
+    dtype: np.dtype
+    frame_axis: int | None = None
     pixels: Literal["scalar", "colour", "vector", "complex"] = "scalar"
     placement: tuple[float, ...] = ()
     frame_start: float = 0.0
@@ -62,7 +66,7 @@ class Header:
     @property
     def num_bytes(self) -> int:
         """Bytes of all voxels, uncompressed."""
-        return math.prod(self.sizes) * self.bytes_per_voxel
+        return math.prod(self.sizes) * self.dtype.itemsize
 
 
 def fault(code: str, name: str, message: str, remedy: str = AGAIN) -> InputError:
@@ -121,23 +125,82 @@ def _vet_space(header: Header) -> None:
         raise fault("bad-placement", header.name, "the orientation or origin in the header is not a number.", remedy)
 
 
-def vet_voxels(header: Header, chunks: Iterator[bytes]) -> None:
-    """Compare the bytes of voxels that are there with those the header announces.
+def voxels_of(header: Header, chunks: Iterable[bytes]) -> np.ndarray:
+    """(T, Z, Y, X) voxels as stored, in native byte order, if there are exactly as many as the header announces.
 
     Raises:
         InputError: there are fewer ("truncated-file") or more ("size-mismatch").
     """
-    found = 0
+    payload = bytearray()
     for chunk in chunks:
-        found += len(chunk)
-        if found > header.num_bytes:
+        payload += chunk
+        if len(payload) > header.num_bytes:
             sizes = " x ".join(map(str, header.sizes))
-            raise fault(
-                "size-mismatch", header.name, f"the file holds more voxels than its header announces ({sizes})."
-            )
-    if found < header.num_bytes:
-        message = f"the file ends early, after {found} of {header.num_bytes} bytes of voxels."
+            message = f"the file holds more voxels than its header announces ({sizes})."
+            raise fault("size-mismatch", header.name, message)
+    if len(payload) < header.num_bytes:
+        message = f"the file ends early, after {len(payload)} of {header.num_bytes} bytes of voxels."
         raise fault("truncated-file", header.name, message)
+    axes = header.sizes[:4]
+    voxels = np.frombuffer(payload, header.dtype).reshape(axes[::-1])
+    if header.frame_axis is None:
+        voxels = voxels[np.newaxis]
+    else:
+        # numpy counts axes from the slowest.
+        voxels = np.moveaxis(voxels, len(axes) - 1 - header.frame_axis, 0)
+    return np.ascontiguousarray(voxels, dtype=header.dtype.newbyteorder("="))
+
+
+def affine_by_itk(path: Path, name: str) -> np.ndarray:
+    """The (4, 4) affine, (column, row, slice, 1) -> LPS mm, that ITK and so Slicer see in a file's header.
+
+    Args:
+        path: a vetted file; voxels are not read.
+        name: what to call it in messages.
+
+    Raises:
+        InputError: the axes are slanted where the format does not allow it, or do not span space.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with quiet_itk():
+            reader.ReadImageInformation()
+    except RuntimeError as err:
+        if "orthonormal" in str(err):
+            remedy = "Resample the image on a straight grid first (in Slicer: Resample Image)."
+            raise fault("sheared-affine", name, "the voxel axes are not perpendicular.", remedy) from err
+        reason = str(err).strip().splitlines()[-1].strip()
+        raise fault("unreadable", name, f"ITK cannot read the header ({reason}).") from err
+    count = reader.GetDimension()
+    directions = np.reshape(reader.GetDirection(), (count, count))
+    if not np.allclose(directions[:3, 3:], 0) or not abs(np.linalg.det(directions[:3, :3])) > 1e-6:
+        raise fault("bad-placement", name, "the voxel axes do not span space.", "Correct the header.")
+    affine = np.eye(4)
+    affine[:3, :3] = directions[:3, :3] * reader.GetSpacing()[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return affine
+
+
+def real_values(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """Stored values times slope plus intercept, as 64-bit floats; untouched where that changes nothing."""
+    return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+
+
+def narrowed(voxels: np.ndarray) -> np.ndarray:
+    """The same values as int16 where that is exact, else as another type of at most 32 bits.
+
+    Example:
+        >>> narrowed(np.array([0.0, 4095.0])).dtype.name, narrowed(np.array([0.5])).dtype.name
+        ('int16', 'float32')
+    """
+    low, high = voxels.min(), voxels.max()
+    if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.round(voxels)):
+        return voxels.astype(np.float32)
+    for dtype in (np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return voxels.astype(dtype)
+    return voxels
 
 
 def raw_chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -10,35 +10,41 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import numpy as np
+
 from calid.formats.header import (
     Header,
+    affine_by_itk,
     fault,
     inflated_chunks,
+    narrowed,
     need_magic,
     raw_chunks,
+    real_values,
     vet,
-    vet_voxels,
     voxel_type_fault,
+    voxels_of,
 )
 
 _HEADER_BYTES = 352
 _LARGEST_OFFSET = 1 << 20
 _COMMENT = 6
 
-_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 32: 8, 128: 3, 2304: 4, 1792: 16}
-_COMPLEX = (32, 1792)
-_COLOUR = (128, 2304)
+_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_COMPLEX = {32: "c8", 1792: "c16"}
+_COLOUR = {128: "V3", 2304: "V4"}
 _TIME_UNITS = {8: "s", 16: "ms", 24: "us"}
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_header(path: Path) -> Header:
-    """The vetted header of a NIfTI file whose voxels are all there.
+def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
+    """The vetted header of a NIfTI file, its (T, Z, Y, X) real voxels, and its (4, 4) affine to LPS mm.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
@@ -52,11 +58,27 @@ def read_header(path: Path) -> Header:
         raw = _first_bytes(gzip.GzipFile(fileobj=file) if is_zipped else file, name)
         order = _byte_order(raw, name)
         header = vet(_facts(raw, order, name))
-        # From the start once more, by zlib alone: the checksum at a stream's very end is seen, and a copy is saved.
+        # From the start once more, by zlib alone, so that the checksum at the stream's very end is seen.
         file.seek(0)
         chunks = inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file)
-        vet_voxels(header, _without_first(chunks, _voxel_offset(raw, order)))
-    return header
+        stored = voxels_of(header, _without_first(chunks, _voxel_offset(raw, order)))
+    return header, _real(stored, raw, order), _affine(raw, name)
+
+
+def _real(stored: np.ndarray, raw: bytes, order: str) -> np.ndarray:
+    """Scaled as the header says; a slope of 0 means none."""
+    slope, intercept = struct.unpack_from(order + "2f", raw, 112)
+    if slope == 0 or (slope, intercept) == (1, 0):
+        return stored
+    return narrowed(real_values(stored, slope, intercept))
+
+
+def _affine(raw: bytes, name: str) -> np.ndarray:
+    """From a copy of the bare header: beside x.nii, ITK reads x.nii.gz with the contents of x.nii."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder, "header.nii")
+        bare.write_bytes(raw[:348] + bytes(4))
+        return affine_by_itk(bare, name)
 
 
 def _first_bytes(stream: BinaryIO | gzip.GzipFile, name: str) -> bytes:
@@ -102,7 +124,7 @@ def _facts(raw: bytes, order: str, name: str) -> Header:
     steps = field("7f", 80)
     if not 1 <= dimensions <= 7:
         raise fault("damaged-header", name, f"the header gives the image {dimensions} dimensions.")
-    if datatype not in _BYTES:
+    if datatype not in _TYPES | _COMPLEX | _COLOUR:
         raise voxel_type_fault(name, f"NIfTI type {datatype}")
     if raw[123] & 7 not in (0, 2):
         raise fault("unsupported-unit", name, "lengths are not in millimetres.", "Save the image in millimetres.")
@@ -111,7 +133,8 @@ def _facts(raw: bytes, order: str, name: str) -> Header:
         name=name,
         sizes=tuple(sizes[:dimensions]),
         spacing_mm=steps[: min(dimensions, 3)],
-        bytes_per_voxel=_BYTES[datatype],
+        dtype=np.dtype(order + (_TYPES | _COMPLEX | _COLOUR)[datatype]),
+        frame_axis=3 if dimensions > 3 else None,
         pixels=_pixels(datatype, is_vector=is_vector),
         # Intensity scale, quaternion and offset, matrix rows.
         placement=field("2f", 112) + field("6f", 256) + field("12f", 280),

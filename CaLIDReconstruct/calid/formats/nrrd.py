@@ -20,6 +20,7 @@ import numpy as np
 
 from calid.formats.header import (
     Header,
+    affine_by_itk,
     detached_fault,
     encoding_fault,
     fault,
@@ -31,8 +32,8 @@ from calid.formats.header import (
     raw_chunks,
     text_lines,
     vet,
-    vet_voxels,
     voxel_type_fault,
+    voxels_of,
 )
 from calid.stack import Stack
 
@@ -59,8 +60,8 @@ _UNITS = {
 _MAGIC = b"NRRD"
 
 
-def read_header(path: Path) -> Header:
-    """The vetted header of a NRRD file whose voxels are all there.
+def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
+    """The vetted header of a NRRD file, its (T, Z, Y, X) voxels, and its (4, 4) affine to LPS mm.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
@@ -77,8 +78,8 @@ def read_header(path: Path) -> Header:
         if encoding not in ("raw", "gzip", "gz") or any(key.endswith("skip") for key in fields):
             raise encoding_fault(name, encoding)
         header = vet(_facts(fields, entries, name))
-        vet_voxels(header, raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31))
-    return header
+        voxels = voxels_of(header, raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31))
+    return header, voxels, affine_by_itk(path, name)
 
 
 def _fields(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -111,7 +112,8 @@ def _facts(fields: Mapping[str, str], entries: Mapping[str, str], name: str) -> 
         name=name,
         sizes=sizes,
         spacing_mm=tuple(value for index, value in enumerate(spacing) if index != axis and value is not None),
-        bytes_per_voxel=np.dtype(dtype).itemsize,
+        dtype=np.dtype(dtype).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<"),
+        frame_axis=axis,
         pixels="scalar" if axis is None else _pixels(kinds[axis]),
         placement=tuple(numbers(re.sub(r"[(),]", " ", fields.get("space origin", "")), name)),
         frame_step=None if axis is None else spacing[axis],

@@ -205,7 +205,7 @@ function start(view, scene) {
   view.prepend(gl.canvas);
   const camera = new Camera(gl, { fov: 28, near: 10, far: 2000 });
   const target = new Vec3(...scene.center);
-  camera.position.set(scene.center[0], scene.center[1] + 0.25 * scene.radius, scene.center[2] + 5.2 * scene.radius);
+  camera.position.set(scene.center[0], scene.center[1] + 0.2 * scene.radius, scene.center[2] + 3.7 * scene.radius);
   const controls = new Orbit(camera, { element: gl.canvas, target, minDistance: scene.radius, maxDistance: 900 });
   const world = new Transform();
   let frame = 0;

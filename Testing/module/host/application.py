@@ -114,7 +114,9 @@ def _useSlicerPython() -> None:
     source = os.environ.get("CALID_SLICER_SOURCE")
     folder = Path(source) / "Base" / "Python" / "slicer" if source else HOST_FOLDER / "slicer_python"
     if not (folder / "i18n.py").is_file():
-        raise RuntimeError(f"CALID_SLICER_SOURCE={source} has no Base/Python/slicer/i18n.py: name a Slicer source tree.")
+        raise RuntimeError(
+            f"CALID_SLICER_SOURCE={source} has no Base/Python/slicer/i18n.py: name a Slicer source tree."
+        )
     slicer.__path__.append(str(folder))
     if source:
         spec = importlib.util.spec_from_file_location("slicer.util", folder / "util.py")

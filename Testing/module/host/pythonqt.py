@@ -16,7 +16,7 @@ CUSTOM_WIDGETS: dict[str, type] = {}
 
 
 class _Property:
-    """On an instance the Qt property's value, on the class what PySide6 had under that name (such as a static method)."""
+    """On an instance the Qt property's value, on the class what PySide6 has under that name (a static method)."""
 
     def __init__(self, name: str, original) -> None:
         self.name, self.original = name, original

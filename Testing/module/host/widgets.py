@@ -1,6 +1,7 @@
 """Stand-ins for the CTK and qMRML widgets that the panel's `.ui` names; `ctk` and `slicer.qMRML...` point here.
 
-They keep the properties, signals and methods that the module uses, on a real MRML scene. They do not look like the real ones.
+They keep the properties, signals and methods that the module uses, on a real MRML scene. They do not look like the
+real ones.
 """
 
 from __future__ import annotations
@@ -8,57 +9,79 @@ from __future__ import annotations
 import sys
 import types
 
+import shiboken6
 import slicer
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import QEvent, Qt, Signal
 
 from . import pythonqt
 
 qt = pythonqt.makeModule()
 
 
+class Dynamic:
+    """A property of a stand-in, kept as a dynamic Qt property, so that the `.ui` can set it too."""
+
+    def __init__(self, name: str, default) -> None:
+        self.name, self.default = name, default
+
+    def __get__(self, instance, owner):
+        if instance is None:
+            return self
+        value = instance.property(self.name)
+        return self.default if value is None else value
+
+    def __set__(self, instance, value) -> None:
+        instance.setProperty(self.name, value)
+
+
+class Reacting:
+    """Calls `propertyChanged` when a dynamic property was written, by the `.ui` or by the module."""
+
+    def event(self, event) -> bool:
+        handled = super().event(event)
+        if event.type() == QEvent.DynamicPropertyChange:
+            self.propertyChanged(bytes(event.propertyName().data()).decode())
+        return handled
+
+
 @pythonqt.customWidget
-class ctkCollapsibleButton(qt.QWidget):
+class ctkCollapsibleButton(Reacting, qt.QWidget):
     contentsCollapsed = Signal(bool)
     HEADER = 24
+    text = Dynamic("text", "")
+    collapsed = Dynamic("collapsed", False)
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
-        self._text, self._collapsed = "", False
         self.setContentsMargins(2, self.HEADER, 2, 2)
 
-    def _setText(self, value: str) -> None:
-        self._text = value
+    def propertyChanged(self, name: str) -> None:
         self.update()
-
-    def _setCollapsed(self, value: bool) -> None:
-        self._collapsed = value
-        self._apply()
-        self.contentsCollapsed.emit(value)
+        if name == "collapsed":
+            self._apply()
+            self.contentsCollapsed.emit(self.collapsed)
 
     def _apply(self) -> None:
         for child in self.findChildren(qt.QWidget, options=Qt.FindDirectChildrenOnly):
-            child.setVisible(not self._collapsed)
-        self.setMaximumHeight(self.HEADER + 4 if self._collapsed else 16777215)
+            child.setVisible(not self.collapsed)
+        self.setMaximumHeight(self.HEADER + 4 if self.collapsed else 16777215)
 
     def showEvent(self, event) -> None:
-        if self._collapsed:
+        if self.collapsed:
             self._apply()
         super().showEvent(event)
 
     def mousePressEvent(self, event) -> None:
         if event.position().y() < self.HEADER:
-            self.setProperty("collapsed", not self._collapsed)
+            self.collapsed = not self.collapsed
 
     def paintEvent(self, event) -> None:
         del event
         painter = qt.QPainter(self)
         painter.fillRect(0, 0, self.property("width"), self.HEADER - 4, qt.QColor(214, 219, 228))
         painter.setPen(qt.QColor(30, 30, 30))
-        painter.drawText(8, 15, ("▸  " if self._collapsed else "▾  ") + self._text)
+        painter.drawText(8, 15, ("▸  " if self.collapsed else "▾  ") + self.text)
         painter.end()
-
-    text = Property(str, lambda self: self._text, _setText)
-    collapsed = Property(bool, lambda self: self._collapsed, _setCollapsed)
 
 
 @pythonqt.customWidget
@@ -69,9 +92,13 @@ class ctkPathLineEdit(qt.QLineEdit):
         super().__init__(parent)
         self.textChanged.connect(self.currentPathChanged)
 
-    currentPath = Property(str, lambda self: self.property("text"), lambda self, value: self.setText(value))
-    filters = Property(int, lambda self: 0, lambda self, value: None)
-    settingKey = Property(str, lambda self: "", lambda self, value: None)
+    @property
+    def currentPath(self) -> str:
+        return self.property("text")
+
+    @currentPath.setter
+    def currentPath(self, value: str) -> None:
+        self.setText(value)
 
 
 @pythonqt.customWidget
@@ -86,37 +113,38 @@ class qMRMLWidget(qt.QWidget):
 
 
 @pythonqt.customWidget
-class qMRMLNodeComboBox(qt.QComboBox):
+class qMRMLNodeComboBox(Reacting, qt.QComboBox):
     currentNodeChanged = Signal(object)
+    nodeTypes = Dynamic("nodeTypes", ())
+    noneEnabled = Dynamic("noneEnabled", False)
 
     def __init__(self, parent=None) -> None:
+        self._scene, self._ids = None, []
         super().__init__(parent)
-        self._scene, self._types, self._ids = None, [], []
-        self._noneEnabled, self._base, self._hidden = False, "", {}
         self.currentIndexChanged.connect(lambda _: self.currentNodeChanged.emit(self.currentNode()))
 
-    def _set(self, name: str, value) -> None:
-        setattr(self, name, value)
+    def propertyChanged(self, name: str) -> None:
+        del name
         self._refresh()
-
-    nodeTypes = Property("QStringList", lambda self: self._types, lambda self, v: self._set("_types", list(v)))
-    noneEnabled = Property(bool, lambda self: self._noneEnabled, lambda self, v: self._set("_noneEnabled", v))
-    baseName = Property(str, lambda self: self._base, lambda self, v: self._set("_base", v))
-    addEnabled = Property(bool, lambda self: True, lambda self, v: None)
-    removeEnabled = Property(bool, lambda self: True, lambda self, v: None)
-    renameEnabled = Property(bool, lambda self: True, lambda self, v: None)
-    showChildNodeTypes = Property(bool, lambda self: False, lambda self, v: None)
-    noneDisplay = Property(str, lambda self: "", lambda self, v: None)
 
     def setMRMLScene(self, scene) -> None:
         self._scene = scene
         for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent, scene.EndImportEvent):
-            scene.AddObserver(event, lambda *_: self._refresh())
+            self._observe(scene, event)
         self._refresh()
 
+    def _observe(self, scene, event: int) -> None:
+        def react(*_args) -> None:
+            if shiboken6.isValid(self):
+                self._refresh()
+            else:
+                scene.RemoveObserver(tag)
+
+        tag = scene.AddObserver(event, react)
+
     def _nodes(self) -> list:
-        nodes = [node for name in self._types for node in slicer.util.getNodesByClass(name)]
-        return [node for node in nodes if node.GetClassName() in self._types and not node.GetHideFromEditors()]
+        nodes = [node for name in self.nodeTypes for node in slicer.util.getNodesByClass(name)]
+        return [node for node in nodes if node.GetClassName() in self.nodeTypes and not node.GetHideFromEditors()]
 
     def _refresh(self) -> None:
         if not self._scene:
@@ -124,7 +152,7 @@ class qMRMLNodeComboBox(qt.QComboBox):
         current = self.currentNodeID
         blocked = self.blockSignals(True)
         self.clear()
-        entries = [("", "None")] if self._noneEnabled else []
+        entries = [("", "None")] if self.noneEnabled else []
         entries += [(node.GetID(), node.GetName()) for node in self._nodes()]
         self._ids = [identifier for identifier, _ in entries]
         for _, name in entries:

@@ -40,7 +40,7 @@ class ScriptedLoadableModuleWidget:
 
 
 class ScriptedLoadableModuleLogic:
-    def __init__(self, parent=None):
+    def __init__(self, _parent=None):
         self.moduleName = type(self).__name__.removesuffix("Logic")
 
     def getParameterNode(self):
@@ -56,5 +56,5 @@ class ScriptedLoadableModuleLogic:
 
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
-    def delayDisplay(self, message, requestedDelay=None, msec=None):
+    def delayDisplay(self, message, _requestedDelay=None, _msec=None):
         print(message)

@@ -21,5 +21,5 @@ def pip_check(requirement):
         return False
 
 
-def pip_ensure(requirements, prompt_install=True, requester=None, **kwargs):
+def pip_ensure(requirements, prompt_install=True, requester=None, **_options):
     installed.append(([str(requirement) for requirement in requirements], prompt_install, requester))

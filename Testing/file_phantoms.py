@@ -1,4 +1,4 @@
-"""Synthetic DICOM, written with pydicom from stacks whose every voxel is known."""
+"""Stacks whose every voxel is known, and synthetic DICOM written from them with pydicom."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import phantoms
 import pydicom
 from calid.stack import Stack
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -17,6 +18,20 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 
 Tags = Mapping[str, Any]
+
+
+def noisy_stack(
+    shape: tuple[int, int, int, int] = (3, 5, 18, 24),
+    *,
+    spacing_mm: tuple[float, float, float] = (1.5, 1.4, 8.0),
+    seed: int = 0,
+    step_ms: float = 33.5,
+) -> Stack:
+    """An oblique, off-centre cine of noise, (frames, slices, rows, columns), in which no two places look alike."""
+    voxels = np.random.default_rng(seed).integers(0, 2000, shape).astype(np.int16)
+    origin = np.random.default_rng([seed, 1]).uniform(-90, 90, 3)
+    matrix = phantoms.affine(spacing_mm, phantoms.rotation(seed), origin)
+    return Stack(voxels, matrix, 2.25 + step_ms * np.arange(shape[0]))
 
 
 def dataset(pixels: np.ndarray, *, storage: str = MR, **tags: Any) -> FileDataset:

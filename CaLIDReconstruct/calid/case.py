@@ -1,0 +1,187 @@
+"""Everything a report tells of one heart, gathered from a stack, its long-axis images and the tools at hand.
+
+The tools (upsampling, segmentation) are callables, so that a case can be gathered with ground-truth labels, with a
+different model, or with neither: what is missing is said, with its reason, and the rest is there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from calid.anatomy import clean_labels, heart_axes
+from calid.checks import ISOTROPIC_RATIO
+from calid.comparison import HEART_RADIUS_MM
+from calid.errors import CalidError
+from calid.function import Function, cardiac_function
+from calid.longaxis import heart_centre
+from calid.stack import Stack
+from calid.study import LaxImage
+from calid.trust import Trust, trust
+
+_TRUST_MARGIN_MM = 15.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a case is gathered with.
+
+    Args:
+        upsample: sparse stack -> dense stack with marks and provenance.
+        predict: n slices -> 2n - 1 by the same model; None leaves the trust score out.
+        segment: stack -> labels on its grid; None leaves out all that follows from labels.
+        method: name of the model, as headings show it.
+    """
+
+    upsample: Callable[[Stack], Stack]
+    predict: Callable[[Stack], Stack] | None = None
+    segment: Callable[[Stack], Stack] | None = None
+    method: str = "CaLID+"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something the report does not have, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One heart.
+
+    Args:
+        dense: the stack the report is about.
+        sparse: its acquired slices; None where the stack came without any generated ones.
+        lax: acquired long-axis images.
+        labels: cleaned, on the dense stack's grid.
+        function: from the dense labels.
+        sparse_function: from the acquired slices' labels alone.
+        trust: acquired slices predicted from their neighbours.
+        method: name of the model.
+        seconds: the upsampling took; None where the stack came dense.
+    """
+
+    dense: Stack
+    sparse: Stack | None
+    lax: tuple[LaxImage, ...]
+    labels: Stack | Missing
+    function: Function | Missing
+    sparse_function: Function | Missing
+    trust: Trust | Missing
+    method: str
+    seconds: float | None
+
+
+def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
+    """Upsample a sparse stack (take a dense one as it is), segment it, measure it and try the model on it.
+
+    Raises:
+        CalidError: if the stack cannot be used; missing weights for segmentation only leave its parts out.
+    """
+    started = time.monotonic()
+    dense = stack if is_dense(stack) else tools.upsample(stack)
+    seconds = None if dense is stack else time.monotonic() - started
+    sparse = acquired_slices(dense)
+    raw = _attempt(tools.segment, dense, "No segmentation model was given.")
+    labels: Stack | Missing = raw if isinstance(raw, Missing) else clean_labels(raw)
+    function = _function(labels)
+    return Case(
+        dense=dense,
+        sparse=sparse,
+        lax=lax,
+        labels=labels,
+        function=function,
+        sparse_function=_sparse_function(raw),
+        trust=_trust(sparse, lax, labels, tools.predict),
+        method=tools.method,
+        seconds=seconds,
+    )
+
+
+def is_dense(stack: Stack) -> bool:
+    """Whether a stack has generated slices already, or slices about as near to each other as its pixels."""
+    x, y, z = stack.spacing_mm
+    return bool(stack.generated.any()) or z <= ISOTROPIC_RATIO * max(x, y)
+
+
+def acquired_slices(dense: Stack) -> Stack | None:
+    """The acquired slices of a dense stack; None where none is marked as generated or they are not evenly spaced."""
+    acquired = np.flatnonzero(~dense.generated)
+    gaps = np.unique(np.diff(acquired))
+    if not dense.generated.any() or gaps.size != 1:
+        return None
+    affine = dense.slice_affine(int(acquired[0]))
+    affine[:3, 2] *= gaps[0]
+    return Stack(dense.voxels[:, acquired], affine, dense.frame_times_ms, provenance=dense.provenance)
+
+
+def around_heart(sparse: Stack, lax: tuple[LaxImage, ...], labels: Stack | Missing) -> np.ndarray:
+    """(Z, Y, X) bool on the acquired slices: near the labels, else near where the long-axis images meet, else all."""
+    if isinstance(labels, Stack) and labels.voxels.any():
+        inside = (labels.voxels > 0).any(axis=(0, 1))
+        distance = ndimage.distance_transform_edt(~inside, sampling=sparse.spacing_mm[1::-1])
+        return np.broadcast_to(distance <= _TRUST_MARGIN_MM, sparse.voxels.shape[1:])
+    if not lax:
+        return np.ones(sparse.voxels.shape[1:], bool)
+    centre = sparse.to_index(heart_centre(sparse, [image.stack for image in lax]))
+    rows, columns = np.indices(sparse.voxels.shape[2:])
+    away = np.hypot((columns - centre[0]) * sparse.spacing_mm[0], (rows - centre[1]) * sparse.spacing_mm[1])
+    return np.broadcast_to(away <= HEART_RADIUS_MM, sparse.voxels.shape[1:])
+
+
+def _attempt(tool: Callable[[Stack], Stack] | None, stack: Stack, otherwise: str) -> Stack | Missing:
+    if tool is None:
+        return Missing(otherwise)
+    try:
+        return tool(stack)
+    except CalidError as error:
+        return Missing(str(error))
+
+
+def _function(labels: Stack | Missing) -> Function | Missing:
+    if isinstance(labels, Missing):
+        return labels
+    try:
+        return cardiac_function(labels)
+    except CalidError as error:
+        return Missing(str(error))
+
+
+def _sparse_function(raw: Stack | Missing) -> Function | Missing:
+    """From the labels of the acquired slices alone, cleaned without knowledge of the generated ones."""
+    if isinstance(raw, Missing):
+        return raw
+    sparse = acquired_slices(raw)
+    if sparse is None:
+        return Missing("The stack has no generated slices, so there is only one way to measure it.")
+    return _function(clean_labels(sparse))
+
+
+def _trust(
+    sparse: Stack | None, lax: tuple[LaxImage, ...], labels: Stack | Missing, predict: Callable[[Stack], Stack] | None
+) -> Trust | Missing:
+    if sparse is None:
+        return Missing("The acquired slices are not marked in this stack, so none can be left out.")
+    if predict is None:
+        return Missing("No model was given to predict left-out slices.")
+    moments = sorted({0, sparse.num_frames // 3})
+    few = Stack(sparse.voxels[moments], sparse.affine, sparse.frame_times_ms[moments])
+    try:
+        found = trust(few, predict, region=around_heart(sparse, lax, labels), base_first=_base_first(labels))
+    except CalidError as error:
+        return Missing(str(error))
+    return found or Missing("Fewer than three acquired slices: none has two neighbours.")
+
+
+def _base_first(labels: Stack | Missing) -> bool | None:
+    if isinstance(labels, Missing):
+        return None
+    try:
+        return bool(heart_axes(labels).apexward @ labels.directions_lps[:, 2] > 0)
+    except CalidError:
+        return None

@@ -1,0 +1,198 @@
+"""The report's chapters as HTML: long axis, 3D, function and trust; each says why where it has nothing to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from calid import page, stills, viewer
+from calid.case import Case, Missing
+from calid.chart import Curve, volume_curves
+from calid.comparison import Column, ViewAgreement, agreement_table, crossing_views, standard_columns
+from calid.errors import InputError
+from calid.function import Function, compare_function
+from calid.longaxis import cut, derive_planes, heart_centre
+from calid.sheet import derived_sheet, lax_movie, lax_sheet, upright_plane
+from calid.stack import Stack
+from calid.surfaces import surfaces
+from calid.trust import Trust
+
+_MIN_MOVIE_FRAMES = 5
+_VIEW_GRID_MM = 2.0
+_STILL_SIZE = (360, 360)
+_STILL_TURNS = ((0, "anterior"), (90, "septal"), (180, "inferior"), (270, "lateral"))
+_LV_COLOUR, _RV_COLOUR = "#e0645c", "#6f9cf0"
+
+
+# --- long axis --------------------------------------------------------------------------------------------------------
+
+
+def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]:
+    """The long-axis chapter, and its figures.
+
+    Args:
+        case: with or without acquired long-axis images.
+        folder: for pictures on their way into the page.
+    """
+    columns = _columns(case)
+    if crossing_views(case.lax, case.dense):
+        return _acquired_views(case, columns, folder)
+    try:
+        planes = _derived(case)
+    except InputError as error:
+        return [page.paragraph(f"There are no long-axis images, and no planes could be derived: {error}")], []
+    derived_sheet(planes, columns, folder / "sheet.png")
+    caption = "No long-axis images were given. These planes follow from the labels: LV axis, septum and anterior wall."
+    return [page.picture(folder / "sheet.png", caption, alternative="Long-axis planes derived from the labels")], []
+
+
+def _columns(case: Case) -> tuple[Column, ...]:
+    if case.sparse is None:
+        return (Column(case.method, case.dense),)
+    return standard_columns(case.sparse, case.dense, case.method)
+
+
+def _derived(case: Case) -> dict[str, Stack]:
+    if isinstance(case.labels, Missing):
+        raise InputError("no-labels", case.labels.reason, "Give long-axis images with --lax.")
+    return derive_planes(case.labels)
+
+
+def _acquired_views(case: Case, columns: tuple[Column, ...], folder: Path) -> tuple[list[str], list[ViewAgreement]]:
+    figures = lax_sheet(case.lax, columns, folder / "sheet.png")
+    parts = []
+    if case.dense.num_frames >= _MIN_MOVIE_FRAMES:
+        first = crossing_views(case.lax, case.dense)[0]
+        movie = lax_movie(first, case.lax, columns[-2:], folder / "beat.webp")
+        parts.append(page.picture(movie, f"{first.name}, beating.", alternative="A beating long-axis view"))
+    caption = (
+        "Each row is one acquired long-axis plane; the columns beside it are cut from the short-axis stack in exactly "
+        "that plane and phase. One scale, one window per row. Marks at the sides: acquired slices."
+    )
+    parts.append(page.picture(folder / "sheet.png", caption, alternative="Long-axis views, acquired and cut"))
+    return [*parts, agreement_table(figures)], figures
+
+
+# --- 3D ---------------------------------------------------------------------------------------------------------------
+
+
+def in_3d(case: Case) -> tuple[list[str], list[str]]:
+    """The 3D chapter (view and stills), and the scripts it needs."""
+    if isinstance(case.labels, Missing):
+        return [page.paragraph(f"There are no surfaces to show. {case.labels.reason}")], []
+    labels = case.labels
+    frame = viewer.viewing_frame(labels)
+    found = (surfaces(labels, index, grid_mm=_VIEW_GRID_MM) for index in range(labels.num_frames))
+    meshes = [viewer.viewed(one, frame) for one in found]
+    if not any(meshes):
+        return [page.paragraph("There are no surfaces to show: no voxel is labelled.")], []
+    scene = viewer.scene(meshes, labels.frame_times_ms, frame, _standing_pictures(case))
+    moments: dict[str, int | None] = {"the first phase": 0}
+    if isinstance(case.function, Function):
+        moments = {"end-diastole": case.function.ed_frame, "end-systole": case.function.es_frame}
+    pictures = [_still(meshes[index], name) for name, index in moments.items() if index is not None and meshes[index]]
+    return [viewer.element(scene), *pictures], [viewer.script()]
+
+
+def _standing_pictures(case: Case) -> list[viewer.Picture]:
+    """The acquired long-axis planes, filled from the dense stack, as they stand in the heart."""
+    if not case.lax:
+        return []
+    centre = heart_centre(case.dense, [image.stack for image in case.lax])
+    low, high = np.percentile(case.dense.voxels[0], [1, 99.5])
+    pictures = []
+    for image in crossing_views(case.lax, case.dense):
+        upright = upright_plane(image.stack.frame(0), case.dense, centre)
+        shape = (case.dense.num_frames, *upright.voxels.shape[1:])
+        plane = Stack(np.zeros(shape, np.uint8), upright.affine, case.dense.frame_times_ms)
+        pictures.append(viewer.Picture(f"{image.name} plane", plane, cut(case.dense, plane), (low, max(high, low + 1))))
+    return pictures
+
+
+def _still(meshes: viewer.Meshes, moment: str) -> str:
+    """The ventricles from four sides, in one picture."""
+    views = [
+        stills.paint(viewer.bodies(viewer.turned(meshes, degrees)), size=_STILL_SIZE, ground=viewer.GROUND_RGB)
+        for degrees, _ in _STILL_TURNS
+    ]
+    caption = f"At {moment}, from four sides: {', '.join(side for _, side in _STILL_TURNS)}."
+    return page.picture_bytes(stills.beside(views), "image/png", caption, alternative=f"Ventricles at {moment}")
+
+
+# --- function ---------------------------------------------------------------------------------------------------------
+
+
+def function(case: Case) -> list[str]:
+    """Volume curve and table, from the acquired slices and from the dense stack."""
+    if isinstance(case.function, Missing):
+        return [page.paragraph(f"There are no volumes. {case.function.reason}")]
+    dense, sparse = case.function, case.sparse_function
+    parts = [_curves(dense, sparse)] if dense.frame_times_ms.size > 2 else []
+    if isinstance(sparse, Missing):
+        rows = [[one.name, with_unit(one.dense, one.unit)] for one in compare_function(dense, dense)]
+        return [*parts, page.table(["", "from this stack"], rows), page.paragraph(sparse.reason)]
+    rows = []
+    for one in compare_function(sparse, dense):
+        difference = with_unit(one.difference, one.unit, signed=True)
+        rows.append([one.name, with_unit(one.sparse, one.unit), with_unit(one.dense, one.unit), difference])
+    explained = page.paragraph(
+        "Volumes are areas times the thickness each slice stands for; end-diastole and end-systole are the largest and "
+        "smallest LV cavity; mass is wall volume times 1.05 g/ml. The difference between the two stacks is the "
+        "plainest uncertainty there is; errors that both share, such as a misplaced base, do not show in it."
+    )
+    return [*parts, page.table(["", "acquired slices", "upsampled stack", "difference"], rows), explained]
+
+
+def _curves(dense: Function, sparse: Function | Missing) -> str:
+    times = dense.frame_times_ms
+    curves = [
+        Curve("LV", times, dense.lv.volumes_ml, _LV_COLOUR),
+        Curve("RV", times, dense.rv.volumes_ml, _RV_COLOUR),
+    ]
+    if isinstance(sparse, Function):
+        curves.append(Curve("LV, acquired", times, sparse.lv.volumes_ml, _LV_COLOUR, dashed=True))
+        curves.append(Curve("RV, acquired", times, sparse.rv.volumes_ml, _RV_COLOUR, dashed=True))
+    marks = [(float(times[dense.ed_frame]), "ED")]
+    if dense.es_frame is not None:
+        marks.append((float(times[dense.es_frame]), "ES"))
+    return volume_curves(curves, marks)
+
+
+# --- trust ------------------------------------------------------------------------------------------------------------
+
+
+def trust(found: Trust | Missing, method: str) -> list[str]:
+    """The trust score per level of the heart, and how to read it."""
+    if isinstance(found, Missing):
+        return [page.paragraph(f"There is no trust score. {found.reason}")]
+    head = ["level", "slices", f"error, {method}", "error, linear", "ratio", f"edges, {method}", "edges, linear"]
+    rows = [_trust_row(found, level, level) for level in found.levels if level != "slice"]
+    rows.append(_trust_row(found, None, "all"))
+    comparison = "smaller" if found.score < 1 else "larger"
+    return [
+        page.paragraph(
+            f"Every inner acquired slice was left out and predicted from its two neighbours, across twice the gap that "
+            f"was filled in. {method}'s error is {abs(1 - found.score):.0%} {comparison} than linear interpolation's."
+        ),
+        page.table(head, rows),
+        page.paragraph(
+            "Errors are root mean squares around the heart in per cent of the image's contrast; edges are the "
+            "correlation of in-plane gradients with the true slice, 1 is perfect. A sharp guess can have a larger "
+            "error than a blurred one and still look more like the truth, so both are shown."
+        ),
+    ]
+
+
+def _trust_row(found: Trust, level: str | None, name: str) -> list[str]:
+    count = sum(level in (None, one.level) for one in found.slices)
+    model, linear = found.mean("model_rmse", level), found.mean("linear_rmse", level)
+    edges = [f"{found.mean(figure, level):.2f}" for figure in ("model_edges", "linear_edges")]
+    return [name, f"{count}", f"{model:.1f} %", f"{linear:.1f} %", f"{model / linear:.2f}", *edges]
+
+
+def with_unit(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """A figure as people read it, or that there is none."""
+    if value is None:
+        return "not measured"
+    return f"{value:{'+' if signed else ''}.1f} {unit}"

@@ -1,0 +1,238 @@
+"""`calid report`: one HTML file about one heart, readable offline, with nothing in it that loads from elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import secrets
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calid import __version__, chapters, page
+from calid.case import Case, Missing, Tools, gather
+from calid.chapters import with_unit
+from calid.comparison import ViewAgreement
+from calid.errors import InputError, OutputError
+from calid.files import read_lax_folder, read_stack, read_study
+from calid.function import Function
+from calid.stack import Stack
+from calid.trust import Trust
+
+DEFAULT_TITLE = "A heart, upsampled"
+
+
+# --- the document -----------------------------------------------------------------------------------------------------
+
+
+def document(case: Case, title: str = DEFAULT_TITLE) -> str:
+    """The whole report as HTML."""
+    with tempfile.TemporaryDirectory(prefix="calid-report-") as folder:
+        long_axis, figures = chapters.long_axis(case, Path(folder))
+    view, scripts = chapters.in_3d(case)
+    sections = [
+        page.tiles(_headline(case)),
+        page.section("Long-axis views", *long_axis),
+        page.section("The ventricles in 3D", *view),
+        page.section("Function", *chapters.function(case)),
+        page.section("Trust", *chapters.trust(case.trust, case.method)),
+        page.section("Provenance", page.facts(_provenance(case))),
+        _data(case, figures),
+    ]
+    return page.page(title, _lead(case), sections, scripts=scripts)
+
+
+def _lead(case: Case) -> str:
+    if case.sparse is None:
+        return f"{case.dense.num_slices} slices, {case.dense.spacing_mm[2]:.1f} mm apart, taken as they came."
+    return (
+        f"{case.sparse.num_slices} acquired short-axis slices, {case.sparse.spacing_mm[2]:.1f} mm apart, became "
+        f"{case.dense.num_slices}, {case.dense.spacing_mm[2]:.1f} mm apart, by {case.method}."
+    )
+
+
+def _headline(case: Case) -> list[tuple[str, str]]:
+    shown = [("slices", f"{case.dense.num_slices}"), ("acquired", f"{int((~case.dense.generated).sum())}")]
+    if isinstance(case.function, Function):
+        lv, rv = case.function.lv, case.function.rv
+        shown += [("LV EDV", with_unit(lv.edv_ml, "ml")), ("LV EF", with_unit(lv.ef_percent, "%"))]
+        shown += [("LV mass", with_unit(case.function.mass_g, "g")), ("RV EF", with_unit(rv.ef_percent, "%"))]
+    if isinstance(case.trust, Trust):
+        shown.append(("error beside linear", f"{case.trust.score:.2f}"))
+    return shown
+
+
+def _provenance(case: Case) -> dict[str, Any]:
+    facts: dict[str, Any] = dict(case.dense.provenance)
+    if isinstance(case.labels, Stack):
+        facts |= {name: value for name, value in case.labels.provenance.items() if name not in facts}
+    if case.seconds is not None:
+        facts["seconds to upsample"] = f"{case.seconds:.1f}"
+    facts["report made"] = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    facts["report by"] = f"CaLID {__version__}, Python {platform.python_version()}, numpy {np.__version__}"
+    return facts
+
+
+# --- the same for programs --------------------------------------------------------------------------------------------
+
+
+def _data(case: Case, figures: list[ViewAgreement]) -> str:
+    """The report's figures as a JSON value in the page, element `calid-report`."""
+    value = {
+        "calid": __version__,
+        "slices": case.dense.num_slices,
+        "acquired": int((~case.dense.generated).sum()),
+        "long_axis": {
+            one.view: {name: dataclasses.asdict(figure) for name, figure in one.columns.items()} for one in figures
+        },
+        "function": _plain(case.function),
+        "function_acquired": _plain(case.sparse_function),
+        "trust": _plain(case.trust),
+        "provenance": dict(case.dense.provenance),
+    }
+    text = json.dumps(_finite(value), default=str).replace("</", "<\\/")
+    return f'<script type="application/json" id="calid-report">{text}</script>\n'
+
+
+def _plain(value: Function | Trust | Missing) -> dict[str, Any]:
+    if isinstance(value, Trust):
+        return value.as_json()
+    if isinstance(value, Missing):
+        return {"missing": value.reason}
+    plain = dataclasses.asdict(value)
+    for name in ("lv", "rv"):
+        plain[name]["ef_percent"] = getattr(value, name).ef_percent
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """The same with lists for arrays and None for what is not finite, neither of which JSON has."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_finite(part) for part in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(html: str, path: Path, *, overwrite: bool = False) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        OutputError: if the name does not end in .html, something exists there, or it cannot be written.
+    """
+    path = Path(path)
+    check_report_path(path, overwrite=overwrite)
+    draft = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        draft.write_text(html, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        remedy = "Choose another folder, or free some space."
+        raise OutputError("unwritable", f"{path} cannot be written ({error.strerror or error}).", remedy) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def check_report_path(path: Path, *, overwrite: bool = False) -> None:
+    """Return if a report can be written to `path`; to be asked before the long work.
+
+    Raises:
+        OutputError: as `write_report`.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OutputError("unknown-extension", f"{path.name} is no HTML file.", "End the report's name in .html.")
+    if not path.parent.is_dir():
+        raise OutputError("missing-folder", f"The folder {path.parent} does not exist.", "Create it first.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError("exists", f"{path} exists already.", "Choose another name, or ask to overwrite it.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError("unwritable", f"The folder {path.parent} cannot be written to.", "Choose another folder.")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `calid report`."""
+    parser.add_argument("input", type=Path, help="sparse or dense stack: a volume file, or a folder of DICOM files")
+    parser.add_argument("output", type=Path, help="the report, .html")
+    parser.add_argument("--lax", type=Path, metavar="DIR", help="folder of long-axis images (DICOM or volume files)")
+    parser.add_argument("--labels", type=Path, metavar="PATH", help="labels of the dense stack, instead of a model's")
+    parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
+    parser.add_argument("--method", default="calid+", choices=["calid", "calid+", "linear"])
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
+    parser.add_argument("--title", default=DEFAULT_TITLE, help="the report's heading; name no patient")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the report; exit code 0."""
+    check_report_path(options.output, overwrite=options.overwrite)
+    if options.input.is_dir():
+        study = read_study(options.input)
+        stack, lax = study.sax, study.lax
+    else:
+        stack, lax = read_stack(options.input), ()
+    if options.lax is not None:
+        lax = read_lax_folder(options.lax)
+    case = gather(stack, tuple(lax), _tools(options))
+    write_report(document(case, options.title), options.output, overwrite=options.overwrite)
+    print(f"{options.output}: {_lead(case)} {page.STANDING_NOTE}")
+    return 0
+
+
+def _tools(options: argparse.Namespace) -> Tools:
+    """The engine's own model and segmenter, as the command line asks for them."""
+    from calid.reconstruct import Settings, upsample
+    from calid.segmentation import segment
+
+    def fill(factor: str) -> Callable[[Stack], Stack]:
+        settings = Settings(
+            factor=int(factor) if factor.isdigit() else factor,
+            method=options.method,
+            steps=options.steps,
+            seed=options.seed,
+            device=options.device,
+        )
+        return lambda stack: upsample(stack, settings, models_folder=options.models).stack
+
+    def label(stack: Stack) -> Stack:
+        return segment(stack, device=options.device, models_folder=options.models)
+
+    def given(stack: Stack) -> Stack:
+        return _fitting(read_stack(options.labels), stack)
+
+    return Tools(
+        upsample=fill(options.factor),
+        predict=fill("2"),
+        segment=given if options.labels else label,
+        method={"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}[options.method],
+    )
+
+
+def _fitting(labels: Stack, dense: Stack) -> Stack:
+    """Labels read from a file, with the dense stack's marks, if they lie on its grid."""
+    if labels.voxels.shape != dense.voxels.shape or not np.allclose(labels.affine, dense.affine, atol=1e-2):
+        raise InputError(
+            "labels-misfit",
+            f"The labels {labels.voxels.shape} do not lie on the stack's grid {dense.voxels.shape}.",
+            "Give labels of the dense stack itself.",
+        )
+    return dense.with_voxels(labels.voxels.astype(np.uint8))

@@ -1,0 +1,324 @@
+"""The real .ui and widget on a real scene, with an engine in memory: what the user sees and what a click does."""
+
+from __future__ import annotations
+
+import time
+
+import hearts
+import pytest
+import scripted
+import slicer
+from CaLIDReconstructLib import Installation, Nodes
+from CaLIDReconstructLib.Installation import TorchState
+from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Preferences
+from host.application import MODULE_FOLDER, loadModule, openWidget
+
+MODULE, MODULE_INSTANCE = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
+
+
+class Opened:
+    """A panel on a scripted engine."""
+
+    def __init__(self, script=scripted.good, **options) -> None:
+        self.transports: list[scripted.ScriptedTransport] = []
+        self.confirmations: list[str] = []
+        preferences = Preferences()
+        preferences.interpreter = preferences.modelsFolder = ""
+        logic = MODULE.CaLIDReconstructLogic(preferences, lambda: self._engine(script, options))
+        installation = Installation.Installation(installer=object(), confirm=self._confirm)
+        self.widget = openWidget(MODULE, "CaLIDReconstruct", logic=logic, installation=installation)
+        self.widget.parent.show()
+        self.ui, self.panel, self.logic = self.widget.ui, self.widget.panel, logic
+
+    def _engine(self, script, options) -> scripted.ScriptedTransport:
+        self.transports.append(scripted.ScriptedTransport(script, **options))
+        return self.transports[-1]
+
+    def _confirm(self, text: str) -> bool:
+        self.confirmations.append(text)
+        return False
+
+    @property
+    def parameters(self):
+        return self.panel.parameters
+
+    def until(self, condition, timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.ui.statusLabel.text
+            slicer.app.processEvents()
+            time.sleep(0.005)
+
+    def run(self) -> None:
+        self.ui.upsampleButton.click()
+        self.until(lambda: not self.panel.isRunning)
+
+    @property
+    def commands(self) -> list[str]:
+        return [command for transport in self.transports for command in transport.commands]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """opened(script) opens a panel; it is closed after the test."""
+    monkeypatch.setattr(Installation, "torchState", lambda: TorchState.PRESENT)
+    monkeypatch.setattr(Installation, "missingRequirements", list)
+    made = []
+
+    def open_(*args, **options) -> Opened:
+        made.append(Opened(*args, **options))
+        return made[-1]
+
+    yield open_
+    for each in made:
+        each.widget.cleanup()
+
+
+def test_opening_the_panel_starts_nothing_without_an_input(opened):
+    panel = opened()
+    assert panel.transports == []
+    assert panel.confirmations == []
+    assert not panel.ui.upsampleButton.enabled
+    assert "sample data" in panel.ui.inputLabel.text
+
+
+def test_a_suitable_volume_in_the_scene_is_chosen_and_described(opened):
+    volume, _ = hearts.addPicture()
+    panel = opened()
+    assert panel.parameters.inputNode is volume
+    assert "11 slices, 10.0 mm apart" in panel.ui.inputLabel.text
+    assert panel.ui.upsampleButton.enabled
+
+
+def test_an_unsuitable_volume_is_explained_before_any_run(opened):
+    panel = opened()
+    stack = hearts.picture()
+    panel.parameters.inputNode = Nodes.addVolume(stack.with_voxels(stack.voxels[:, :1], generated=None), "localizer")
+    assert "only one slice" in panel.ui.inputLabel.text
+    assert not panel.ui.upsampleButton.enabled
+    assert "only one slice" in panel.ui.upsampleButton.toolTip
+    assert panel.commands == []
+
+
+def test_time_and_device_are_shown_before_the_click(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.until(lambda: panel.ui.estimateLabel.text)
+    assert "42 s" in panel.ui.estimateLabel.text
+    assert "CPU" in panel.ui.estimateLabel.text
+    assert panel.commands == ["estimate"]
+
+
+def test_a_click_makes_the_result_and_says_so(opened):
+    volume, _ = hearts.addPicture(frames=3)
+    panel = opened()
+    panel.parameters.factor = Factor.X2
+    panel.run()
+    assert "Done" in panel.ui.statusLabel.text
+    result = panel.panel.results.result
+    assert result.sequence.GetName() == "SAX CaLID+ x2"
+    assert "synthetic" in panel.ui.resultLabel.text
+    assert "EF" in panel.ui.functionLabel.text
+    assert panel.ui.compareButton.enabled
+    assert panel.ui.upsampleButton.text == "Upsample"
+    assert volume.GetDisplayNode() is not None
+
+
+def test_the_button_cancels_while_a_run_goes_on(opened):
+    hearts.addPicture()
+    panel = opened(
+        lambda request: [scripted.progress(0.25)] if request["command"] == "upsample" else scripted.good(request)
+    )
+    before = hearts.nodeIds()
+    panel.ui.upsampleButton.click()
+    panel.until(lambda: panel.ui.progressBar.value == 212)  # a quarter of the upsampling's 85 %
+    assert panel.ui.upsampleButton.text == "Cancel"
+    assert not panel.ui.inputBox.enabled
+    assert "12 s left" in panel.ui.statusLabel.text
+    panel.ui.upsampleButton.click()
+    panel.until(lambda: not panel.panel.isRunning, timeout_s=2)
+    assert "Cancelled" in panel.ui.statusLabel.text
+    assert hearts.nodeIds() == before
+    assert panel.ui.upsampleButton.text == "Upsample"
+    assert panel.ui.inputBox.enabled
+
+
+def test_a_failure_is_told_in_words_and_in_the_log(opened):
+    hearts.addPicture()
+    panel = opened(lambda _request: scripted.exitWith(-9, "last words"))
+    panel.run()
+    assert "operating system ended the engine" in panel.ui.statusLabel.text
+    panel.ui.copyLogButton.click()
+    assert "last words" in slicer.app.clipboard().text()
+
+
+def test_the_copied_log_names_versions_but_no_node(opened):
+    hearts.addPicture(name="DOE^JANE")
+    panel = opened()
+    panel.run()
+    report = panel.panel.report()
+    assert "CaLID" in report
+    assert "factor" in report
+    assert "DOE" not in report
+
+
+def test_the_panel_works_again_after_a_failure(opened):
+    hearts.addPicture()
+    answers = iter(["crash"])
+
+    def script(request):
+        if request["command"] == "upsample" and next(answers, None):
+            return scripted.exitWith(1)
+        return scripted.good(request)
+
+    panel = opened(script)
+    panel.run()
+    assert "unexpectedly" in panel.ui.statusLabel.text
+    panel.run()
+    assert "Done" in panel.ui.statusLabel.text
+
+
+def test_closing_the_scene_during_a_run_ends_it_and_the_panel_lives_on(opened):
+    hearts.addPicture()
+    panel = opened(
+        lambda request: [scripted.progress()] if request["command"] == "upsample" else scripted.good(request)
+    )
+    panel.ui.upsampleButton.click()
+    slicer.mrmlScene.Clear()
+    assert "scene was closed" in panel.ui.statusLabel.text
+    assert not panel.ui.upsampleButton.enabled
+    hearts.addPicture()
+    panel.panel.setParameters(panel.logic.getParameterNode())
+    assert panel.ui.upsampleButton.enabled
+
+
+def test_removing_the_input_during_a_run_ends_it(opened):
+    volume, _ = hearts.addPicture()
+    panel = opened(
+        lambda request: [scripted.progress()] if request["command"] == "upsample" else scripted.good(request)
+    )
+    panel.ui.upsampleButton.click()
+    slicer.mrmlScene.RemoveNode(volume)
+    assert "input was removed" in panel.ui.statusLabel.text
+
+
+def test_parameters_and_widgets_follow_each_other(opened):
+    hearts.addPicture(frames=3)
+    panel = opened()
+    panel.ui.factorComboBox.setCurrentIndex(2)
+    assert panel.parameters.factor is Factor.X4
+    panel.parameters.method = Method.CALID
+    assert "CaLID (" in panel.ui.methodComboBox.currentText
+    panel.ui.stepsSpinBox.setValue(25)
+    assert panel.parameters.steps == 25
+    panel.ui.framesComboBox.setCurrentIndex(1)
+    assert panel.parameters.frames is Frames.CURRENT
+    panel.ui.uncertaintyCheckBox.setChecked(True)
+    assert panel.parameters.mapUncertainty
+    panel.ui.nameEdit.setText("mine")
+    assert panel.parameters.outputName == "mine"
+
+
+def test_the_frames_choice_is_there_for_a_cine_only(opened):
+    hearts.addPicture(name="still")
+    panel = opened()
+    assert not panel.ui.framesComboBox.isVisibleTo(panel.widget.parent)
+    cine, _ = hearts.addPicture(frames=3, name="cine")
+    panel.parameters.inputNode = cine
+    assert panel.ui.framesComboBox.isVisibleTo(panel.widget.parent)
+
+
+def test_a_new_region_is_put_around_the_middle_of_the_stack(opened):
+    hearts.addPicture()
+    panel = opened()
+    region = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+    panel.parameters.region = region
+    assert min(region.GetSize()) > 50
+    panel.run()
+    request = next(r for t in panel.transports for r in t.requests if r["command"] == "upsample")
+    x0, x1, y0, y1 = request["roi"]
+    assert 0 < x0 < x1 < 64
+    assert 0 < y0 < y1 < 62
+
+
+def test_loose_slices_can_be_assembled_from_the_panel(opened):
+    stack = hearts.picture()
+    for index in range(stack.num_slices):
+        single = stack.with_voxels(stack.voxels[:, index : index + 1], affine=stack.slice_affine(index), generated=None)
+        Nodes.addVolume(single, f"series {index}")
+    panel = opened()
+    assert panel.ui.assembleButton.isVisibleTo(panel.widget.parent)
+    panel.ui.assembleButton.click()
+    assert panel.ui.upsampleButton.enabled
+    assert panel.parameters.inputNode.GetImageData().GetDimensions()[2] == stack.num_slices
+
+
+def test_nothing_is_installed_when_the_user_says_no(opened, monkeypatch):
+    monkeypatch.setattr(Installation, "torchState", lambda: TorchState.MISSING)
+    hearts.addPicture()
+    panel = opened()
+    assert "Before the first run" in panel.ui.setupLabel.text
+    assert panel.confirmations == []
+    panel.ui.upsampleButton.click()
+    assert len(panel.confirmations) == 1
+    assert "PyTorch" in panel.confirmations[0]
+    assert panel.commands == []
+    assert "nothing was done" in panel.ui.statusLabel.text
+
+
+def test_the_result_can_be_taken_away_again(opened):
+    hearts.addPicture(frames=2)
+    panel = opened()
+    before = hearts.nodeIds()
+    panel.run()
+    panel.ui.removeButton.click()
+    assert sorted(hearts.nodeIds() - before) == []
+    assert not panel.ui.compareButton.enabled
+
+
+def test_the_comparison_is_entered_and_left_with_one_button(opened, views):
+    hearts.addPicture(frames=2)
+    stack = hearts.picture(2)
+    import phantoms
+
+    Nodes.addStack(hearts.longAxis(stack, phantoms.heart_frame(3)), "4ch")
+    panel = opened()
+    panel.run()
+    before = views.layoutNode.GetViewArrangement()
+    panel.ui.compareButton.click()
+    assert views.layoutNode.GetViewArrangement() != before
+    panel.ui.toggleButton.click()
+    assert panel.ui.toggleButton.text == "Show upsampled"
+    panel.ui.tintButton.click()
+    panel.ui.compareButton.click()
+    assert views.layoutNode.GetViewArrangement() == before
+    assert panel.ui.toggleButton.text == "Show original"
+
+
+def test_without_long_axis_images_planes_come_from_the_segmentation(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.run()
+    assert {plane.name for plane in panel.panel.results.planes()} == {"2ch", "3ch", "4ch"}
+
+
+def test_the_interpreter_is_kept_in_the_settings_and_not_in_the_scene(opened):
+    panel = opened()
+    panel.ui.interpreterEdit.setText("/opt/python")
+    assert Preferences().interpreter == "/opt/python"
+    assert "/opt/python" not in panel.parameters.parameterNode.GetParameterNamesAsCommaSeparatedList()
+    assert "/opt/python" in panel.ui.setupLabel.text
+
+
+def test_texts_go_through_the_translation(opened, monkeypatch):
+    monkeypatch.setattr(slicer.app, "translations", {"Cancel": "Abbrechen", "Upsample": "Hochrechnen"})
+    hearts.addPicture()
+    panel = opened()
+    assert panel.ui.upsampleButton.text == "Hochrechnen"
+
+
+def test_the_module_introduces_itself():
+    parent = MODULE_INSTANCE.parent
+    assert parent.title == "CaLID Reconstruction"
+    assert parent.categories == ["Cardiac"]
+    assert "synthetic" in parent.helpText

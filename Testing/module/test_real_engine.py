@@ -1,0 +1,194 @@
+"""The real panel on the real engine process: click, watch, cancel, kill; by linear interpolation, without weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+
+import hearts
+import numpy as np
+import pytest
+import slicer
+from calid import files
+from CaLIDReconstructLib import DemoCase, Nodes
+from CaLIDReconstructLib.Messages import ModuleError
+from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Preferences
+from host.application import MODULE_FOLDER, loadModule, openWidget
+
+pytest.importorskip("torch", reason="the engine needs PyTorch")
+
+MODULE, _ = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
+START_TIMEOUT_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def warmLogic():
+    """One engine for all tests of this file, as in the application: its start takes seconds."""
+    preferences = Preferences()
+    preferences.interpreter = preferences.modelsFolder = ""
+    made = MODULE.CaLIDReconstructLogic(preferences)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def logic(warmLogic):
+    return warmLogic
+
+
+@pytest.fixture
+def widget(logic, monkeypatch):
+    """A panel whose closing leaves the engine to the next test."""
+    made = openWidget(MODULE, "CaLIDReconstruct", logic=logic)
+    made.parent.show()
+    yield made
+    monkeypatch.setattr(logic, "close", lambda: None)
+    made.cleanup()
+
+
+def until(condition, timeout_s: float = START_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        slicer.app.processEvents()
+        time.sleep(0.005)
+
+
+def chooseLinear(widget, node, factor: Factor = Factor.X4) -> None:
+    parameters = widget.panel.parameters
+    parameters.inputNode, parameters.factor, parameters.method = node, factor, Method.LINEAR
+    parameters.segmentResult = False
+
+
+def engineProcess(logic):
+    return logic.client._transport.process
+
+
+def startLongRun(widget):
+    """Click Upsample on a cine that takes the engine some seconds; returns when its first progress is shown."""
+    volume, _ = hearts.addPicture(frames=40)
+    chooseLinear(widget, volume, Factor.X16)
+    widget.ui.upsampleButton.click()
+    until(lambda: widget.ui.progressBar.value > 0)
+    assert widget.panel.isRunning
+    return volume
+
+
+def test_a_click_upsamples_a_cine_and_keeps_acquired_slices_bit_by_bit(widget):
+    volume, sequence = hearts.addPicture(frames=3)
+    chooseLinear(widget, volume)
+    seen = []
+    progressed = widget.panel.progressed
+    widget.panel.progressed = lambda *event: (seen.append(event[0]), progressed(*event))
+    widget.ui.upsampleButton.click()
+    until(lambda: not widget.panel.isRunning)
+    assert "Done" in widget.ui.statusLabel.text
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    result = widget.panel.results.result
+    for frame in range(3):
+        acquired = slicer.util.arrayFromVolume(sequence.GetNthDataNode(frame))
+        made = slicer.util.arrayFromVolume(result.sequence.GetNthDataNode(frame))
+        assert np.array_equal(made[::4], acquired)
+        between = (acquired[:-1].astype(float) + acquired[1:]) / 2
+        assert np.abs(made[2::4] - between).max() <= 1
+    assert "linear" in result.sequence.GetAttribute("CaLID.Provenance")
+
+
+def test_time_and_device_are_estimated_by_the_engine_before_the_click(widget):
+    volume, _ = hearts.addPicture()
+    chooseLinear(widget, volume)
+    until(lambda: widget.ui.estimateLabel.text)
+    assert "About" in widget.ui.estimateLabel.text or "less than" in widget.ui.estimateLabel.text
+
+
+def test_cancel_takes_effect_within_two_seconds_and_leaves_no_node(widget):
+    startLongRun(widget)
+    start = time.monotonic()
+    widget.ui.upsampleButton.click()
+    until(lambda: not widget.panel.isRunning, timeout_s=2.0)
+    assert time.monotonic() - start < 2.0
+    assert "Cancelled" in widget.ui.statusLabel.text
+    assert [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLSequenceNode")] == ["SAX"]
+    assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 1
+
+
+def test_a_killed_engine_is_told_in_words_and_the_next_run_works(widget, logic):
+    volume = startLongRun(widget)
+    os.kill(engineProcess(logic).pid, signal.SIGKILL)
+    until(lambda: not widget.panel.isRunning, timeout_s=5.0)
+    assert "operating system ended the engine" in widget.ui.statusLabel.text
+    assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 1
+    widget.panel.parameters.frames = Frames.CURRENT
+    chooseLinear(widget, volume, Factor.X2)
+    widget.ui.upsampleButton.click()
+    until(lambda: not widget.panel.isRunning)
+    assert "Done" in widget.ui.statusLabel.text
+
+
+def test_the_batch_call_uses_one_warm_engine_and_survives_a_bad_case(logic):
+    good, _ = hearts.addPicture(name="first")
+    stack = hearts.picture()
+    bad = Nodes.addVolume(stack.with_voxels(stack.voxels[:, :1], generated=None), "bad")
+    first = logic.upsample(good, method="linear", factor=2)
+    process = engineProcess(logic)
+    with pytest.raises(ModuleError, match="only one slice"):
+        logic.upsample(bad, method="linear", factor=2)
+    second = logic.upsample(good, method="linear", factor=4)
+    assert engineProcess(logic) is process
+    assert first.volume.GetImageData().GetDimensions()[2] == 2 * stack.num_slices - 1
+    assert second.volume.GetImageData().GetDimensions()[2] == 4 * stack.num_slices - 3
+
+
+def loadScript():
+    path = MODULE_FOLDER / "Resources" / "Scripts" / "upsample_folder.py"
+    spec = importlib.util.spec_from_file_location("upsample_folder", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_folder_script_goes_on_where_it_stopped_and_past_a_bad_case(logic, tmp_path, capsys):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    stack = hearts.picture(2)
+    files.write_stack(stack, inputs / "a.seq.nrrd")
+    files.write_stack(stack.with_voxels(stack.voxels[:, :1], generated=None), inputs / "b.seq.nrrd")
+    files.write_stack(stack.frame(0), inputs / "c.nii.gz")
+    script = loadScript()
+    arguments = [str(inputs), str(outputs), "--method", "linear", "--factor", "2"]
+    assert script.main(arguments, logic) == 1
+    assert "only one slice" in (outputs / "failed.txt").read_text()
+    made = files.read_stack(outputs / "a.seq.nrrd")
+    assert np.array_equal(made.voxels[:, ::2], stack.voxels)
+    assert np.array_equal(made.generated, np.arange(made.num_slices) % 2 == 1)
+    assert made.provenance["method"] == "linear"
+    assert np.array_equal(files.read_stack(outputs / "c.nrrd").voxels[:, ::2], stack.voxels[:1])
+    before = (outputs / "a.seq.nrrd").stat().st_mtime_ns
+    capsys.readouterr()
+    script.main(arguments, logic)
+    assert "a: already there" in capsys.readouterr().out
+    assert (outputs / "a.seq.nrrd").stat().st_mtime_ns == before
+
+
+@pytest.mark.skipif(not DemoCase.isThere(), reason="the demo case is not bundled in this checkout")
+def test_the_sample_button_loads_the_demo_case_and_it_can_be_upsampled(widget):
+    widget.ui.sampleButton.click()
+    parameters = widget.panel.parameters
+    assert parameters.inputNode is not None
+    assert widget.ui.upsampleButton.enabled, widget.ui.inputLabel.text
+    chooseLinear(widget, parameters.inputNode, Factor.X2)
+    widget.ui.upsampleButton.click()
+    until(lambda: not widget.panel.isRunning)
+    assert "Done" in widget.ui.statusLabel.text
+    assert len(widget.panel.results.planes()) >= 2
+
+
+def test_closing_the_panel_ends_the_engine(widget, logic):
+    startLongRun(widget)
+    process = engineProcess(logic)
+    widget.panel.close()
+    until(lambda: process.poll() is not None, timeout_s=5.0)
+    assert slicer.util.getNodesByClass("vtkMRMLSequenceNode")[-1].GetName() == "SAX"

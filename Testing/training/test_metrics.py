@@ -1,0 +1,55 @@
+"""Figures against numbers worked out by hand or by another library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
+
+from calid_training import metrics
+
+
+def test_psnr_of_a_constant_error_is_known():
+    truth = np.zeros((1, 16, 16), np.float32)
+    assert metrics.psnr(truth, truth + 0.1) == [pytest.approx(20.0, abs=1e-4)]
+
+
+def test_ssim_agrees_with_monai():
+    from monai.metrics import SSIMMetric
+
+    rng = np.random.default_rng(0)
+    truth = rng.random((2, 48, 48)).astype(np.float32)
+    made = (truth + 0.2 * rng.random((2, 48, 48))).clip(0, 1).astype(np.float32)
+    oracle = SSIMMetric(spatial_dims=2, data_range=1.0)(
+        torch.from_numpy(made)[:, None], torch.from_numpy(truth)[:, None]
+    )
+    assert metrics.ssim(truth, made) == pytest.approx(oracle.flatten().tolist(), abs=0.02)  # borders differ
+
+
+def test_gradient_magnitude_of_a_ramp_is_its_slope():
+    ramp = np.tile(np.arange(10) * 0.05, (10, 1))[None]
+    assert metrics.gradient_magnitude(ramp) == [pytest.approx(0.05)]
+
+
+def test_identical_features_are_at_distance_zero_and_opposite_ones_at_four():
+    features = [torch.ones(2, 3, 4, 4)]
+    assert metrics.feature_distance(features, features) == [0, 0]
+    assert metrics.feature_distance(features, [-features[0]]) == pytest.approx([4, 4])
+
+
+def test_frechet_distance_of_shifted_and_stretched_gaussians_is_the_formula():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(20000, 3)) * [1.0, 2.0, 0.5]
+    assert metrics.frechet_distance(base, base + [3.0, 0, 0]) == pytest.approx(9.0, rel=0.01)
+    assert metrics.frechet_distance(base, base * 2) == pytest.approx(1 + 4 + 0.25, rel=0.05)
+
+
+def test_intervals_hold_the_mean_and_tests_see_a_difference():
+    values = np.random.default_rng(0).normal(5, 1, 30)
+    low, high = metrics.interval(values)
+    assert low < values.mean() < high
+    assert metrics.paired_p(values, values - 1) < 0.001
+    assert metrics.paired_p(values, values) is None
+    assert metrics.paired_p(values[:3], values[:3] - 1) is None
