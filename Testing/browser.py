@@ -74,6 +74,12 @@ class Browser:
         """(rows, columns, 3) of the window."""
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(_call(f"{self.base}/screenshot")))).convert("RGB"))
 
+    def set_width(self, pixels: int) -> None:
+        """Show the page as on a screen of this width."""
+        metrics = {"width": pixels, "height": 800, "deviceScaleFactor": 1, "mobile": pixels < 600}
+        body = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        _call(f"{self.base}/goog/cdp/execute", body)
+
     def drag(self, selector: str, right: int, down: int) -> None:
         """Press in the middle of an element, move by pixels, release."""
         found = _call(f"{self.base}/element", {"using": "css selector", "value": selector})

@@ -322,7 +322,7 @@ def estimateText(event: dict) -> str:
     """Time and memory that the engine expects, in one line."""
     parts = []
     if event.get("seconds") is not None:
-        parts.append(_("About {time}").format(time=timeText(float(event["seconds"]))))
+        parts.append(_("Expected time: {time}").format(time=timeText(float(event["seconds"]))))
     if event.get("memory_bytes"):
         parts.append(_("{memory} of memory").format(memory=memoryText(float(event["memory_bytes"]))))
     if event.get("device"):

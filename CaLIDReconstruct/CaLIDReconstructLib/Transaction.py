@@ -53,7 +53,8 @@ class Transaction:
             browser = self.scene.GetNodeByID(browserId)
             if browser is not None and browser.IsSynchronizedSequenceNodeID(sequenceId, True):
                 browser.RemoveSynchronizedSequenceNode(sequenceId)
-        for node in reversed(self.nodes):
+        # Display and storage nodes go last: a view that still shows their volume would make new ones.
+        for node in sorted(reversed(self.nodes), key=_isHelper):
             if self.scene.IsNodePresent(node):
                 removeWithItem(self.scene, node)
         self.forget()
@@ -61,6 +62,10 @@ class Transaction:
     def forget(self) -> None:
         """Keep the nodes; the transaction no longer knows them."""
         self._added, self._joined = [], []
+
+
+def _isHelper(node) -> bool:
+    return bool(node.IsA("vtkMRMLDisplayNode") or node.IsA("vtkMRMLStorageNode"))
 
 
 def removeWithItem(scene, node) -> None:

@@ -16,7 +16,6 @@ from calid.errors import CalidError, Cancelled
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
 DEBUG_VARIABLE = "CALID_DEBUG"
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,10 +114,9 @@ def _roi(text: str) -> tuple[int, int, int, int]:
 
 
 def _upsample(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from calid.reconstruct import Progress, Settings
+    from calid.progress import progress_bar, shown_on
     from calid.run import Job
+    from calid.settings import Settings
 
     names = ("factor", "method", "mode", "samples", "steps", "seed", "roi", "frames", "device")
     job = Job(
@@ -129,13 +127,8 @@ def _upsample(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         models_folder=options.models,
     )
-    with tqdm(total=100, unit="%", disable=None, bar_format=BAR) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_description(progress.stage, refresh=False)
-            bar.update(100 * progress.fraction - bar.n)
-
-        made = job.run(progress=show)
+    with progress_bar() as bar:
+        made = job.run(progress=shown_on(bar))
     dense, facts = made.stack, made.stack.provenance
     print(
         f"{options.output}: {facts['acquired_slices']} slices became {dense.num_slices}, "

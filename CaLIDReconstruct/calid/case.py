@@ -16,7 +16,7 @@ from scipy import ndimage
 from calid.anatomy import clean_labels, heart_axes
 from calid.checks import ISOTROPIC_RATIO
 from calid.comparison import HEART_RADIUS_MM
-from calid.errors import CalidError
+from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.function import Function, cardiac_function
 from calid.longaxis import heart_centre
 from calid.stack import Stack
@@ -81,7 +81,8 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
     """Upsample a sparse stack (take a dense one as it is), segment it, measure it and try the model on it.
 
     Raises:
-        CalidError: if the stack cannot be used; missing weights for segmentation only leave its parts out.
+        CalidError: if the stack or a setting cannot be used. A stack that cannot be segmented, for lack of weights or
+            for what it shows, only loses the parts that follow from labels.
     """
     started = time.monotonic()
     dense = stack if is_dense(stack) else tools.upsample(stack)
@@ -139,7 +140,7 @@ def _attempt(tool: Callable[[Stack], Stack] | None, stack: Stack, otherwise: str
         return Missing(otherwise)
     try:
         return tool(stack)
-    except CalidError as error:
+    except (InputError, WeightsError, ResourceError) as error:
         return Missing(str(error))
 
 

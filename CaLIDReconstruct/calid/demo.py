@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 from calid.comparison import standard_columns
-from calid.errors import InputError
-from calid.files import read_lax_folder, read_stack, write_stack
-from calid.output import check_folder
-from calid.reconstruct import Settings, upsample
+from calid.errors import InputError, OutputError
+from calid.files import LaxImage, read_lax_folder, read_stack, write_stack
+from calid.progress import progress_bar, shown_on
+from calid.reconstruct import upsample
+from calid.settings import Settings
 from calid.sheet import lax_movie, lax_sheet, write_index
+from calid.stack import Stack
 
 CASE_FOLDER = Path(__file__).parent.parent / "Resources" / "Demo"
-FACTOR = 8
+SAX_NAME, DENSE_NAME = "sax.seq.nrrd", "dense.seq.nrrd"
+SETTINGS = Settings(factor=8, method="calid+")
 MOVIE_VIEW = "4ch"
-TITLES = {"CaLID+": "calid+", "CaLID": "calid", "linear": "linear"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("demo-output"))
-    parser.add_argument("--frames", metavar="N", type=int, help="only every N-th cardiac phase, for a quicker look")
-    parser.add_argument("--overwrite", action="store_true")
+    """The arguments of `calid demo`."""
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("demo-output"), help="where the result goes")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="only every N-th cardiac phase, to be quicker"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the folder")
     parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Upsample the case; leave the dense stack, the picture sheet, the movie and `index.html` in the folder."""
+    sparse, lax = read_case(CASE_FOLDER)
+    sparse = _every(sparse, options.every)
+    folder: Path = options.folder
+    if (folder / "index.html").exists() and not options.overwrite:
+        raise OutputError("exists", f"{folder} holds a demo already.", "Choose another folder, or ask to overwrite it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with progress_bar() as bar:
+        dense = upsample(sparse, SETTINGS, progress=shown_on(bar)).stack
+    seconds = time.monotonic() - start
+    write_stack(dense, folder / DENSE_NAME, overwrite=True)
+    columns = standard_columns(sparse, dense)
+    figures = lax_sheet(lax, columns, folder / "lax.png")
+    view = next((image for image in lax if MOVIE_VIEW in image.name.lower()), lax[0])
+    index = write_index(
+        folder,
+        figures=figures,
+        sheets={"Long-axis planes": folder / "lax.png"},
+        movie=lax_movie(view, lax, columns, folder / "lax.webp"),
+        case={
+            "acquired": f"{sparse.num_slices} slices, {sparse.spacing_mm[2]:.1f} mm apart",
+            "upsampled": f"{dense.num_slices} slices, {dense.spacing_mm[2]:.1f} mm apart",
+            "phases": dense.num_frames,
+        },
+        provenance=dense.provenance,
+        seconds=seconds,
+    )
+    print(f"{sparse.num_slices} slices became {dense.num_slices} in {seconds:.0f} s. Open {index}")
+    return 0
+
+
+def read_case(folder: Path) -> tuple[Stack, tuple[LaxImage, ...]]:
+    """The bundled SAX cine and its long-axis images.
+
+    Raises:
+        InputError: "no-demo" if they are not there.
+    """
+    if not (folder / SAX_NAME).is_file():
+        raise InputError("no-demo", f"The demo case is not in {folder}.", "Reinstall CaLID.")
+    return read_stack(folder / SAX_NAME), read_lax_folder(folder)
+
+
+def _every(stack: Stack, step: int) -> Stack:
+    return stack.with_voxels(stack.voxels[::step], frame_times_ms=stack.frame_times_ms[::step])

@@ -21,7 +21,7 @@ from calid import __version__, chapters, page
 from calid.case import Case, Missing, Tools, gather
 from calid.chapters import with_unit
 from calid.comparison import ViewAgreement
-from calid.errors import InputError, OutputError
+from calid.errors import OutputError, SettingsError
 from calid.files import read_lax_folder, read_stack, read_study
 from calid.function import Function
 from calid.stack import Stack
@@ -230,7 +230,7 @@ def _tools(options: argparse.Namespace) -> Tools:
 def _fitting(labels: Stack, dense: Stack) -> Stack:
     """Labels read from a file, with the dense stack's marks, if they lie on its grid."""
     if labels.voxels.shape != dense.voxels.shape or not np.allclose(labels.affine, dense.affine, atol=1e-2):
-        raise InputError(
+        raise SettingsError(
             "labels-misfit",
             f"The labels {labels.voxels.shape} do not lie on the stack's grid {dense.voxels.shape}.",
             "Give labels of the dense stack itself.",

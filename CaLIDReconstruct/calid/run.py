@@ -17,9 +17,12 @@ from calid.checks import check_stack
 from calid.device import choose_device
 from calid.errors import OutputError
 from calid.files import SUFFIXES, read_stack, write_stack
+from calid.generation import work
 from calid.output import check_output
 from calid.preparation import plan_preparation
-from calid.reconstruct import Progress, Reconstruction, Settings, upsample, warm_interpolator, work
+from calid.progress import Progress
+from calid.reconstruct import Reconstruction, upsample, warm_interpolator
+from calid.settings import Settings
 from calid.stack import Stack
 from calid.weights import read_manifest
 
@@ -98,7 +101,8 @@ def estimate(
     start = time.perf_counter()
     interpolator.interpolate(images, images, z_T, steps=TRIAL_STEPS, tick=lambda _: None)
     one = (time.perf_counter() - start) / (len(images) * TRIAL_STEPS)
-    evaluations = work(plan, settings, frames=stack.num_frames, uncertainty=uncertainty)
+    draws = settings.draws(uncertainty=uncertainty)
+    evaluations = work(plan, settings, frames=stack.num_frames, draws=draws)
     return facts | {"seconds": round(one * evaluations, 1), "device": device.reason}
 
 

@@ -163,7 +163,7 @@ def _path(request: Request, key: str) -> Path | None:
 
 
 def _settings(request: Request) -> Any:
-    from calid.reconstruct import Settings
+    from calid.settings import Settings
 
     values = {key: request[key] for key in Settings.__dataclass_fields__ if request.get(key) is not None}
     for key in ("roi", "frames"):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from calid.reconstruct import Settings
+from calid.settings import Settings
 from calid.weights import find_model
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from calid_training import metrics
 from calid_training.crops import CropPlan, apply_crop, heart_center
 from calid_training.prepare import PreparedCase, load_cases
-from calid_training.systems import Named, draws, interpolation_systems
+from calid_training.systems import Named, between, interpolation_systems
 
 PIXEL_MM, SIZE = 1.8, 128
 FIGURES = ("psnr", "ssim", "sharpness", "feature_distance")
@@ -150,7 +150,7 @@ def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, sample
     settings = Settings(factor=2, method="calid+", mode="fidelity", samples=samples, device=device)
     rng, errors, deviations = np.random.default_rng(0), [], []
     for question in tqdm(asked, desc="uncertainty", unit=" stacks"):
-        drawn = draws(question.before, question.after, settings=settings, models_folder=models_folder)
+        drawn = between(question.before, question.after, settings=settings, models_folder=models_folder)
         for truth, (value, deviation) in zip(question.truth, drawn, strict=True):
             chosen = rng.choice(truth.size, UNCERTAINTY_PIXELS_PER_SLICE, replace=False)
             errors.append(np.abs(truth - value).ravel()[chosen])

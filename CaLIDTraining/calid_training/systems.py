@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from calid.bisection import plan_bisection
 from calid.device import choose_device
+from calid.generation import Generation
 from calid.interpolator import Interpolator
 from calid.preparation import GRID_MULTIPLE, Preparation
-from calid.reconstruct import Settings, draw_between, warm_interpolator
+from calid.progress import Watch
+from calid.reconstruct import warm_interpolator
+from calid.settings import Settings
 
 System = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(before, after): (N, Y, X) float32 in [0, 1] -> the slices between, the same shape."""
@@ -47,20 +50,23 @@ def reconstruction(before: np.ndarray, after: np.ndarray, *, interpolator: Inter
 
 def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
     """CaLID or CaLID+ exactly as `calid upsample` runs it, on two-slice stacks."""
-    return np.stack([draw[0] for draw in draws(before, after, settings=settings, models_folder=models_folder)])
+    made = between(before, after, settings=settings, models_folder=models_folder)
+    return np.stack([value for value, _ in made])
 
 
-def draws(
+def between(
     before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(value, standard deviation) of every slice between, for the uncertainty's own evaluation."""
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """(value, standard deviation over the draws) of every slice between: each pair is a frame of two slices."""
     interpolator = warm_interpolator(choose_device(settings.device), models_folder)
     rows, columns = before.shape[1:]
     if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
         raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
     whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns))
-    pairs = np.stack([before, after], axis=1)
-    return draw_between(pairs, interpolator, whole, plan_bisection(2, 2), settings)
+    plan, draws = plan_bisection(2, 2), settings.draws(uncertainty=False)
+    generation = Generation(interpolator, whole, plan, settings, draws, Watch(1))
+    frames = generation.frames(np.stack([before, after], axis=1))
+    return [(values[1], None if deviation is None else deviation[1]) for values, deviation in frames]
 
 
 def _as_images(arrays: np.ndarray) -> torch.Tensor:

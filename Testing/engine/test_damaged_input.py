@@ -25,6 +25,9 @@ from calid.files import read_stack, write_stack
 from calid.stack import Stack
 from pydicom.uid import RLELossless
 
+# pydicom says so when a test writes nonsense into an element.
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
+
 Builder = Callable[[Path], Path]
 
 
@@ -848,9 +851,7 @@ def test_the_command_line_says_it_in_one_line_and_writes_nothing(name, tmp_path,
     code = main(["upsample", str(source), str(tmp_path / "out.nrrd"), "--method", "linear", "--factor", "2"])
     printed = capfd.readouterr()
     assert code == 2
-    lines = [line for line in re.split(r"[\r\n]+", printed.err) if line.strip() and "%|" not in line]
-    assert len(lines) == 1
-    assert lines[0].startswith("calid: error: ")
+    assert re.fullmatch(r"calid: error: [^\r\n]+\n", printed.err)
     assert printed.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from calid.device import Device
 from calid.errors import Cancelled, InputError, SettingsError
-from calid.reconstruct import Settings, linear_slices, upsample, warm_interpolator
+from calid.generation import linear_slices
+from calid.reconstruct import upsample, warm_interpolator
+from calid.settings import Settings
 from calid.stack import Stack
 from phantoms import affine, rotation
 

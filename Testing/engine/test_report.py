@@ -16,7 +16,7 @@ import pytest
 from browser import browser
 from calid import page, report
 from calid.case import Missing, Tools, acquired_slices, around_heart, gather, is_dense
-from calid.errors import InputError, OutputError, WeightsError
+from calid.errors import OutputError, SettingsError, WeightsError
 from calid.files import write_labels, write_stack
 from calid.longaxis import cut, derive_planes
 from calid.reconstruct import Settings, upsample
@@ -89,10 +89,13 @@ class _Reader(HTMLParser):
         self.targets += [named[name] for name in ("src", "href", "action", "poster", "srcset") if named.get(name)]
         self._inside = (tag, named.get("id"))
 
+    def handle_endtag(self, _):
+        self._inside = ("", None)
+
     def handle_data(self, data):
         tag, name = self._inside
         if tag == "script":
-            self.data[name] = data
+            self.data[name] = self.data.get(name, "") + data
         elif tag != "style":
             self.words += data + " "
         if tag == "h2" and data.strip():
@@ -250,7 +253,7 @@ def test_labels_of_another_grid_are_refused(tmp_path):
     write_stack(sparse, tmp_path / "heart.nrrd")
     write_labels(sparse_of(truth()).frames(0, 1), tmp_path / "labels.nrrd")
     more = ["--labels", str(tmp_path / "labels.nrrd"), "--method", "linear", "--factor", str(STEP)]
-    with pytest.raises(InputError, match="do not lie on the stack's grid"):
+    with pytest.raises(SettingsError, match="do not lie on the stack's grid"):
         report.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more))
     assert not (tmp_path / "heart.html").exists()
 
@@ -341,10 +344,12 @@ def test_every_picture_of_the_page_is_decoded(window):
 
 
 def test_the_page_fits_a_telephone_without_scrolling_sideways(window):
-    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    window.run("document.body.style.maxWidth = '390px'")
-    assert window.run(f"return {overflow}") <= 0
-    window.run("document.body.style.maxWidth = ''")
+    window.set_width(390)
+    try:
+        assert window.run("return innerWidth") == 390
+        assert window.run("return document.documentElement.scrollWidth") <= 390
+    finally:
+        window.set_width(1200)
 
 
 def test_the_console_is_silent_and_nothing_is_fetched(window):

@@ -8,6 +8,7 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.ht
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -143,7 +144,7 @@ def read_pixels(path: Path, name: str) -> tuple[np.ndarray, bool]:
 def _pixels_by_itk(path: Path, name: str, *, reason: Exception) -> np.ndarray:
     """JPEG, JPEG-LS and JPEG 2000, which pydicom decodes only with more packages; GDCM applies the scale itself."""
     try:
-        with quiet_itk():
+        with quiet_itk(), _silent_codecs():
             pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError:
         with _quiet():
@@ -165,6 +166,24 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.disabled = was_disabled
+
+
+@contextmanager
+def _silent_codecs() -> Iterator[None]:
+    """Without what GDCM's C codecs print on damaged data; they know no other way than the process's own stderr."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        # A process without stderr has nothing to silence.
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _truncated(name: str, where: str) -> InputError:

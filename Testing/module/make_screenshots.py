@@ -1,0 +1,144 @@
+"""Make the README's pictures from the bundled demo case: the panel and the long-axis comparison.
+
+    python Testing/module/make_screenshots.py [--method calid+|linear] [--factor isotropic]
+
+The panel is the real .ui and widget under the test host's stand-ins for Slicer's own widgets; the views are drawn by
+Slicer's own displayable managers. The method used is written on the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import host
+
+TARGET = Path(__file__).resolve().parents[2] / "Resources" / "Screenshots"
+VIEW_PIXELS = (260, 220)
+MARGIN, HEAD = 8, 30
+BACKGROUND, INK = (24, 24, 28), (235, 235, 240)
+LARGEST_BYTES = 300_000
+TITLES = {
+    "acquired": "acquired long axis",
+    "original": "original, smoothed by Slicer",
+    "upsampled": "upsampled: {method}",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="calid+", choices=["calid+", "calid", "linear"])
+    parser.add_argument("--factor", default="isotropic")
+    options = parser.parse_args()
+    application = host.install()
+    from host.application import MODULE_FOLDER, loadModule, openWidget
+
+    module, _ = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
+    widget = openWidget(module, "CaLIDReconstruct")
+    widget.parent.resize(500, 1180)
+    widget.parent.show()
+    try:
+        runDemo(application, widget, options)
+        TARGET.mkdir(parents=True, exist_ok=True)
+        save(comparisonPicture(widget, options.method), TARGET / "comparison.png")
+        savePanel(application, widget, TARGET / "panel.png")
+    finally:
+        widget.cleanup()
+    return 0
+
+
+def runDemo(application, widget, options) -> None:
+    """Load the demo case and upsample it by clicks, as a user would."""
+    from CaLIDReconstructLib.Parameters import Factor, Method
+
+    widget.ui.sampleButton.click()
+    parameters = widget.panel.parameters
+    parameters.method = Method(options.method)
+    parameters.factor = Factor(int(options.factor) if options.factor.isdigit() else options.factor)
+    until(application, lambda: widget.ui.estimateLabel.text)
+    widget.ui.upsampleButton.click()
+    until(application, lambda: not widget.panel.isRunning)
+    if widget.panel.results.result is None:
+        raise SystemExit(widget.ui.statusLabel.text)
+
+
+def until(application, condition, timeout_s: float = 3600.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("The demo case took too long.")
+        application.processEvents()
+        time.sleep(0.02)
+
+
+def comparisonPicture(widget, method: str) -> Image.Image:
+    """The comparison layout as it is on the screen: rows of planes, and the 3D view."""
+    from CaLIDReconstructLib import LaxLayout
+    from host.views import LayoutViews, ThreeDView
+
+    views = LayoutViews(VIEW_PIXELS)
+    panel = widget.panel.results
+    panel.ui.compareButton.click()
+    comparison = panel.comparison
+    comparison.fill()
+    rows = range(len(comparison.planes))
+    height = len(rows) * (VIEW_PIXELS[1] + MARGIN) - MARGIN
+    segmentation = panel.result.segmentation
+    if segmentation is not None:
+        segmentation.GetDisplayNode().SetOpacity3D(0.85)
+        segmentation.GetDisplayNode().SetVisibility2D(False)
+    view3d = ThreeDView("1", (height, height))
+    view3d.node.SetBoxVisible(False)
+    view3d.node.SetAxisLabelsVisible(False)
+    view3d.node.SetBackgroundColor(*(value / 255 for value in BACKGROUND))
+    view3d.node.SetBackgroundColor2(*(value / 255 for value in BACKGROUND))
+    pictures = [[views.views[LaxLayout.viewTag(row, c)].pixels() for c in comparison.columns] for row in rows]
+    canvas = Image.new(
+        "RGB", (len(comparison.columns) * (VIEW_PIXELS[0] + MARGIN) + height + MARGIN, height + HEAD + MARGIN), BACKGROUND
+    )
+    for row, line in enumerate(pictures):
+        for index, pixels in enumerate(line):
+            corner = (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, row * (VIEW_PIXELS[1] + MARGIN) + HEAD)
+            canvas.paste(Image.fromarray(pixels), corner)
+            write(canvas, (corner[0] + 6, corner[1] + 4), comparison.planes[row].name, 15)
+    for index, column in enumerate(comparison.columns):
+        title = TITLES[column].format(method={"calid+": "CaLID+", "calid": "CaLID"}.get(method, method))
+        write(canvas, (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, 6), title, 16)
+    left = len(comparison.columns) * (VIEW_PIXELS[0] + MARGIN) + MARGIN
+    canvas.paste(Image.fromarray(view3d.pixels(azimuth=-35, elevation=15, zoom=1.2)), (left, HEAD))
+    write(canvas, (left, 6), "ventricles and planes", 16)
+    return canvas.crop((0, 0, left + height + MARGIN, canvas.height))
+
+
+def write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:
+    ImageDraw.Draw(canvas).text(place, text, fill=INK, font=ImageFont.load_default(size))
+
+
+def savePanel(application, widget, path: Path) -> None:
+    """A picture of the panel with its result."""
+    for _ in range(20):
+        application.processEvents()
+    pixmap = widget.parent.grab()
+    pixmap.save(str(path))
+    picture = Image.open(path).convert("RGB")
+    used = np.flatnonzero((np.asarray(picture) != np.asarray(picture)[-1, -1]).any(axis=(1, 2)))
+    save(picture.crop((0, 0, picture.width, min(picture.height, used.max() + 16))), path)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG below the limit; grey views and a few colours fit into a palette."""
+    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > LARGEST_BYTES:
+        picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.name}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

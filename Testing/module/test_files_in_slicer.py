@@ -1,0 +1,118 @@
+"""Our files as 3D Slicer's own storage nodes read them, and the other way round."""
+
+from __future__ import annotations
+
+import file_phantoms
+import numpy as np
+import pytest
+import slicer
+import vtk
+from calid.files import read_stack, write_labels, write_stack
+from vtk.util.numpy_support import vtk_to_numpy
+
+
+def ijkToLps(node) -> np.ndarray:
+    """The (4, 4) affine of a volume node, in LPS by hand."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    values = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+    return np.diag([-1, -1, 1, 1]) @ values
+
+
+def voxelsOf(image) -> np.ndarray:
+    """(Z, Y, X) voxels of a vtkImageData."""
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+
+
+def readSequence(scene, path):
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    storage = scene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.ReadData(sequence)
+    return sequence
+
+
+@pytest.mark.parametrize("suffix", [".seq.nrrd", ".nii.gz"])
+def test_a_cine_is_a_volume_sequence_with_our_voxels_places_and_times(scene, tmp_path, suffix):
+    stack = file_phantoms.noisy_stack((4, 5, 6, 10))
+    write_stack(stack, tmp_path / f"cine{suffix}")
+    sequence = readSequence(scene, tmp_path / f"cine{suffix}")
+    assert sequence.GetNumberOfDataNodes() == 4
+    for frame in range(4):
+        node = sequence.GetNthDataNode(frame)
+        np.testing.assert_array_equal(voxelsOf(node.GetImageData()), stack.voxels[frame])
+        np.testing.assert_allclose(ijkToLps(node), stack.affine, atol=1e-4)
+    times = [float(sequence.GetNthIndexValue(frame)) for frame in range(4)]
+    if suffix == ".seq.nrrd":
+        assert (sequence.GetIndexName(), sequence.GetIndexUnit()) == ("time", "ms")
+        np.testing.assert_allclose(times, stack.frame_times_ms)
+    else:
+        np.testing.assert_allclose(times, stack.frame_times_ms / 1000, atol=1e-6)
+
+
+def test_a_volume_is_at_its_place_and_keeps_our_entries(scene, tmp_path):
+    stack = file_phantoms.noisy_stack((1, 5, 6, 10)).noted(model="calid-2d")
+    write_stack(stack, tmp_path / "a.nrrd")
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    storage = scene.AddNewNodeByClass("vtkMRMLNRRDStorageNode")
+    storage.SetFileName(str(tmp_path / "a.nrrd"))
+    assert storage.ReadData(node)
+    np.testing.assert_array_equal(voxelsOf(node.GetImageData()), stack.voxels[0])
+    np.testing.assert_allclose(ijkToLps(node), stack.affine, atol=1e-9)
+    assert node.GetAttribute("calid_provenance") == '{"model": "calid-2d"}'
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_segmentation_has_names_colours_terminology_and_voxels(scene, tmp_path, frames):
+    picture = file_phantoms.noisy_stack((frames, 5, 6, 10))
+    labels = picture.with_voxels((picture.voxels % 4).astype(np.uint8))
+    write_labels(labels, tmp_path / "a.seg.nrrd")
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    storage = scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(tmp_path / "a.seg.nrrd"))
+    assert storage.ReadData(node)
+    segmentation = node.GetSegmentation()
+    assert segmentation.GetNumberOfSegments() == 3 * frames
+    names = ("Left ventricle", "LV myocardium", "Right ventricle")
+    colours = ((152, 55, 13), (206, 110, 84), (181, 85, 57))
+    for index in range(3 * frames):
+        frame, value = divmod(index, 3)
+        identifier = segmentation.GetNthSegmentID(index)
+        segment = segmentation.GetSegment(identifier)
+        name, colour = names[value], colours[value]
+        assert segment.GetName() == (name if frames == 1 else f"{name}, frame {frame + 1}")
+        np.testing.assert_allclose(np.array(segment.GetColor()) * 255, colour, atol=0.01)
+        found = voxelsOf(binaryLabelmap(node, identifier))
+        np.testing.assert_array_equal(found, labels.voxels[frame] == value + 1)
+        tag = vtk.mutable("")
+        assert segment.GetTag("TerminologyEntry", tag)
+        assert ("87878005", "74281007", "53085002")[value] in str(tag)
+
+
+def binaryLabelmap(node, identifier):
+    """One segment's voxels over the whole extent of the segmentation."""
+    image = slicer.vtkOrientedImageData()
+    node.GetBinaryLabelmapRepresentation(identifier, image)
+    whole = slicer.vtkOrientedImageData()
+    layer = node.GetSegmentation().GetSegment(identifier).GetRepresentation("Binary labelmap")
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(image, layer, whole)
+    return whole
+
+
+@pytest.mark.parametrize("unit", ["ms", "s"])
+def test_a_sequence_that_slicer_writes_is_read_with_its_times(scene, tmp_path, unit):
+    stack = file_phantoms.noisy_stack((4, 5, 6, 10))
+    write_stack(stack, tmp_path / "in.seq.nrrd")
+    sequence = readSequence(scene, tmp_path / "in.seq.nrrd")
+    again = scene.AddNewNodeByClass("vtkMRMLSequenceNode")
+    again.SetIndexName("time")
+    again.SetIndexUnit(unit)
+    for frame in range(1, 4):
+        again.SetDataNodeAtValue(sequence.GetNthDataNode(frame), str(frame * (0.05 if unit == "s" else 50)))
+    storage = scene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")
+    storage.SetFileName(str(tmp_path / "out.seq.nrrd"))
+    assert storage.WriteData(again)
+    back = read_stack(tmp_path / "out.seq.nrrd")
+    np.testing.assert_array_equal(back.voxels, stack.voxels[1:])
+    np.testing.assert_allclose(back.affine, stack.affine, atol=1e-6)
+    np.testing.assert_allclose(back.frame_times_ms, [50, 100, 150])
