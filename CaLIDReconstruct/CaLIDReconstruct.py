@@ -66,7 +66,7 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = Panel(self.ui, self.logic, installation)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self.setParameterNode(self.logic.getParameterNode())
 
     def cleanup(self) -> None:
@@ -88,8 +88,11 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, _caller, _event) -> None:
         self.setParameterNode(None)
 
-    def onSceneEndClose(self, _caller, _event) -> None:
+    def onSceneEndClose(self, caller, event) -> None:
         self.panel.onSceneClosed()
+        self.onSceneEndImport(caller, event)
+
+    def onSceneEndImport(self, _caller, _event) -> None:
         if self.parent.isEntered:
             self.setParameterNode(self.logic.getParameterNode())
 
@@ -105,7 +108,7 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.setParameters(parameterNode)
 
 
-class CaLIDReconstructLogic(ScriptedLoadableModuleLogic, Reconstruction):
+class CaLIDReconstructLogic(Reconstruction, ScriptedLoadableModuleLogic):
     """Everything the panel does, as calls: `CaLIDReconstructLogic().upsample(node, factor=8)`."""
 
     def __init__(self, preferences=None, makeTransport=None) -> None:

@@ -58,8 +58,12 @@ def register(iconsFolder: Path) -> None:
         uris=[],
         fileNames=[],
         nodeNames=[],
-        customDownloader=lambda _source: load(),
+        customDownloader=_loadSource,
     )
+
+
+def _loadSource(_source) -> None:
+    load()
 
 
 def _studyItem() -> int:

@@ -82,7 +82,7 @@ class EngineClient:
             self._transport.send({"id": f"cancel-{requestId}", "command": "cancel", "target": requestId})
 
     def forget(self, requestId: str) -> None:
-        """Cancel a request whose answer nobody waits for any more (an old estimate)."""
+        """Cancel a request whose answer nobody waits for any more."""
         if requestId in self._pending:
             self._pending[requestId].handler = lambda _event: None
             self.cancel(requestId)
@@ -96,7 +96,7 @@ class EngineClient:
         now = self._clock()
         if any(p.cancelDeadline is not None and now > p.cancelDeadline for p in self._pending.values()):
             self._transport.kill()
-            self._engineEnded({"code": None, "stderr": ""})
+            self._engineEnded(None)
 
     def shutdown(self, timeout_s: float = 2.0) -> None:
         """End the engine; requests under way are answered with "cancelled"."""
@@ -132,11 +132,12 @@ class EngineClient:
     def _finish(self, requestId: str, event: dict) -> None:
         self._pending.pop(requestId).handler(event)
 
-    def _engineEnded(self, exitEvent: dict) -> None:
+    def _engineEnded(self, exitEvent: dict | None) -> None:
+        """Answer every request that still waits; without an exit event we ended the engine ourselves."""
         wasReady, self._transport, self.ready = self.ready is not None, None, None
         pending, self._pending = self._pending, {}
         for requestId, entry in pending.items():
-            cancelled = entry.cancelDeadline is not None
+            cancelled = exitEvent is None or entry.cancelDeadline is not None
             entry.handler(
                 {"event": "cancelled", "id": requestId} if cancelled else _deathEvent(requestId, exitEvent, wasReady)
             )

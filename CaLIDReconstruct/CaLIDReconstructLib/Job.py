@@ -218,8 +218,13 @@ class UpsampleJob:
         self._labels = files.read_stack(self._labelsFile)
         self._segmentations = SegmentationNodes(self._nodes, self._labels, self._transaction)
         for frame in range(self._labels.num_frames):
-            self._steps.append(lambda frame=frame: self._segmentations.addFrame(frame))
+            self._steps.append(lambda frame=frame: self._addSegmentation(frame))
         self._steps.append(self._finishSegmentation)
+
+    def _addSegmentation(self, frame: int) -> None:
+        stage = _("Surfaces of frame {frame} of {count}")
+        self.listener.progressed(1.0, stage.format(frame=frame + 1, count=self._labels.num_frames), None)
+        self._segmentations.addFrame(frame)
 
     def _finishSegmentation(self) -> None:
         self._segmentations.finish()

@@ -158,22 +158,27 @@ class Reconstruction:
     def estimate(
         self, node, settings: RunSettings, onAnswer: Callable[[dict | None, Failure | None], None]
     ) -> str | None:
-        """Ask how long a run of these settings would take; the temporary file is gone when the answer is there."""
+        """Ask how long a run of these settings would take; the temporary file is gone when the answer is there.
+
+        One frame is sent and the time multiplied, because writing a whole cine would hold up the panel.
+        """
         from calid import files
 
         chosen = Inputs.resolve(node)
         stack = Inputs.readStack(chosen, allFrames=settings.allFrames)
         workspace = Workspace()
-        path = workspace.file("input.seq.nrrd" if stack.num_frames > 1 else "input.nrrd")
+        path = workspace.file("input.nrrd")
         transform = (chosen.volume or chosen.reference).GetParentTransformNode()
         roi = Inputs.regionInVoxels(settings.region, chosen.reference, transform)
 
         def answered(event, reason) -> None:
             workspace.remove()
+            if event is not None and event.get("seconds") is not None:
+                event = {**event, "seconds": stack.num_frames * float(event["seconds"])}
             onAnswer(event, reason)
 
         try:
-            files.write_stack(stack, path)
+            files.write_stack(stack.frame(0), path)
             request = settings.request(path, roi=roi)
             return self.ask("estimate", answered, uncertainty=settings.uncertainty, **request)
         except OSError:

@@ -43,12 +43,10 @@ def _titles() -> dict[str, str]:
         "no-input": _("No volume is chosen."),
         "not-an-image": _("The chosen node holds no image."),
         "frames-differ": _("The frames of this sequence do not lie in the same place."),
-        "not-a-stack": _("This is not a stack of slices."),
         "engine-missing": _("The engine's packages are not installed."),
         "engine-not-started": _("The engine did not start."),
         "engine-crashed": _("The engine stopped unexpectedly."),
         "engine-killed": _("The operating system ended the engine."),
-        "engine-silent": _("The engine did not answer."),
         "memory": _("There is not enough memory."),
         "disk-full": _("The disk is full."),
         "no-models": _("The models are not there."),
@@ -59,7 +57,6 @@ def _titles() -> dict[str, str]:
         "scene-closed": _("The scene was closed, so the run was ended."),
         "result-unreadable": _("The engine's result could not be read."),
         "nothing-to-assemble": _("No group of single-slice volumes or cines was found."),
-        "slices-differ": _("The slices do not fit together."),
         "no-long-axis": _("There is no long-axis plane to compare in."),
         "busy": _("A run is already going on."),
         "one-slice": _("This volume has only one slice."),
@@ -104,7 +101,6 @@ def _remedies() -> dict[str, str]:
             "This is what happens when memory runs out: choose a region of interest, fewer samples or a smaller "
             "factor, or close other programs."
         ),
-        "engine-silent": _("It was ended. Try again."),
         "memory": _("Choose a region of interest, fewer samples, a smaller factor, or the CPU."),
         "disk-full": _("Free some space on the disk of the temporary folder and try again."),
         "nothing-to-assemble": _("Load the short-axis series first; each position must be one volume or one sequence."),

@@ -36,6 +36,8 @@ class Panel:
         self._log: list[str] = []
         self._checkedInput = None
         self._estimateId: str | None = None
+        self._chosen: Inputs.Input | None = None
+        self._deviceAsked: tuple | None = None
         self._regionsSeen: set[str] = set()
         self.results = ResultPanel(ui, self.log)
         self.setup = SetupPanel(ui, logic, installation, self.log, onChanged=self.refresh, onBusy=self.startPolling)
@@ -168,12 +170,26 @@ class Panel:
         self._estimateId = None
         if event is not None:
             self.ui.estimateLabel.text = estimateText(event)
-            self.ui.deviceReasonLabel.text = deviceText(event)
+            self._askDevice(settings)
         elif reason is not None:
             self.ui.estimateLabel.text = reason.text()
             self.log("warning", "\n".join(filter(None, [reason.text(), reason.details])))
         if self.parameters is not None and settings != self._settings():
             self.estimateTimer.start()
+
+    def _askDevice(self, settings: RunSettings) -> None:
+        """Show the device with the reason for it and its memory; asked again when another one is chosen."""
+        wanted = (settings.device, settings.modelsFolder)
+        if wanted != self._deviceAsked:
+            self._deviceAsked = wanted
+            fields = {"device": settings.device, "models": settings.modelsFolder or None}
+            self.logic.ask("info", self._onDevice, **fields)
+
+    def _onDevice(self, event: dict | None, reason: Failure | None) -> None:
+        if event is not None:
+            self.ui.deviceReasonLabel.text = deviceText(event.get("result", {}))
+        elif reason is not None:
+            self.ui.deviceReasonLabel.text = reason.text()
 
     # --- run ---
 
@@ -194,10 +210,8 @@ class Panel:
         if not Installation.isReady(self.logic.preferences.interpreter) and not self.setup.install():
             self.ui.statusLabel.text = _("The engine's packages are not installed; nothing was done.")
             return
-        if self._estimateId is not None:
-            self.logic.client.forget(self._estimateId)
-            self._estimateId = None
         self._startTime = time.monotonic()
+        self._chosen = Inputs.resolve(self.parameters.inputNode)
         self.ui.statusLabel.text = ""
         settings = self._settings()
         self.log("info", _("Run: {settings}").format(settings=settings.summary()))
@@ -232,7 +246,7 @@ class Panel:
         self._ended(_("Done in {time}.").format(time=took))
         for warning in result.warnings:
             self.log("warning", warning)
-        self.results.setResult(result, Inputs.resolve(self.parameters.inputNode))
+        self.results.setResult(result, self._chosen)
 
     def failed(self, failure: Failure) -> None:
         self._ended(failure.text())
@@ -319,20 +333,20 @@ def _describe(stack) -> str:
 
 
 def estimateText(event: dict) -> str:
-    """Time and memory that the engine expects, in one line."""
+    """The time that the engine expects and the device it would take, in one line."""
     parts = []
     if event.get("seconds") is not None:
         parts.append(_("Expected time: {time}").format(time=timeText(float(event["seconds"]))))
-    if event.get("memory_bytes"):
-        parts.append(_("{memory} of memory").format(memory=memoryText(float(event["memory_bytes"]))))
     if event.get("device"):
-        parts.append(_("on {device}").format(device=event.get("device_name") or event["device"]))
+        parts.append(_("on {device}").format(device=event["device"]))
     return ", ".join(parts)
 
 
-def deviceText(event: dict) -> str:
-    """The device the engine would take, why, and its memory."""
-    lines = [str(event[name]) for name in ("device_name", "reason") if event.get(name)]
-    if event.get("available_bytes"):
-        lines.append(_("{memory} of memory free").format(memory=memoryText(float(event["available_bytes"]))))
-    return "\n".join(lines)
+def deviceText(information: dict) -> str:
+    """The device with the reason why, its free memory and the version of PyTorch."""
+    parts = [str(information["device"])] if information.get("device") else []
+    if information.get("free_memory_gb") is not None:
+        parts.append(_("{memory} of memory free").format(memory=memoryText(1e9 * float(information["free_memory_gb"]))))
+    if information.get("torch"):
+        parts.append(f"PyTorch {information['torch']}")
+    return ", ".join(parts)

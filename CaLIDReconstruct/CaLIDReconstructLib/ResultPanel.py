@@ -111,6 +111,8 @@ class ResultPanel:
                 self.chosen.volume, self.result.volume, self.planes(), self.result.generatedMask
             )
             self.comparison.enter()
+            slicer.app.processEvents()  # gives the new views their size
+            self.comparison.fill()
         except (ModuleError, CalidError) as error:
             self.comparison = None
             self.log("error", str(error))

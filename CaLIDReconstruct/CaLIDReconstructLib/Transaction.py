@@ -54,7 +54,8 @@ class Transaction:
             if browser is not None and browser.IsSynchronizedSequenceNodeID(sequenceId, True):
                 browser.RemoveSynchronizedSequenceNode(sequenceId)
         # Display and storage nodes go last: a view that still shows their volume would make new ones.
-        for node in sorted(reversed(self.nodes), key=_isHelper):
+        newestFirst = list(reversed(self.nodes))
+        for node in sorted(newestFirst, key=_isHelper):
             if self.scene.IsNodePresent(node):
                 removeWithItem(self.scene, node)
         self.forget()

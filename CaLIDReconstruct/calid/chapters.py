@@ -9,7 +9,7 @@ import numpy as np
 from calid import page, stills, viewer
 from calid.case import Case, Missing
 from calid.chart import Curve, volume_curves
-from calid.comparison import Column, ViewAgreement, agreement_table, crossing_views, standard_columns
+from calid.comparison import Column, ViewAgreement, agreement_table, compare_views, crossing_views, standard_columns
 from calid.errors import InputError
 from calid.function import Function, compare_function
 from calid.longaxis import cut, derive_planes, heart_centre
@@ -36,14 +36,17 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
         folder: for pictures on their way into the page.
     """
     columns = _columns(case)
-    if crossing_views(case.lax, case.dense):
-        return _acquired_views(case, columns, folder)
+    figures = compare_views(case.lax, columns)
+    if figures:
+        return _acquired_views(case, columns, figures, folder), figures
     try:
         planes = _derived(case)
     except InputError as error:
-        return [page.paragraph(f"There are no long-axis images, and no planes could be derived: {error}")], []
+        return [page.paragraph(f"No long-axis image crosses the stack, and no planes could be derived: {error}")], []
     derived_sheet(planes, columns, folder / "sheet.png")
-    caption = "No long-axis images were given. These planes follow from the labels: LV axis, septum and anterior wall."
+    caption = (
+        "No long-axis image crosses the stack; these planes follow from its labels: LV axis, septum, anterior wall."
+    )
     return [page.picture(folder / "sheet.png", caption, alternative="Long-axis planes derived from the labels")], []
 
 
@@ -59,11 +62,11 @@ def _derived(case: Case) -> dict[str, Stack]:
     return derive_planes(case.labels)
 
 
-def _acquired_views(case: Case, columns: tuple[Column, ...], folder: Path) -> tuple[list[str], list[ViewAgreement]]:
-    figures = lax_sheet(case.lax, columns, folder / "sheet.png")
+def _acquired_views(case: Case, columns: tuple[Column, ...], figures: list[ViewAgreement], folder: Path) -> list[str]:
+    lax_sheet(case.lax, columns, folder / "sheet.png", figures=figures)
     parts = []
     if case.dense.num_frames >= _MIN_MOVIE_FRAMES:
-        first = crossing_views(case.lax, case.dense)[0]
+        first = next(image for image in case.lax if image.name == figures[0].view)
         movie = lax_movie(first, case.lax, columns[-2:], folder / "beat.webp")
         parts.append(page.picture(movie, f"{first.name}, beating.", alternative="A beating long-axis view"))
     caption = (
@@ -71,7 +74,7 @@ def _acquired_views(case: Case, columns: tuple[Column, ...], folder: Path) -> tu
         "that plane and phase. One scale, one window per row. Marks at the sides: acquired slices."
     )
     parts.append(page.picture(folder / "sheet.png", caption, alternative="Long-axis views, acquired and cut"))
-    return [*parts, agreement_table(figures)], figures
+    return [*parts, agreement_table(figures)]
 
 
 # --- 3D ---------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from calid.page import text
 
 _WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 130, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 130, 34, 44
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def volume_curves(curves: Sequence[Curve], marks: Sequence[tuple[float, str]] = 
     ]
     parts += _names(curves, [y(float(curve.values[-1])) for curve in curves])
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">ms after the R wave</text>')
-    parts.append(f'<text x="{_LEFT - 8}" y="{_TOP - 2}" text-anchor="end">ml</text>')
+    parts.append(f'<text x="{_LEFT - 8}" y="{_TOP - 16}" text-anchor="end">ml</text>')
     title = "Volumes over the heart cycle: " + ", ".join(curve.name for curve in curves)
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
@@ -82,7 +82,7 @@ def _time_label(time_ms: float, x: float) -> str:
 def _mark(x: float, name: str) -> str:
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="var(--quiet)" '
-        f'stroke-dasharray="2 4"/><text x="{x + 4:.1f}" y="{_TOP + 10}">{text(name)}</text>'
+        f'stroke-dasharray="2 4"/><text x="{x:.1f}" y="{_TOP - 8}" text-anchor="middle">{text(name)}</text>'
     )
 
 

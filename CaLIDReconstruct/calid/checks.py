@@ -1,8 +1,7 @@
 """Whether an input can be used, question by question: each answer names the place, the measured value and the remedy.
 
 Loose images, whose positions and times tell of a missing slice or frame, are judged in `assembly.py` before they are
-put together; here the whole `Stack` is. Slices and frames are counted from 1 in
-messages, as people count.
+put together; here the whole `Stack` is. Slices and frames are counted from 1 in messages, as people count.
 """
 
 from __future__ import annotations
@@ -78,8 +77,9 @@ def findings(stack: Stack) -> list[Finding]:
         return unusable
     # (T, Z) extremes of each slice; NaN where a slice holds one, so a single pass answers all questions about values.
     lowest, highest = stack.voxels.min(axis=(2, 3)), stack.voxels.max(axis=(2, 3))
-    not_finite = list(_finite(stack, lowest, highest))
-    values = not_finite or [*_contrast(lowest, highest), *_labels(stack, lowest, highest), *_repeats(stack)]
+    # A value that is no number, or labels in place of signal, leave nothing else to be said about the values.
+    values = list(_finite(stack, lowest, highest)) or list(_labels(stack, lowest, highest))
+    values = values or [*_contrast(lowest, highest), *_repeats(stack)]
     return [*_slice_count(stack), *_spacing(stack), *_axes(stack), *values, *_frame_times(stack), *_marks(stack)]
 
 
@@ -263,10 +263,11 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
 
 
 def _marks(stack: Stack) -> Iterator[Finding]:
-    if stack.generated.any():
+    count = int(np.sum(np.asarray(stack.generated)))
+    if count:
         yield Finding(
             "generated-input",
             "warning",
-            f"{int(stack.generated.sum())} of {stack.num_slices} slices were generated before and not acquired.",
+            f"{count} of {stack.num_slices} slices were generated before and not acquired.",
             "Start from the acquired stack where you have it.",
         )

@@ -56,6 +56,8 @@ class ViewAgreement:
 
 def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> list[ViewAgreement]:
     """Agreement of every column with every long-axis image, around the heart, over the phases all of them have."""
+    if not acquired:
+        return []
     stacks = [column.stack for column in columns]
     fewest = min(stacks, key=lambda stack: stack.num_frames)
     normal = stacks[0].directions_lps[:, 2]

@@ -81,16 +81,23 @@ def read_stack(path: Path) -> Stack:
 def read_lax_folder(folder: Path) -> tuple[LaxImage, ...]:
     """The long-axis views in a folder of volume files (named after the files), or in a folder of DICOM files.
 
+    Stacks of several slices that lie beside the views are left out.
+
     Raises:
-        InputError: the folder does not exist, holds no images, or one of them cannot be read.
+        InputError: the folder does not exist, holds no long-axis images, or one of its images cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("missing-file", f"{folder} is not a folder.", "Give the folder with the long-axis images.")
-    paths = sorted(path for path in folder.iterdir() if suffix_of(path) is not None)
-    if not paths:
+    paths = {path: suffix_of(path) for path in sorted(folder.iterdir())}
+    images = [LaxImage(path.name[: -len(suffix)], read_stack(path)) for path, suffix in paths.items() if suffix]
+    if not images:
         return read_lax(folder)
-    return tuple(LaxImage(path.name[: -len(suffix_of(path) or "")], read_stack(path)) for path in paths)
+    views = tuple(image for image in images if image.stack.num_slices == 1)
+    if not views:
+        remedy = "Choose the folder that holds the 2-, 3- or 4-chamber images."
+        raise InputError("no-long-axis", f"{folder} holds no long-axis images.", remedy)
+    return views
 
 
 def suffix_of(path: Path) -> str | None:
@@ -130,20 +137,27 @@ def _frame_times(header: Header, count: int) -> tuple[np.ndarray, dict[str, str]
     Raises:
         InputError: the header lists another number of frames than there are, or times that do not increase.
     """
-    stored = header.entries.get("calid_frame_times_ms", "").split()
-    listed = np.array([_number(word, header) for word in stored] or header.frame_values, dtype=np.float64)
-    unit = "ms" if stored else header.frame_unit
-    if header.frame_values and count > 1:
-        listed, unit = np.array(header.frame_values), header.frame_unit
-    if not listed.size and header.frame_step and np.isfinite([header.frame_start, header.frame_step]).all():
-        listed = header.frame_start + header.frame_step * np.arange(count)
-    elif not listed.size:
-        listed = np.arange(count, dtype=np.float64)
-    if len(listed) != count:
-        message = f"the header lists {len(listed)} frame times, the file holds {count} frames."
+    times, unit = _listed_times(header, count)
+    if len(times) != count:
+        message = f"the header lists {len(times)} frame times, the file holds {count} frames."
         raise fault("frame-count", header.name, message, "Export the sequence again.")
-    _need_increase(listed, header)
-    return _to_milliseconds(listed, unit)
+    _need_increase(times, header)
+    return _to_milliseconds(times, unit)
+
+
+def _listed_times(header: Header, count: int) -> tuple[np.ndarray, str]:
+    """The frame times a header gives, and their unit; without any, the frames' numbers.
+
+    The values of a sequence's list axis win over our own entry, which Slicer keeps when it saves a part of a sequence.
+    """
+    stored = header.entries.get("calid_frame_times_ms", "").split()
+    if header.frame_values and count > 1:
+        return np.array(header.frame_values), header.frame_unit
+    if stored:
+        return np.array([_number(word, header) for word in stored]), "ms"
+    if header.frame_step and np.isfinite([header.frame_start, header.frame_step]).all():
+        return header.frame_start + header.frame_step * np.arange(count), header.frame_unit
+    return np.arange(count, dtype=np.float64), ""
 
 
 def _number(word: str, header: Header) -> float:
@@ -228,6 +242,8 @@ def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     suffix = suffix_of(path)
     _need_plain_voxels(stack, path)
+    if suffix == ".seg.nrrd":
+        _need_labels(stack, path)
     with output.whole_file(path, SUFFIXES, overwrite=overwrite) as temporary:
         if suffix in (".nii", ".nii.gz"):
             _write_nifti(stack, temporary)
@@ -249,10 +265,9 @@ def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
         overwrite: replace what exists.
 
     Raises:
-        OutputError: the file cannot be written there; nothing is left behind.
+        OutputError: the voxels are no labels, or the file cannot be written there; nothing is left behind.
     """
-    if stack.voxels.dtype != np.uint8 or stack.voxels.max(initial=0) > len(LABELS):
-        raise ValueError(f"labels are uint8 from 0 to {len(LABELS)}")
+    _need_labels(stack, path)
     write_stack(stack, path, overwrite=overwrite)
 
 
@@ -263,11 +278,17 @@ def _need_plain_voxels(stack: Stack, path: Path) -> None:
         raise OutputError("unsupported-voxels", f"Voxels of type {kind} cannot be written to {path.name}.", remedy)
 
 
+def _need_labels(stack: Stack, path: Path) -> None:
+    if stack.voxels.dtype != np.uint8 or stack.voxels.max(initial=0) > len(LABELS):
+        message = f"{Path(path).name} would be a segmentation, but the voxels are no labels from 0 to {len(LABELS)}."
+        raise OutputError("not-labels", message, "Write an image as .nrrd or .seq.nrrd.")
+
+
 def _entries(stack: Stack) -> dict[str, str]:
     """The key-value pairs that carry what the formats have no place for."""
     return {
         "calid_frame_times_ms": " ".join(repr(float(time)) for time in stack.frame_times_ms),
-        "calid_generated": " ".join("1" if mark else "0" for mark in stack.generated),
+        "calid_generated": " ".join("1" if mark else "0" for mark in np.asarray(stack.generated)),
         "calid_provenance": json.dumps(dict(stack.provenance), ensure_ascii=True, allow_nan=False),
     }
 

@@ -249,6 +249,23 @@ def agreement(
     return Agreement(*(float(figure) for figure in np.mean(figures, axis=0)), num_pixels=int(core.sum()))
 
 
+def dice(shown: np.ndarray, reference: np.ndarray, label: int) -> float:
+    """Overlap of one label in two cuts, over the pixels both know.
+
+    Args:
+        shown: (T, Y, X) labels as from `cut` with order 0, NaN where unknown.
+        reference: (T, Y, X) the same from labels or meshes drawn on the long-axis image.
+        label: the structure.
+
+    Returns:
+        2 |A and B| / (|A| + |B|); NaN where neither has the label.
+    """
+    known = np.isfinite(shown) & np.isfinite(reference)
+    first, second = (shown == label) & known, (reference == label) & known
+    total = int(first.sum() + second.sum())
+    return 2 * int((first & second).sum()) / total if total else float("nan")
+
+
 @dataclass(frozen=True)
 class _Scene:
     """Pixel size (x, y) in mm, direction of the slice normal in the picture (x, y), smoothing in mm."""

@@ -16,9 +16,8 @@ from calid.bisection import plan_bisection, resolve_factor
 from calid.checks import check_stack
 from calid.device import choose_device
 from calid.errors import OutputError
-from calid.files import SUFFIXES, read_stack, write_stack
+from calid.files import check_output, read_stack, write_stack
 from calid.generation import work
-from calid.output import check_output
 from calid.preparation import plan_preparation
 from calid.progress import Progress
 from calid.reconstruct import Reconstruction, upsample, warm_interpolator
@@ -66,7 +65,7 @@ class Job:
         if len({path.resolve() for path in outputs}) < len(outputs):
             raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
         for path in outputs:
-            check_output(path, SUFFIXES, overwrite=self.overwrite)
+            check_output(path, overwrite=self.overwrite)
         made = upsample(
             read_stack(self.source),
             self.settings,

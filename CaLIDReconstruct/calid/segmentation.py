@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +23,8 @@ from torch import Tensor, nn
 
 from calid.checks import findings, raise_first
 from calid.device import Device, choose_device, is_out_of_memory
-from calid.errors import Cancelled
 from calid.medformer import NUM_SCALES, MedFormer, MedFormerConfig
-from calid.reconstruct import Progress
+from calid.progress import Progress, Watch, progress_bar, shown_on
 from calid.stack import Stack
 from calid.weights import Entry, config_from, find_model, load_model
 
@@ -253,26 +251,19 @@ def segment(
     """
     raise_first((found for found in findings(stack) if found.code not in HARMLESS_HERE), source=source)
     segmenter = warm_segmenter(choose_device(device), models_folder)
-    started = time.monotonic()
-
-    def advance(fraction: float) -> None:
-        if is_cancelled is not None and is_cancelled():
-            raise Cancelled
-        if progress is not None:
-            left = (time.monotonic() - started) * (1 - fraction) / fraction if fraction > 0 else None
-            progress(Progress(fraction, "segmenting", left))
-
-    advance(0.0)
-    return segment_with(segmenter, stack, advance=advance)
+    watch = Watch(stack.num_frames * stack.num_slices, progress, is_cancelled)
+    watch.stage = "segmenting"
+    watch.tick(0)
+    return segment_with(segmenter, stack, tick=watch.tick)
 
 
-def segment_with(segmenter: Segmenter, stack: Stack, *, advance: Callable[[float], None] | None = None) -> Stack:
+def segment_with(segmenter: Segmenter, stack: Stack, *, tick: Callable[[int], None] | None = None) -> Stack:
     """`segment` with a segmenter at hand and no questions asked.
 
     Args:
         segmenter: a trained network.
         stack: images of finite voxels.
-        advance: called after each batch with the fraction done; may raise to stop.
+        tick: called after each batch with the number of its slices; may raise to stop.
     """
     window = find_heart(segmenter, stack)
     shape = stack.voxels.shape[2:]
@@ -284,8 +275,8 @@ def segment_with(segmenter: Segmenter, stack: Stack, *, advance: Callable[[float
         foreground = out_of_window(foreground, window, shape)
         background = 1 - foreground.sum(dim=1, keepdim=True)
         labels[part] = torch.cat((background, foreground), dim=1).argmax(dim=1).numpy()
-        if advance is not None:
-            advance(part.stop / len(images))
+        if tick is not None:
+            tick(part.stop - part.start)
     entry = segmenter.entry
     origin = {} if entry is None else {"segmenter": {"name": entry.name, "sha256": entry.sha256}}
     return stack.with_voxels(labels.reshape(stack.voxels.shape)).noted(**origin)
@@ -319,12 +310,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """`calid segment`: read, label, clean up, write."""
     from calid.anatomy import clean_labels
-    from calid.files import check_output, read_stack, write_labels
+    from calid.files import SUFFIXES, read_stack, write_labels
+    from calid.output import check_output
 
-    check_output(options.output, overwrite=options.overwrite)
+    check_output(options.output, SUFFIXES, overwrite=options.overwrite)
     print(license_notice(options.models), file=sys.stderr)
     stack = read_stack(options.input)
-    labels = segment(stack, device=options.device, models_folder=options.models, source=options.input.name)
+    with progress_bar() as bar:
+        labels = segment(
+            stack,
+            device=options.device,
+            models_folder=options.models,
+            progress=shown_on(bar),
+            source=options.input.name,
+        )
     write_labels(labels if options.raw else clean_labels(labels), options.output, overwrite=options.overwrite)
     print(f"{options.output}: {labels.num_slices} slices, {labels.num_frames} frame(s) labelled.")
     return 0

@@ -238,12 +238,11 @@ def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
 
 
 def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
-    from calid.files import SUFFIXES, read_stack, write_labels
-    from calid.output import check_output
+    from calid.files import check_output, read_stack, write_labels
     from calid.segmentation import segment
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
-    check_output(output, SUFFIXES, overwrite=overwrite)
+    check_output(output, overwrite=overwrite)
     labels = segment(
         read_stack(Path(request["input"])),
         device=request.get("device", "auto"),

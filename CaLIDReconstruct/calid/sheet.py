@@ -130,6 +130,7 @@ def lax_sheet(
     *,
     moment_ms: float | None = None,
     title: str = "Long-axis planes of one short-axis stack",
+    figures: Sequence[ViewAgreement] | None = None,
 ) -> list[ViewAgreement]:
     """Write the picture sheet (PNG): a row per LAX image; acquired, then one picture per column.
 
@@ -139,6 +140,7 @@ def lax_sheet(
         path: where the PNG goes.
         moment_ms: cardiac phase shown, the last column's first frame by default.
         title: heading.
+        figures: from `compare_views`, where they are known already.
 
     Returns:
         The figures written under the pictures, over all phases (see `compare_views`).
@@ -146,14 +148,15 @@ def lax_sheet(
     sparse, shown = columns[0].stack, columns[-1].stack
     moment = float(shown.frame_times_ms[0]) if moment_ms is None else moment_ms
     centre = heart_centre(sparse, [image.stack for image in acquired])
-    figures = {result.view: result for result in compare_views(acquired, columns)}
+    results = list(compare_views(acquired, columns) if figures is None else figures)
+    by_view = {result.view: result for result in results}
     rows = []
     for image in crossing_views(acquired, sparse):
-        if image.name in figures:
+        if image.name in by_view:
             plane = upright_plane(_at_moment(image.stack, shown, moment), sparse, centre)
             rows.append(_row(image.name, columns, plane, plane.voxels[:, 0]))
-    _draw_sheet(rows, figures, sparse, title, moment).save(path)
-    return list(figures.values())
+    _draw_sheet(rows, by_view, sparse, title, moment).save(path)
+    return results
 
 
 def derived_sheet(
@@ -210,8 +213,9 @@ def _draw_sheet(
     tile_width = round(2 * HEART_RADIUS_MM / _GRID_MM) * _GRID_MM * _PIXELS_PER_MM
     width = round(2 * _EDGE + _NAME + len(names) * tile_width + (len(names) - 1) * _GAP)
     greys = [{name: _grey(picture[0], row.window) for name, picture in row.pictures.items()} for row in rows]
-    heights = [next(iter(grey.values())).height for grey in greys]
-    sheet = Image.new("RGB", (width, _HEAD + sum(heights) + len(rows) * _CAPTION + _FOOT), _GROUND)
+    caption = _CAPTION if figures else _GAP
+    heights = [next(iter(grey.values())).height + caption for grey in greys]
+    sheet = Image.new("RGB", (width, _HEAD + sum(heights) + _FOOT), _GROUND)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_EDGE, 24), title, 26, _TEXT)
     lefts = [round(_EDGE + _NAME + index * (tile_width + _GAP)) for index in range(len(names))]
@@ -220,8 +224,9 @@ def _draw_sheet(
     top = _HEAD
     for row, grey, height in zip(rows, greys, heights, strict=True):
         _draw_row(sheet, row, grey, (lefts, top), figures.get(row.name), sparse)
-        top += height + _CAPTION
-    _draw_foot(draw, (lefts[0], top + 8), moment_ms)
+        top += height
+    legend = f"{moment_ms:.0f} ms after the R wave.  Marks beside the pictures: acquired slices."
+    _draw_foot(draw, (lefts[0], top + 8), legend + ("  1.00: full agreement." if figures else ""))
     return sheet
 
 
@@ -236,12 +241,12 @@ def _draw_row(
     draw = ImageDraw.Draw(sheet)
     lefts, top = place
     _write_upright(sheet, (_EDGE - 6, top), row.name, next(iter(greys.values())).height)
-    heights = _slice_heights(row.plane, sparse)
+    marks = _slice_marks(row.plane, sparse)
     for (name, grey), left in zip(greys.items(), lefts, strict=True):
         sheet.paste(grey, (left, top))
-        for height in heights:
-            for end in (left, left + grey.width - 7):
-                draw.line([(end, top + height), (end + 6, top + height)], fill=_ACCENT, width=2)
+        for first, last in marks:
+            for x, y in ((left, top + first), (left + grey.width - 7, top + last)):
+                draw.line([(x, y), (x + 6, y)], fill=_ACCENT, width=2)
         below = (left, top + grey.height + 8)
         if name == ACQUIRED:
             _write(draw, below, "what the scanner saw", 15, _QUIET)
@@ -254,18 +259,23 @@ def _draw_row(
         _write(draw, (below[0], below[1] + 21), rest, 14, _QUIET)
 
 
-def _slice_heights(plane: Stack, sparse: Stack) -> list[float]:
-    """Picture rows at which the acquired slices lie."""
-    rows = intersection_lines(sparse, plane)[:, :, 1].mean(axis=1)
-    return [float(row * _GRID_MM * _PIXELS_PER_MM) for row in rows if np.isfinite(row)]
+def _slice_marks(plane: Stack, sparse: Stack) -> list[tuple[float, float]]:
+    """Picture rows at which the acquired slices meet its left and its right side."""
+    width = plane.voxels.shape[3] - 1
+    marks = []
+    for (first_x, first_y), (last_x, last_y) in intersection_lines(sparse, plane):
+        if np.isfinite(first_y) and abs(last_x - first_x) > 1e-6:
+            slope = (last_y - first_y) / (last_x - first_x)
+            ends = first_y - slope * first_x, first_y + slope * (width - first_x)
+            marks.append(tuple(float(end * _GRID_MM * _PIXELS_PER_MM) for end in ends))
+    return marks
 
 
-def _draw_foot(draw: ImageDraw.ImageDraw, place: tuple[int, int], moment_ms: float) -> None:
+def _draw_foot(draw: ImageDraw.ImageDraw, place: tuple[int, int], legend: str) -> None:
     left, top = place
     length = 50 * _PIXELS_PER_MM
     draw.line([(left, top + 9), (left + length, top + 9)], fill=_TEXT, width=3)
     _write(draw, (left + length + 12, top), "50 mm", 15, _TEXT)
-    legend = f"{moment_ms:.0f} ms after the R wave.  Marks beside the pictures: acquired slices.  1.00: full agreement."
     _write(draw, (left + length + 90, top), legend, 15, _QUIET)
     _write(draw, (left, top + 30), page.STANDING_NOTE, 15, (242, 182, 90))
 

@@ -81,7 +81,7 @@ def read_study(folder: Path) -> Study:
     Raises:
         InputError: there are no images, one is damaged, or the slices of a stack or view do not fit together.
     """
-    sax, *others = _groups(_images_in(folder))
+    sax, others = _sax_and_others(_images_in(folder))
     lax, left_out = _views(others, sax)
     return Study(_stack(sax.images), lax, left_out)
 
@@ -92,7 +92,7 @@ def read_sax(folder: Path) -> Stack:
     Raises:
         InputError: as for `read_study`.
     """
-    return _stack(_groups(_images_in(folder))[0].images)
+    return _stack(_sax_and_others(_images_in(folder))[0].images)
 
 
 def read_file(path: Path) -> Stack:
@@ -101,7 +101,7 @@ def read_file(path: Path) -> Stack:
     Raises:
         InputError: as for `read_study`.
     """
-    return _stack(_groups(_need_images(read_images(path, path.name), path))[0].images)
+    return _stack(_sax_and_others(_need_images(read_images(path, path.name), path))[0].images)
 
 
 def read_lax(folder: Path) -> tuple[LaxImage, ...]:
@@ -110,9 +110,10 @@ def read_lax(folder: Path) -> tuple[LaxImage, ...]:
     Raises:
         InputError: there are no images of long-axis views, or one is damaged.
     """
-    first, *others = _groups(_images_in(folder))
-    has_stack = len(_positions(first.images)) > MAX_VIEW_POSITIONS
-    views, _ = _views(others if has_stack else [first, *others], first)
+    images = _images_in(folder)
+    sax, others = _sax_and_others(images)
+    has_stack = len(_positions(sax.images)) > MAX_VIEW_POSITIONS
+    views, _ = _views(others if has_stack else _groups(images), sax)
     if not views:
         remedy = "Choose the folder that holds the 2-, 3- or 4-chamber images."
         raise InputError("no-long-axis", f"{folder} holds no long-axis images.", remedy)
@@ -147,20 +148,24 @@ def _need_images(images: list[DicomImage], source: Path) -> list[DicomImage]:
     return images
 
 
+def _sax_and_others(images: Sequence[DicomImage]) -> tuple[_Group, list[_Group]]:
+    """The short axis with its crooked slices, if it has any, and the groups that are left."""
+    first, *others = _groups(images)
+    strays = [group for group in others if _is_same_kind(group, first) and _tilt(group, first) < STRAY_DEGREES]
+    sax = replace(first, images=(*first.images, *(image for group in strays for image in group.images)))
+    return sax, [group for group in others if group not in strays]
+
+
 def _groups(images: Sequence[DicomImage]) -> list[_Group]:
-    """The short axis first, then the other groups in the order of their series."""
+    """What looks most like the short axis first, then the other groups in the order of their series."""
     kinds: dict[tuple, list[DicomImage]] = {}
     for image in images:
         kinds.setdefault(image.kind, []).append(image)
-    groups = [
-        group for kind, members in kinds.items() for part in _parallel(members) for group in _by_motion(kind, part)
-    ]
-    sax = max(groups, key=_rank)
-    others = [group for group in groups if group is not sax]
-    strays = [group for group in others if _is_same_kind(group, sax) and _tilt(group, sax) < STRAY_DEGREES]
-    sax = replace(sax, images=(*sax.images, *(image for group in strays for image in group.images)))
-    others = [group for group in others if group not in strays]
-    return [sax, *sorted(others, key=lambda group: min((image.series, image.name) for image in group.images))]
+    parts = [(kind, part) for kind, members in kinds.items() for part in _parallel(members)]
+    groups = [group for kind, part in parts for group in _by_motion(kind, part)]
+    first = max(groups, key=_rank)
+    others = [group for group in groups if group is not first]
+    return [first, *sorted(others, key=lambda group: min((image.series, image.name) for image in group.images))]
 
 
 def _by_motion(kind: tuple[str, ...], images: Sequence[DicomImage]) -> list[_Group]:
@@ -272,9 +277,9 @@ def _in_time(
             raise InputError("unordered-frames", message, "Export the images with their trigger times.")
     if max(map(len, phases)) == 1:
         return phases, [np.zeros(1)] * len(phases), {}
-    interval = np.nanmedian([image.interval_ms for phase in phases for image in phase] + [np.nan])
-    steps = [interval / len(phase) if interval > 0 else 1.0 for phase in phases]
-    note = "from the heart beat's length" if interval > 0 else "frame numbers"
+    intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
+    steps = [np.median(intervals) / len(phase) if intervals else 1.0 for phase in phases]
+    note = "from the heart beat's length" if intervals else "frame numbers"
     times = [np.arange(len(phase)) * step for phase, step in zip(phases, steps, strict=True)]
     return phases, times, {"frame_times": note}
 
@@ -282,7 +287,7 @@ def _in_time(
 def _has_times(position: Sequence[DicomImage]) -> bool:
     """Whether all images have a time; some exports give the same one to all, which says nothing."""
     times = {image.time_ms for image in position}
-    return all(map(np.isfinite, times)) and (len(position) == 1 or len(times) > 1)
+    return bool(np.isfinite(list(times)).all()) and (len(position) == 1 or len(times) > 1)
 
 
 def _voxels(phases: Sequence[Sequence[DicomImage]]) -> np.ndarray:
@@ -299,14 +304,13 @@ def _voxels(phases: Sequence[Sequence[DicomImage]]) -> np.ndarray:
 
 def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:
     """What is worth knowing of the acquisition and says nothing of the person."""
-    facts = {
-        "source": "DICOM",
-        "modality": image.kind[0],
+    numbers = {
         "field_strength_t": image.field_strength_t,
         "slice_thickness_mm": image.thickness_mm,
         "slice_spacing_mm": round(float(stack.spacing_mm[2]), 3) if stack.num_slices > 1 else np.nan,
     }
-    return {key: value for key, value in facts.items() if isinstance(value, str) or np.isfinite(value)}
+    known = {key: value for key, value in numbers.items() if np.isfinite(value)}
+    return {"source": "DICOM", "modality": image.kind[0], **known}
 
 
 # --- Long-axis views --------------------------------------------------------------------------------------------------

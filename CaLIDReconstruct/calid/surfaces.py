@@ -17,10 +17,11 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
-from vtkmodules.vtkCommonCore import vtkPoints
+from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
 from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
 from vtkmodules.vtkFiltersCore import (
     vtkFlyingEdges3D,
+    vtkImplicitPolyDataDistance,
     vtkMassProperties,
     vtkPolyDataNormals,
     vtkReverseSense,
@@ -89,6 +90,24 @@ def volume_ml(mesh: vtkPolyData) -> float:
     properties = vtkMassProperties()
     properties.SetInputData(mesh)
     return properties.GetVolume() / 1000
+
+
+def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far a surface lies from another, triangle by triangle.
+
+    Returns:
+        (N, 3) triangle centres in LPS mm, (N,) distance of each to `other` in mm, (N,) triangle areas in mm^2, by which
+        means are weighted.
+    """
+    points, triangles = _points_and_triangles(mesh)
+    corners = points[triangles]
+    centres = corners.mean(axis=1)
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    distance = vtkImplicitPolyDataDistance()
+    distance.SetInput(other)
+    found = vtkDoubleArray()
+    distance.EvaluateFunction(numpy_to_vtk(centres, deep=True), found)
+    return centres, np.abs(vtk_to_numpy(found)), areas
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,8 @@ def heart_center(case: PreparedCase) -> np.ndarray:
 
 
 Batch = dict[str, torch.Tensor]
+BatchMaker = Callable[[np.random.Generator, Sequence, int, int], Batch]
+"""(generator, sources, number of crops, crop size) -> batch."""
 
 
 class CropStream(IterableDataset):
@@ -92,7 +94,7 @@ class CropStream(IterableDataset):
 
     Args:
         sources: what can be drawn from; opaque to the stream.
-        make_batch: (generator, sources, number of crops, crop size) -> batch.
+        make_batch: see `BatchMaker`.
         batch_size: crops per batch at the first of `sizes`; batches of other sizes hold about as many pixels.
         sizes: crop sizes, multiples of 16.
         size_weights: how often each is drawn.
@@ -103,7 +105,7 @@ class CropStream(IterableDataset):
     def __init__(
         self,
         sources: Sequence,
-        make_batch: Callable[[np.random.Generator, Sequence, int, int], Batch],
+        make_batch: BatchMaker,
         *,
         batch_size: int,
         sizes: Sequence[int],

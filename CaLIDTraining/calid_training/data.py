@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 from torch.utils.data import DataLoader
 
-from calid_training.crops import CropStream, image_batch, triplet_batch, triplets
+from calid_training.crops import BatchMaker, CropStream, image_batch, triplet_batch, triplets
 from calid_training.datasets import LICENCE_CLEAN
 from calid_training.prepare import load_cases
 
@@ -52,25 +52,28 @@ class CropData(L.LightningDataModule):
         """What a stream of this split draws from."""
         return list(load_cases(self.prepared, datasets=self.datasets, split=split))
 
-    make_batch = staticmethod(image_batch)
+    def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (for those whose splits differ)
+        """What turns drawn sources into a batch."""
+        return image_batch
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        shared = {"make_batch": self.make_batch, "batch_size": self.batch_size}
         self.train_stream = CropStream(
             self.sources("train"),
+            self.batch_maker("train"),
+            batch_size=self.batch_size,
             sizes=self.sizes,
             size_weights=self.size_weights,
             batches=self.batches,
             seed=self.seed,
-            **shared,
         )
         self.validation_stream = CropStream(
             self.sources("validation"),
+            self.batch_maker("validation"),
+            batch_size=self.batch_size,
             sizes=self.sizes[:1],
             size_weights=[1.0],
             batches=self.validation_batches,
             seed=VALIDATION_SEED,
-            **shared,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -96,8 +99,10 @@ class TripletData(CropData):
 
     def __init__(self, identity: float = 0.1, max_gap_mm: float = 22.0, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.max_gap_mm = max_gap_mm
-        self.make_batch = partial(triplet_batch, identity=identity)
+        self.identity, self.max_gap_mm = identity, max_gap_mm
+
+    def batch_maker(self, split: str) -> BatchMaker:
+        return partial(triplet_batch, identity=self.identity if split == "train" else 0.0)
 
     def sources(self, split: str) -> Sequence:
         return triplets(super().sources(split), max_gap_mm=self.max_gap_mm)

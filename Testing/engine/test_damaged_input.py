@@ -857,8 +857,8 @@ def test_the_command_line_says_it_in_one_line_and_writes_nothing(name, tmp_path,
 
 
 def test_there_are_as_many_kinds_as_promised():
-    assert len(DAMAGES) >= 90
-    assert len({kind.code for kind in DAMAGES.values()}) >= 45
+    assert len(DAMAGES) >= 120
+    assert len({kind.code for kind in DAMAGES.values()}) >= 60
 
 
 def test_what_the_builders_damage_is_good_before(tmp_path):

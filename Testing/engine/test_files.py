@@ -410,9 +410,12 @@ def test_a_segmentation_of_a_cine_has_one_segment_per_structure_and_frame(tmp_pa
     assert len({image.GetMetaData(f"Segment{index}_ID") for index in range(9)}) == 9
 
 
-def test_voxels_that_are_no_labels_are_not_written_as_such(tmp_path):
-    with pytest.raises(ValueError, match="uint8 from 0 to 3"):
-        write_labels(file_phantoms.noisy_stack(), tmp_path / "a.seg.nrrd")
+@pytest.mark.parametrize("write", [write_labels, write_stack])
+def test_an_image_is_not_written_as_a_segmentation(tmp_path, write):
+    with pytest.raises(OutputError) as error:
+        write(file_phantoms.noisy_stack(), tmp_path / "a.seg.nrrd")
+    assert error.value.code == "not-labels"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_label_values_are_the_ones_agreed_on():
@@ -425,10 +428,18 @@ def test_label_values_are_the_ones_agreed_on():
 def test_a_folder_of_volume_files_gives_long_axis_images_named_after_them(tmp_path):
     for index, name in enumerate(("b.nii.gz", "a.seq.nrrd")):
         write_stack(made((3, 1, 6, 5), seed=index), tmp_path / name)
+    write_stack(made((3, 4, 6, 5)), tmp_path / "sax.nrrd")
     (tmp_path / "NOTICE.md").write_text("not an image")
     images = read_lax_folder(tmp_path)
     assert [image.name for image in images] == ["a", "b"]
     assert all(image.stack.voxels.shape == (3, 1, 6, 5) for image in images)
+
+
+def test_a_folder_of_stacks_alone_has_no_long_axis(tmp_path):
+    write_stack(made((3, 4, 6, 5)), tmp_path / "sax.nrrd")
+    with pytest.raises(InputError) as error:
+        read_lax_folder(tmp_path)
+    assert error.value.code == "no-long-axis"
 
 
 @pytest.mark.parametrize("module", [files, geometry, header])

@@ -180,6 +180,24 @@ def test_agreement_of_images_that_do_not_overlap_is_not_a_number():
     assert figures.num_pixels == 0
 
 
+def test_dice_of_a_cut_counts_only_what_both_know():
+    shown = np.array([[[1.0, 1.0, 0.0, np.nan, 2.0]]])
+    reference = np.array([[[1.0, 0.0, 1.0, 1.0, np.nan]]])
+    assert longaxis.dice(shown, reference, 1) == pytest.approx(2 * 1 / (2 + 2))
+    assert np.isnan(longaxis.dice(shown, reference, 2))
+
+
+def test_a_finer_label_stack_overlaps_better_with_the_true_long_axis_labels():
+    fine = phantoms.heart_labels((1.5, 1.4, 1.0))
+    matrix = fine.affine.copy()
+    matrix[:3, 2] *= 12
+    coarse = Stack(fine.voxels[:, ::12], matrix)
+    plane = longaxis.derive_planes(fine)["2ch"]
+    cuts = [longaxis.cut(stack, plane, order=0) for stack in (fine, coarse)]
+    assert longaxis.dice(cuts[0], cuts[0], 1) == 1
+    assert 0.85 < longaxis.dice(cuts[1], cuts[0], 1) < 0.99
+
+
 def test_the_heart_lies_where_the_long_axis_planes_meet():
     stack = field_stack(4)
     target = stack.to_lps(np.array([10.0, 20.0, 3.0]))

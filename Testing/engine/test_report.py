@@ -157,7 +157,7 @@ def test_without_segmentation_weights_the_rest_is_there_and_the_reason_is_said()
 def test_without_long_axis_images_planes_are_derived_from_the_labels():
     lone = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=first_labels))
     read = _Reader(report.document(lone))
-    assert "These planes follow from the labels" in read.words
+    assert "these planes follow from its labels" in read.words
     assert json.loads(read.data["calid-report"])["long_axis"] == {}
 
 
@@ -260,6 +260,8 @@ def test_labels_of_another_grid_are_refused(tmp_path):
 
 # --- the 3D view ---
 
+DRAWN = "Number(document.getElementById('calid-view').dataset.drawn || 0)"
+
 
 def test_the_bundled_viewer_was_built_from_its_source():
     digest = hashlib.sha256((WEB / "viewer.js").read_bytes()).hexdigest()[:16]
@@ -272,7 +274,7 @@ def window(whole, tmp_path_factory):
     (folder / "report.html").write_text(whole, encoding="utf-8")
     with browser(folder / "profile") as opened:
         opened.open(folder / "report.html")
-        opened.wait_for("Number(document.getElementById('calid-view').dataset.drawn || 0) > 3")
+        opened.wait_for(f"{DRAWN} > 0")
         yield opened
 
 
@@ -285,12 +287,17 @@ def colours(picture: np.ndarray) -> dict[str, float]:
 
 def press(window, words: str) -> None:
     """Click the check box with these words and wait for the view to be drawn again."""
-    window.run(
+    change(
+        window,
         "const label = [...document.querySelectorAll('#calid-view label')]"
-        f".find(one => one.textContent.trim() === {json.dumps(words)}); label.querySelector('input').click()"
+        f".find(one => one.textContent.trim() === {json.dumps(words)}); label.querySelector('input').click()",
     )
-    drawn = window.run("return Number(document.getElementById('calid-view').dataset.drawn)")
-    window.wait_for(f"Number(document.getElementById('calid-view').dataset.drawn) > {drawn + 2}")
+
+
+def change(window, script: str) -> None:
+    """Run a script that changes what the view shows, and wait until it is drawn."""
+    drawn = window.run(f"const drawn = {DRAWN}; {script}; return drawn")
+    window.wait_for(f"{DRAWN} > {drawn}")
 
 
 def pause(window) -> None:
@@ -308,8 +315,9 @@ def test_dragging_turns_the_heart(window):
     pause(window)
     before = window.canvas("#calid-view canvas")
     window.run("document.getElementById('calid-view').scrollIntoView({block: 'center'})")
+    drawn = window.run(f"return {DRAWN}")
     window.drag("#calid-view canvas", 200, 30)
-    window.wait_for("Number(document.getElementById('calid-view').dataset.drawn) > 20")
+    window.wait_for(f"{DRAWN} > {drawn + 3}")
     assert np.abs(window.canvas("#calid-view canvas").astype(int) - before).mean() > 1
 
 
@@ -327,14 +335,22 @@ def test_the_slider_shows_systole_smaller_than_diastole(window):
     pause(window)
     areas = []
     for frame in (0, 2):
-        window.run(
+        change(
+            window,
             "const slider = document.querySelector('#calid-view input[type=range]');"
-            f"slider.value = {frame}; slider.dispatchEvent(new Event('input'))"
+            f"slider.value = {frame}; slider.dispatchEvent(new Event('input'))",
         )
-        drawn = window.run("return Number(document.getElementById('calid-view').dataset.drawn)")
-        window.wait_for(f"Number(document.getElementById('calid-view').dataset.drawn) > {drawn + 2}")
         areas.append(colours(window.canvas("#calid-view canvas"))["red"])
     assert areas[1] < 0.9 * areas[0]
+
+
+def test_the_view_rests_while_nothing_changes(window):
+    pause(window)
+    drawn_in_ten_ticks = (
+        f"return new Promise(done => {{ const before = {DRAWN}; let ticks = 0; const tick = () => "
+        f"++ticks < 10 ? requestAnimationFrame(tick) : done({DRAWN} - before); tick() }})"
+    )
+    assert 0 in [window.run(drawn_in_ten_ticks) for _ in range(10)]  # turning comes to rest slowly
 
 
 def test_every_picture_of_the_page_is_decoded(window):

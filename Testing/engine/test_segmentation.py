@@ -15,7 +15,7 @@ from calid.device import Device
 from calid.errors import Cancelled, InputError, OutputError, WeightsError
 from calid.files import read_stack, write_stack
 from calid.medformer import MedFormer, MedFormerConfig
-from calid.reconstruct import Progress
+from calid.progress import Progress
 from calid.segmentation import (
     PIXEL_MM,
     Segmenter,
@@ -168,17 +168,17 @@ def test_a_mirrored_patient_gets_mirrored_labels(segmenter: Segmenter) -> None:
     assert (plain != mirrored[..., ::-1, ::-1]).mean() < 1e-4
 
 
-def test_progress_reaches_one_and_may_stop_the_run(segmenter: Segmenter) -> None:
-    seen: list[float] = []
-    segment_with(segmenter, picture(heart_labels(contractions=(1.0, 0.8))), advance=seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
+def test_every_slice_is_counted_once_and_counting_may_stop_the_run(segmenter: Segmenter) -> None:
+    stack, counts = picture(heart_labels(contractions=(1.0, 0.8))), []
+    segment_with(segmenter, stack, tick=counts.append)
+    assert sum(counts) == 2 * stack.num_slices
+    assert len(counts) > 1
 
-    def stop(_: float) -> None:
+    def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        segment_with(segmenter, picture(heart_labels()), advance=stop)
+        segment_with(segmenter, stack, tick=stop)
 
 
 # --- With weights from a manifest

@@ -142,6 +142,17 @@ def test_values_are_real_values_in_the_narrowest_exact_type(tmp_path, stored, sl
     assert (found.voxels[:, :, 1:] == expected).all()
 
 
+def test_without_trigger_times_and_heart_beat_frames_are_numbered(tmp_path, recwarn):
+    tags = {"TriggerTime": None}
+    stack = cine((4, 3, 6, 8))
+    file_phantoms.write_stack(tmp_path, stack, changes=lambda _t, _z: tags)
+    found = read_stack(tmp_path)
+    np.testing.assert_array_equal(found.voxels, stack.voxels)
+    assert found.frame_times_ms.tolist() == [0, 1, 2, 3]
+    assert found.provenance["frame_times"] == "frame numbers"
+    assert len(recwarn) == 0
+
+
 def test_files_that_are_not_images_are_passed_over(tmp_path):
     stack = cine()
     file_phantoms.write_stack(tmp_path, stack)
@@ -318,9 +329,9 @@ def test_a_long_axis_folder_may_hold_the_short_axis_or_not(tmp_path, with_sax):
     sax = cine()
     if with_sax:
         file_phantoms.write_stack(tmp_path / "a", sax)
-    views = write_views(tmp_path, sax, **{"2ch": 0, "4ch": 60})
+    views = write_views(tmp_path, sax, **{"2ch": 0, "4ch": 60, "rv-2ch": 8})
     found = read_lax_folder(tmp_path)
-    assert sorted(view.name for view in found) == ["2ch", "4ch"]
+    assert sorted(view.name for view in found) == ["2ch", "4ch", "rv-2ch"]
     for view in found:
         assert_same(view.stack, views[view.name])
 

@@ -9,7 +9,7 @@ from calid.errors import InputError, OutputError
 from calid.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
-from calid.surfaces import surface, surfaces, volume_ml, write_surface
+from calid.surfaces import distances_mm, surface, surfaces, volume_ml, write_surface
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkFiltersCore import vtkFeatureEdges, vtkPolyDataConnectivityFilter
 from vtkmodules.vtkFiltersModeling import vtkSelectEnclosedPoints
@@ -151,6 +151,21 @@ def test_the_surface_of_a_sparse_stack_has_no_steps():
     expected = phantoms.LV_RADIUS_MM * np.sqrt(1 - (wall[:, 2] / phantoms.LV_LENGTH_MM) ** 2)
     assert np.abs(radius - expected).mean() < 0.6
     assert np.abs(radius - expected).max() < 2.0
+
+
+def test_distances_to_a_surface_moved_aside_are_at_most_the_move_and_weigh_by_area():
+    labels = phantoms.heart_labels((1.5, 1.4, 1.6))
+    moved = labels.affine.copy()
+    moved[:3, 3] += 3 * labels.directions_lps[:, 2]
+    here, there = surface(labels, LV), surface(Stack(labels.voxels, moved), LV)
+    places, distances, areas = distances_mm(here, there)
+    assert distances.max() <= 3.01
+    assert distances_mm(here, here)[1].max() < 1e-6
+    radius, length = phantoms.LV_RADIUS_MM, phantoms.LV_LENGTH_MM
+    side = np.pi * radius * length * np.pi / 2  # of half a slender ellipsoid, within 5 %
+    assert areas.sum() == pytest.approx(side + np.pi * radius**2, rel=0.06)
+    base = np.abs((places - places.mean(axis=0)) @ phantoms.heart_frame(0)[:, 2]).argmax()
+    assert distances[base] > 1.0
 
 
 def test_a_missing_label_is_named():

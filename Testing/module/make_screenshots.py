@@ -18,10 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import host
+import host  # noqa: E402 - found through the line above
 
-TARGET = Path(__file__).resolve().parents[2] / "Resources" / "Screenshots"
+REPOSITORY = Path(__file__).resolve().parents[2]
+TARGET = REPOSITORY / "Resources" / "Screenshots"
+THUMBNAIL = REPOSITORY / "CaLIDReconstruct" / "Resources" / "Icons" / "CaLIDDemoCase.png"
+THUMBNAIL_PIXELS = (260, 280)
 VIEW_PIXELS = (260, 220)
+VIEW_3D_WIDTH = 520
 MARGIN, HEAD = 8, 30
 BACKGROUND, INK = (24, 24, 28), (235, 235, 240)
 LARGEST_BYTES = 300_000
@@ -49,6 +53,7 @@ def main() -> int:
         TARGET.mkdir(parents=True, exist_ok=True)
         save(comparisonPicture(widget, options.method), TARGET / "comparison.png")
         savePanel(application, widget, TARGET / "panel.png")
+        saveThumbnail(widget)
     finally:
         widget.cleanup()
     return 0
@@ -94,15 +99,14 @@ def comparisonPicture(widget, method: str) -> Image.Image:
     if segmentation is not None:
         segmentation.GetDisplayNode().SetOpacity3D(0.85)
         segmentation.GetDisplayNode().SetVisibility2D(False)
-    view3d = ThreeDView("1", (height, height))
+    view3d = ThreeDView("1", (VIEW_3D_WIDTH, height))
     view3d.node.SetBoxVisible(False)
     view3d.node.SetAxisLabelsVisible(False)
     view3d.node.SetBackgroundColor(*(value / 255 for value in BACKGROUND))
     view3d.node.SetBackgroundColor2(*(value / 255 for value in BACKGROUND))
     pictures = [[views.views[LaxLayout.viewTag(row, c)].pixels() for c in comparison.columns] for row in rows]
-    canvas = Image.new(
-        "RGB", (len(comparison.columns) * (VIEW_PIXELS[0] + MARGIN) + height + MARGIN, height + HEAD + MARGIN), BACKGROUND
-    )
+    left = len(comparison.columns) * (VIEW_PIXELS[0] + MARGIN) + MARGIN
+    canvas = Image.new("RGB", (left + VIEW_3D_WIDTH + MARGIN, height + HEAD + MARGIN), BACKGROUND)
     for row, line in enumerate(pictures):
         for index, pixels in enumerate(line):
             corner = (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, row * (VIEW_PIXELS[1] + MARGIN) + HEAD)
@@ -111,10 +115,24 @@ def comparisonPicture(widget, method: str) -> Image.Image:
     for index, column in enumerate(comparison.columns):
         title = TITLES[column].format(method={"calid+": "CaLID+", "calid": "CaLID"}.get(method, method))
         write(canvas, (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, 6), title, 16)
-    left = len(comparison.columns) * (VIEW_PIXELS[0] + MARGIN) + MARGIN
     canvas.paste(Image.fromarray(view3d.pixels(azimuth=-35, elevation=15, zoom=1.2)), (left, HEAD))
     write(canvas, (left, 6), "ventricles and planes", 16)
-    return canvas.crop((0, 0, left + height + MARGIN, canvas.height))
+    return canvas
+
+
+def saveThumbnail(widget) -> None:
+    """The picture on the Sample Data module's button: a slice of the demo case's short-axis cine."""
+    import slicer
+
+    voxels = slicer.util.arrayFromVolume(widget.panel.parameters.inputNode)
+    middle = voxels[len(voxels) // 2].astype(float)
+    low, high = np.percentile(middle, [1, 99.5])
+    grey = Image.fromarray((255 * np.clip((middle - low) / (high - low), 0, 1)).astype(np.uint8))
+    width, height = THUMBNAIL_PIXELS
+    scale = max(width / grey.width, height / grey.height)
+    grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (grey.width - width) // 2, (grey.height - height) // 2
+    grey.crop((left, top, left + width, top + height)).quantize(64).save(THUMBNAIL, optimize=True)
 
 
 def write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:

@@ -84,12 +84,17 @@ def segment(request: dict) -> list[dict]:
 
 def good(request: dict) -> list[dict]:
     """A good engine."""
-    return {"upsample": upsample, "segment": segment, "estimate": estimate}[request["command"]](request)
+    return {"upsample": upsample, "segment": segment, "estimate": estimate, "info": info}[request["command"]](request)
 
 
 def estimate(request: dict) -> list[dict]:
     del request
     return [{"event": "result", "seconds": 42.0, "device": "CPU (no CUDA GPU was found)"}]
+
+
+def info(request: dict) -> list[dict]:
+    device = "CPU (no CUDA GPU was found)" if request["device"] == "auto" else request["device"]
+    return [{"event": "result", "result": {"device": device, "free_memory_gb": 20.0, "torch": "2.9"}}]
 
 
 def error(code: str = "memory", message: str = "There is not enough memory for this run.") -> list[dict]:

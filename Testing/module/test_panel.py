@@ -106,7 +106,45 @@ def test_time_and_device_are_shown_before_the_click(opened):
     panel.until(lambda: panel.ui.estimateLabel.text)
     assert "42 s" in panel.ui.estimateLabel.text
     assert "CPU" in panel.ui.estimateLabel.text
-    assert panel.commands == ["estimate"]
+    assert panel.commands[0] == "estimate"
+    panel.until(lambda: panel.ui.deviceReasonLabel.text)
+    assert "20.0 GB of memory free" in panel.ui.deviceReasonLabel.text
+    assert "upsample" not in panel.commands
+
+
+def test_the_estimate_of_a_cine_counts_its_frames_but_sends_one(opened):
+    hearts.addPicture(frames=3)
+    panel = opened()
+    panel.until(lambda: panel.ui.estimateLabel.text)
+    assert "2 min" in panel.ui.estimateLabel.text  # three times 42 s
+
+
+def test_a_click_while_the_estimate_is_under_way_runs_all_the_same(opened):
+    hearts.addPicture()
+    held = []
+
+    def script(request):
+        if request["command"] == "estimate":
+            held.append({"id": request["id"], **scripted.estimate(request)[0]})
+            return []
+        return [*held, *scripted.good(request)]
+
+    panel = opened(script)
+    panel.until(lambda: held)
+    panel.run()
+    assert "Done" in panel.ui.statusLabel.text
+    assert "cancel" not in panel.commands
+
+
+def test_a_run_ends_well_while_another_module_is_shown(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.ui.upsampleButton.click()
+    panel.widget.exit()
+    panel.until(lambda: not panel.panel.isRunning)
+    assert "Done" in panel.ui.statusLabel.text
+    panel.widget.enter()
+    assert panel.ui.compareButton.enabled
 
 
 def test_a_click_makes_the_result_and_says_so(opened):

@@ -210,7 +210,11 @@ function start(view, scene) {
   const world = new Transform();
   let frame = 0;
   const parts = [];
-  const redraw = () => parts.forEach((part) => part.show(frame));
+  let stale = true; // drawn only when something changed, so that an open report costs nothing
+  const redraw = () => {
+    parts.forEach((part) => part.show(frame));
+    stale = true;
+  };
   const bar = element("div", { className: "bar" }, view);
   for (const structure of scene.structures) {
     const part = surfaceMesh(gl, scene, structure);
@@ -231,12 +235,17 @@ function start(view, scene) {
   const resize = () => {
     renderer.setSize(view.clientWidth, Math.round(Math.min(view.clientWidth * 0.62, 620)));
     camera.perspective({ aspect: gl.canvas.width / gl.canvas.height });
+    stale = true;
   };
   new ResizeObserver(resize).observe(view);
   resize();
   const draw = () => {
     requestAnimationFrame(draw);
+    const before = camera.position.clone();
+    const aim = target.clone();
     controls.update();
+    if (!stale && camera.position.squaredDistance(before) < 1e-6 && target.squaredDistance(aim) < 1e-6) return;
+    stale = false;
     renderer.render({ scene: world, camera });
     view.dataset.drawn = Number(view.dataset.drawn || 0) + 1;
   };

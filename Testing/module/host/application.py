@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import types
@@ -50,9 +52,12 @@ class Application:
         self.temporaryPath = tempfile.gettempdir()
         self.translations: dict[str, str] = {}
         self.settingsFolder = tempfile.mkdtemp(prefix="calid-host-settings-")
-        self._settings = QtCore.QSettings(
-            str(Path(self.settingsFolder) / "settings.ini"), QtCore.QSettings.Format.IniFormat
-        )
+        atexit.register(shutil.rmtree, self.settingsFolder, ignore_errors=True)
+        ini = QtCore.QSettings.Format.IniFormat
+        QtCore.QSettings.setDefaultFormat(ini)
+        QtCore.QSettings.setPath(ini, QtCore.QSettings.Scope.UserScope, self.settingsFolder)
+        qtApplication.setOrganizationName("CaLID")
+        self._settings = QtCore.QSettings()
 
     def connect(self, *args) -> None:
         """Signals such as startupCompleted() are never sent here."""

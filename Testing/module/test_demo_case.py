@@ -1,0 +1,52 @@
+"""The bundled demo case: loaded as a study, suitable as it is, offered in the Sample Data module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import slicer
+from CaLIDReconstructLib import DemoCase, Inputs, LaxLayout
+
+SOURCE = Path(os.environ.get("CALID_SLICER_SOURCE", "."))
+SAMPLE_DATA = SOURCE / "Modules" / "Scripted" / "SampleData" / "SampleData.py"
+ICONS = DemoCase.DEMO_FOLDER.parent / "Icons"
+
+pytestmark = pytest.mark.skipif(not DemoCase.isThere(), reason="the demo case is not bundled in this checkout")
+
+
+def test_the_case_is_a_cine_that_can_be_upsampled():
+    chosen = Inputs.resolve(DemoCase.load().sax)
+    assert chosen.isCine
+    assert Inputs.blockingFailure(Inputs.readStack(chosen), chosen.name) is None
+
+
+def test_its_long_axis_images_are_found_as_planes():
+    nodes = DemoCase.load()
+    planes = LaxLayout.acquiredPlanes(nodes.sax)
+    assert len(planes) == LaxLayout.MOST_PLANES
+    assert {plane.volume for plane in planes} <= set(nodes.lax.values())
+
+
+def test_everything_lies_in_one_study():
+    nodes = DemoCase.load()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    parents = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) for node in (nodes.sax, *nodes.lax.values())}
+    assert [hierarchy.GetItemName(parent) for parent in parents] == [DemoCase.STUDY_NAME]
+
+
+def test_the_thumbnail_is_there():
+    assert (ICONS / "CaLIDDemoCase.png").is_file()
+
+
+@pytest.mark.skipif(not SAMPLE_DATA.is_file(), reason="CALID_SLICER_SOURCE names no Slicer source with SampleData.py")
+def test_slicers_own_sample_data_module_takes_the_registration(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SAMPLE_DATA.parent)])
+    DemoCase.register(ICONS)
+    DemoCase.register(ICONS)
+    (source,) = slicer.modules.sampleDataSources[DemoCase.CATEGORY]
+    assert source.sampleName == DemoCase.SAMPLE_NAME
+    source.customDownloader(source)
+    assert slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")
