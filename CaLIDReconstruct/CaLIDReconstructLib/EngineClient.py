@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .EngineProcess import EngineTransport
 
-CANCEL_DEADLINE_S = 1.2
+CANCEL_DEADLINE_S = 1.0
 LAST_EVENTS = ("result", "error", "cancelled")
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
 KILLED_CODES = (-9, 137)

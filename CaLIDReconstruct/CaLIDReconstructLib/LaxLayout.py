@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -115,6 +116,18 @@ def derivedPlanes(labels: Stack, resultVolume) -> list[LaxPlane]:
     return planes
 
 
+def crossingPair(planes: Sequence[LaxPlane]) -> tuple[int, ...]:
+    """The two planes that are most perpendicular to each other: in 3D more than two would hide the models.
+
+    Returns:
+        their indices, or the only plane's.
+    """
+    if len(planes) < 2:
+        return tuple(range(len(planes)))
+    normals = [plane.sliceToRas[:3, 2] for plane in planes]
+    return min(combinations(range(len(planes)), 2), key=lambda pair: abs(normals[pair[0]] @ normals[pair[1]]))
+
+
 def _isLaxImage(node, stackVolume) -> bool:
     if node is stackVolume or not Nodes.hasImage(node) or node.IsA("vtkMRMLLabelMapVolumeNode") or isGenerated(node):
         return False
@@ -207,6 +220,7 @@ class LaxComparison:
         self.generatedMask = generatedMask
         hasAcquired = any(plane.volume is not None for plane in planes)
         self.columns = COLUMNS if hasAcquired else COLUMNS[1:]
+        self._rowsIn3d = crossingPair(self.planes)
         self.previousLayout: int | None = None
         self._frameLink: FrameLink | None = None
 
@@ -268,7 +282,7 @@ class LaxComparison:
         right, _up, normal, center = plane.sliceToRas[:3].T
         sliceNode.SetSliceToRASByNTP(*normal, *right, *center, 0)
         self._setFieldOfView(sliceNode)
-        sliceNode.SetSliceVisible(column == "upsampled")
+        sliceNode.SetSliceVisible(column == "upsampled" and row in self._rowsIn3d)
         if composite is not None:
             shown = {"acquired": plane.volume, "original": self.original, "upsampled": self.upsampled}[column]
             composite.SetBackgroundVolumeID(shown.GetID() if shown is not None else None)

@@ -10,7 +10,7 @@ import vtk
 import vtk.util.numpy_support
 from calid.function import cardiac_function
 from calid.geometry import lps_to_ras
-from calid.labels import LABELS, LV_CAVITY, RV_CAVITY, Label
+from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY, Label
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
@@ -23,6 +23,7 @@ TERMINOLOGY_FILE = (
     Path(__file__).resolve().parents[1] / "Resources" / "SegmentationCategoryTypeModifier-CaLID.term.json"
 )
 SMOOTHING = 0.3
+WALL_OPACITY_3D = 0.4  # lets the LV cavity be seen through its wall
 
 
 def title(label: Label) -> str:
@@ -139,6 +140,7 @@ class SegmentationNodes:
     def _prepare(self, node) -> None:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetOpacity2DFill(0.25)
+        node.GetDisplayNode().SetSegmentOpacity3D(MYOCARDIUM.key, WALL_OPACITY_3D)
         node.SetAndObserveTransformNodeID(self.result.volume.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(self.result.volume)
         placeInStudy(node, self.result.volume)

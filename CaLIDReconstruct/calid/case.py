@@ -23,6 +23,9 @@ from calid.stack import Stack
 from calid.study import LaxImage
 from calid.trust import Trust, trust
 
+METHOD_NAMES = {"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}
+"""What people read for the method in a stack's provenance."""
+
 _TRUST_MARGIN_MM = 15.0
 
 
@@ -34,7 +37,7 @@ class Tools:
         upsample: sparse stack -> dense stack with marks and provenance.
         predict: n slices -> 2n - 1 by the same model; None leaves the trust score out.
         segment: stack -> labels on its grid; None leaves out all that follows from labels.
-        method: name of the model, as headings show it.
+        method: name of the model, for a dense stack that does not say how it was made.
     """
 
     upsample: Callable[[Stack], Stack]
@@ -80,10 +83,13 @@ class Case:
 def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
     """Upsample a sparse stack (take a dense one as it is), segment it, measure it and try the model on it.
 
+    Of `lax`, images of more than one slice are left out: a folder may hold the short-axis stack as well.
+
     Raises:
         CalidError: if the stack or a setting cannot be used. A stack that cannot be segmented, for lack of weights or
             for what it shows, only loses the parts that follow from labels.
     """
+    lax = tuple(image for image in lax if image.stack.num_slices == 1)
     started = time.monotonic()
     dense = stack if is_dense(stack) else tools.upsample(stack)
     seconds = None if dense is stack else time.monotonic() - started
@@ -99,7 +105,7 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
         function=function,
         sparse_function=_sparse_function(raw),
         trust=_trust(sparse, lax, labels, tools.predict),
-        method=tools.method,
+        method=METHOD_NAMES.get(str(dense.provenance.get("method")), tools.method),
         seconds=seconds,
     )
 
@@ -107,14 +113,14 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
 def is_dense(stack: Stack) -> bool:
     """Whether a stack has generated slices already, or slices about as near to each other as its pixels."""
     x, y, z = stack.spacing_mm
-    return bool(stack.generated.any()) or z <= ISOTROPIC_RATIO * max(x, y)
+    return bool(np.asarray(stack.generated).any()) or z <= ISOTROPIC_RATIO * max(x, y)
 
 
 def acquired_slices(dense: Stack) -> Stack | None:
     """The acquired slices of a dense stack; None where none is marked as generated or they are not evenly spaced."""
-    acquired = np.flatnonzero(~dense.generated)
+    acquired = np.flatnonzero(~np.asarray(dense.generated))
     gaps = np.unique(np.diff(acquired))
-    if not dense.generated.any() or gaps.size != 1:
+    if not np.asarray(dense.generated).any() or gaps.size != 1:
         return None
     affine = dense.slice_affine(int(acquired[0]))
     affine[:3, 2] *= gaps[0]

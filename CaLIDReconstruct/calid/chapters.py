@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calid import page, stills, viewer
-from calid.case import Case, Missing
+from calid.case import METHOD_NAMES, Case, Missing
 from calid.chart import Curve, volume_curves
 from calid.comparison import Column, ViewAgreement, agreement_table, compare_views, crossing_views, standard_columns
 from calid.errors import InputError
@@ -53,7 +53,8 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
 def _columns(case: Case) -> tuple[Column, ...]:
     if case.sparse is None:
         return (Column(case.method, case.dense),)
-    return standard_columns(case.sparse, case.dense, case.method)
+    columns = standard_columns(case.sparse, case.dense, case.method)
+    return columns[:2] if case.method == METHOD_NAMES["linear"] else columns
 
 
 def _derived(case: Case) -> dict[str, Stack]:
@@ -66,9 +67,10 @@ def _acquired_views(case: Case, columns: tuple[Column, ...], figures: list[ViewA
     lax_sheet(case.lax, columns, folder / "sheet.png", figures=figures)
     parts = []
     if case.dense.num_frames >= _MIN_MOVIE_FRAMES:
-        first = next(image for image in case.lax if image.name == figures[0].view)
-        movie = lax_movie(first, case.lax, columns[-2:], folder / "beat.webp")
-        parts.append(page.picture(movie, f"{first.name}, beating.", alternative="A beating long-axis view"))
+        shown = [image for image in case.lax if any(image.name == one.view for one in figures)]
+        view = min(shown, key=lambda image: "4ch" not in image.name.lower())  # the most familiar one first
+        movie = lax_movie(view, case.lax, columns[-2:], folder / "beat.webp")
+        parts.append(page.picture(movie, f"{view.name}, beating.", alternative="A beating long-axis view"))
     caption = (
         "Each row is one acquired long-axis plane; the columns beside it are cut from the short-axis stack in exactly "
         "that plane and phase. One scale, one window per row. Marks at the sides: acquired slices."

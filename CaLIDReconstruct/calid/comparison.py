@@ -93,7 +93,7 @@ def agreement_table(figures: Sequence[ViewAgreement]) -> str:
     headline = [[_figure(result.columns[name].gradient_correlation) for name in names] for result in figures]
     rows = [[result.view, *cells] for result, cells in zip(figures, headline, strict=True)]
     means = [np.mean([result.columns[name].gradient_correlation for result in figures]) for name in names]
-    rows.append(["mean", *(_figure(mean) for mean in means)])
+    rows.append(["mean", *(_figure(float(mean)) for mean in means)])
     best = [(index, 1 + names.index(result.best)) for index, result in enumerate(figures)]
     best.append((len(figures), 1 + int(np.argmax(means))))
     details = [

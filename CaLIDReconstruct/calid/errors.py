@@ -44,5 +44,5 @@ class ResourceError(CalidError):
     """The machine lacks what is needed: memory, a device, a package."""
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818 (an outcome, not an error)
     """The run was cancelled; nothing was written."""

@@ -114,7 +114,7 @@ def slice_extents_mm(labels: Stack) -> np.ndarray:
         (array([8., 8., 8.]), array([6., 4., 4., 4., 6.]))
     """
     spacing = float(labels.spacing_mm[2])
-    acquired = np.flatnonzero(~labels.generated)
+    acquired = np.flatnonzero(~np.asarray(labels.generated))
     gap = spacing * float(np.diff(acquired).min()) if acquired.size > 1 else spacing
     extents = np.full(labels.num_slices, spacing)
     if labels.num_slices > 1:

@@ -156,7 +156,7 @@ def _require_one_slice(plane: Stack) -> None:
 def _inside(stack: Stack, indices: np.ndarray) -> np.ndarray:
     """(Y, X) bool: within the box of voxel centres."""
     last = np.array(stack.voxels.shape[:0:-1]) - 1
-    return ((indices >= -_INDEX_TOLERANCE) & (indices <= last + _INDEX_TOLERANCE)).all(axis=-1)
+    return np.asarray(((indices >= -_INDEX_TOLERANCE) & (indices <= last + _INDEX_TOLERANCE)).all(axis=-1))
 
 
 def _clipped(stack: Stack, indices: np.ndarray) -> np.ndarray:
@@ -246,7 +246,8 @@ def agreement(
         _frame_agreement(image[0][box].astype(float), picture[box].astype(float), core[box], scene)
         for image, picture in zip(acquired.voxels, shown, strict=True)
     ]
-    return Agreement(*(float(figure) for figure in np.mean(figures, axis=0)), num_pixels=int(core.sum()))
+    gradient, plain, sharpness = (float(figure) for figure in np.mean(figures, axis=0))
+    return Agreement(gradient, plain, sharpness, int(core.sum()))
 
 
 def dice(shown: np.ndarray, reference: np.ndarray, label: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STANDING_NOTE = "Generated slices are not acquired data; not for diagnosis."
+from calid import STANDING_NOTE
 
 _MEDIA_TYPES = {".png": "image/png", ".webp": "image/webp", ".gif": "image/gif", ".jpg": "image/jpeg"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calid import __version__
+from calid import STANDING_NOTE, __version__
 from calid.bisection import Plan, plan_bisection, resolve_factor
 from calid.checks import check_stack
 from calid.device import Device, choose_device
@@ -23,8 +23,6 @@ from calid.preparation import plan_preparation
 from calid.progress import Progress, Watch
 from calid.settings import Settings
 from calid.stack import Stack
-
-NOTE = "Generated slices are not acquired data; not for diagnosis."
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _provenance(stack: Stack, settings: Settings, plan: Plan) -> dict[str, Any]:
         "frames": settings.frames and list(settings.frames),
         "acquired_slices": plan.num_acquired,
         "acquired_spacing_mm": float(stack.spacing_mm[2]),
-        "note": NOTE,
+        "note": STANDING_NOTE,
     }
 
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from calid import __version__, chapters, page
-from calid.case import Case, Missing, Tools, gather
+from calid.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
 from calid.chapters import with_unit
 from calid.comparison import ViewAgreement
 from calid.errors import OutputError, SettingsError
 from calid.files import read_lax_folder, read_stack, read_study
 from calid.function import Function
+from calid.progress import progress_bar, shown_on
 from calid.stack import Stack
 from calid.trust import Trust
 
@@ -60,7 +61,7 @@ def _lead(case: Case) -> str:
 
 
 def _headline(case: Case) -> list[tuple[str, str]]:
-    shown = [("slices", f"{case.dense.num_slices}"), ("acquired", f"{int((~case.dense.generated).sum())}")]
+    shown = [("slices", f"{case.dense.num_slices}"), ("acquired", f"{int((~np.asarray(case.dense.generated)).sum())}")]
     if isinstance(case.function, Function):
         lv, rv = case.function.lv, case.function.rv
         shown += [("LV EDV", with_unit(lv.edv_ml, "ml")), ("LV EF", with_unit(lv.ef_percent, "%"))]
@@ -89,7 +90,7 @@ def _data(case: Case, figures: list[ViewAgreement]) -> str:
     value = {
         "calid": __version__,
         "slices": case.dense.num_slices,
-        "acquired": int((~case.dense.generated).sum()),
+        "acquired": int((~np.asarray(case.dense.generated)).sum()),
         "long_axis": {
             one.view: {name: dataclasses.asdict(figure) for name, figure in one.columns.items()} for one in figures
         },
@@ -192,38 +193,43 @@ def run(options: argparse.Namespace) -> int:
         stack, lax = read_stack(options.input), ()
     if options.lax is not None:
         lax = read_lax_folder(options.lax)
-    case = gather(stack, tuple(lax), _tools(options))
+    case = gather(stack, tuple(lax), _tools(options, stack))
     write_report(document(case, options.title), options.output, overwrite=options.overwrite)
     print(f"{options.output}: {_lead(case)} {page.STANDING_NOTE}")
     return 0
 
 
-def _tools(options: argparse.Namespace) -> Tools:
-    """The engine's own model and segmenter, as the command line asks for them."""
-    from calid.reconstruct import Settings, upsample
+def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
+    """The engine's own model and segmenter as the command line asks for them; a dense stack's own method is tested."""
+    from calid.reconstruct import upsample
     from calid.segmentation import segment
+    from calid.settings import Settings
+
+    made_by = str(stack.provenance.get("method", options.method)) if is_dense(stack) else options.method
+    method: Any = made_by if made_by in METHOD_NAMES else options.method
 
     def fill(factor: str) -> Callable[[Stack], Stack]:
-        settings = Settings(
-            factor=int(factor) if factor.isdigit() else factor,
-            method=options.method,
-            steps=options.steps,
-            seed=options.seed,
-            device=options.device,
-        )
-        return lambda stack: upsample(stack, settings, models_folder=options.models).stack
+        number: Any = int(factor) if factor.isdigit() else factor
+        settings = Settings(factor=number, method=method, steps=options.steps, seed=options.seed, device=options.device)
 
-    def label(stack: Stack) -> Stack:
-        return segment(stack, device=options.device, models_folder=options.models)
+        def filled(sparse: Stack) -> Stack:
+            with progress_bar() as bar:
+                return upsample(sparse, settings, models_folder=options.models, progress=shown_on(bar)).stack
 
-    def given(stack: Stack) -> Stack:
-        return _fitting(read_stack(options.labels), stack)
+        return filled
+
+    def label(dense: Stack) -> Stack:
+        with progress_bar() as bar:
+            return segment(dense, device=options.device, models_folder=options.models, progress=shown_on(bar))
+
+    def given(dense: Stack) -> Stack:
+        return _fitting(read_stack(options.labels), dense)
 
     return Tools(
         upsample=fill(options.factor),
-        predict=fill("2"),
+        predict=None if method == "linear" else fill("2"),
         segment=given if options.labels else label,
-        method={"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}[options.method],
+        method=METHOD_NAMES[method],
     )
 
 

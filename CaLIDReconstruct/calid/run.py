@@ -25,6 +25,7 @@ from calid.settings import Settings
 from calid.stack import Stack
 from calid.weights import read_manifest
 
+SEGMENTATION_SUFFIX = ".seg.nrrd"
 TRIAL_BATCH, TRIAL_STEPS = 4, 2
 
 
@@ -66,6 +67,8 @@ class Job:
             raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
         for path in outputs:
             check_output(path, overwrite=self.overwrite)
+            if path.name.lower().endswith(SEGMENTATION_SUFFIX):
+                raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
         made = upsample(
             read_stack(self.source),
             self.settings,

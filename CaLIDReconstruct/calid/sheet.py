@@ -266,8 +266,8 @@ def _slice_marks(plane: Stack, sparse: Stack) -> list[tuple[float, float]]:
     for (first_x, first_y), (last_x, last_y) in intersection_lines(sparse, plane):
         if np.isfinite(first_y) and abs(last_x - first_x) > 1e-6:
             slope = (last_y - first_y) / (last_x - first_x)
-            ends = first_y - slope * first_x, first_y + slope * (width - first_x)
-            marks.append(tuple(float(end * _GRID_MM * _PIXELS_PER_MM) for end in ends))
+            scale = _GRID_MM * _PIXELS_PER_MM
+            marks.append((scale * (first_y - slope * first_x), scale * (first_y + slope * (width - first_x))))
     return marks
 
 
@@ -353,7 +353,7 @@ def write_index(
         provenance: of the dense stack.
         seconds: how long the upsampling took.
     """
-    fragments = [_headline(figures, seconds, case or {})]
+    fragments = [_headline(figures, seconds, provenance or {})]
     if movie:
         fragments.append(
             page.section(
@@ -378,8 +378,12 @@ def write_index(
     return target
 
 
-def _headline(figures: Sequence[ViewAgreement], seconds: float | None, case: Mapping[str, Any]) -> str:
-    shown = [(str(name), str(value)) for name, value in case.items() if name in ("acquired slices", "slices now")]
+def _headline(figures: Sequence[ViewAgreement], seconds: float | None, provenance: Mapping[str, Any]) -> str:
+    """The largest figures: slices before and after as the provenance counts them, time, and views won."""
+    shown = []
+    if {"acquired_slices", "factor"} <= set(provenance):
+        acquired, factor = int(provenance["acquired_slices"]), int(provenance["factor"])
+        shown += [("acquired slices", f"{acquired}"), ("slices now", f"{(acquired - 1) * factor + 1}")]
     if seconds is not None:
         shown.append(("seconds to upsample", f"{seconds:.0f}"))
     if figures:

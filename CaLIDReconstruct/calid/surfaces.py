@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -296,7 +297,7 @@ def _finished(mesh: vtkPolyData, affine: np.ndarray) -> vtkPolyData:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-_WRITERS = {".vtp": vtkXMLPolyDataWriter, ".stl": vtkSTLWriter, ".obj": vtkOBJWriter}
+_WRITERS: dict[str, Any] = {".vtp": vtkXMLPolyDataWriter, ".stl": vtkSTLWriter, ".obj": vtkOBJWriter}
 
 
 def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> None:

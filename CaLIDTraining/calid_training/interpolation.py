@@ -31,6 +31,7 @@ from calid_training.systems import Named, between, interpolation_systems
 PIXEL_MM, SIZE = 1.8, 128
 FIGURES = ("psnr", "ssim", "sharpness", "feature_distance")
 UNCERTAINTY_PIXELS_PER_SLICE = 2000
+CARD_BEGIN, CARD_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +220,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
+    parser.add_argument("--card", type=Path, help="model card to write the tables into")
     parser.add_argument("--out", type=Path, default=Path("evaluation") / "interpolation")
 
 
@@ -236,8 +238,19 @@ def run(options: Namespace) -> int:
     (options.out / "interpolation.json").write_text(json.dumps(record, indent=1))
     text = markdown(tables) + f"\nUncertainty: Spearman correlation with the error {trust['spearman']:.2f}\n"
     (options.out / "interpolation.md").write_text(text)
+    if options.card is not None:
+        write_into_card(options.card, text)
     print(text)
     return 0
+
+
+def write_into_card(card: Path, text: str) -> None:
+    """Put the tables between the card's marks."""
+    before, _, rest = card.read_text().partition(CARD_BEGIN)
+    _, _, after = rest.partition(CARD_END)
+    if not rest or not after:
+        raise ValueError(f"{card} has no place for figures: it needs the lines {CARD_BEGIN} and {CARD_END}")
+    card.write_text(f"{before}{CARD_BEGIN}\n{text.strip()}\n{CARD_END}{after}")
 
 
 def _first_of_each(asked: Sequence[Question], count: int | None) -> list[Question]:

@@ -23,8 +23,9 @@ from calid.comparison import Column, ViewAgreement, compare_views
 from calid.files import LaxImage, read_study
 from calid.labels import LV_CAVITY, RV_CAVITY
 from calid.longaxis import at_phases_of, cut, dice
-from calid.reconstruct import Settings, upsample
+from calid.reconstruct import upsample
 from calid.segmentation import segment
+from calid.settings import Settings
 from calid.stack import Stack
 from calid.surfaces import distances_mm, surfaces
 from vtkmodules.util.numpy_support import vtk_to_numpy

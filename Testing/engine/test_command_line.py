@@ -55,6 +55,7 @@ def test_uncertainty_is_written_beside(sparse, tmp_path, random_models):
         (["--device", "abacus"], "device"),
         (["--unknown"], "--unknown"),
         (["--uncertainty", "DENSE"], "twice"),
+        (["--uncertainty", "spread.seg.nrrd"], "segmentation"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
-from calid import longaxis
+from calid import comparison, longaxis
 from calid.errors import InputError
+from calid.files import read_study
 from calid.stack import Stack
 from scipy import ndimage
 
@@ -273,3 +274,26 @@ def test_planes_cannot_be_derived_where_base_and_apex_look_alike():
     with pytest.raises(InputError, match="cannot be told apart") as caught:
         longaxis.derive_planes(Stack(cylinder, labels.affine))
     assert caught.value.code == "unclear-apex"
+
+
+@pytest.mark.data
+def test_a_real_stack_lines_up_with_the_long_axis_images_of_its_study(data_folder):
+    study = read_study(data_folder / "bivme" / "dicoms")
+    frames = [0, 9]
+    sax = Stack(study.sax.voxels[frames], study.sax.affine, study.sax.frame_times_ms[frames])
+    columns = [comparison.Column("nearest", sax, order=0), comparison.Column("linear", sax)]
+    figures = comparison.compare_views(study.lax, columns)
+    assert len(figures) == 5
+    for one in figures:
+        nearest, linear = one.columns["nearest"], one.columns["linear"]
+        assert linear.correlation > 0.65
+        assert linear.gradient_correlation > nearest.gradient_correlation + 0.08
+    shifted = sax.affine.copy()
+    shifted[:3, 3] += 12 * sax.directions_lps[:, 0]
+    beside = [comparison.Column("beside", Stack(sax.voxels, shifted, sax.frame_times_ms))]
+    lost = [
+        one.columns["linear"].gradient_correlation - other.columns["beside"].gradient_correlation
+        for one, other in zip(figures, comparison.compare_views(study.lax, beside), strict=True)
+    ]
+    assert min(lost) > 0.02
+    assert np.mean(lost) > 0.1

@@ -198,3 +198,23 @@ def test_batches_fit_the_device():
     cpu = Device(torch.device("cpu"), "test", None)
     assert cpu.batch_size(128 * 128) == 12
     assert cpu.batch_size(4000 * 4000) == 1
+
+
+def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
+    from calid.generation import with_brightness_of
+
+    rng = torch.Generator().manual_seed(0)
+    detail = torch.rand(1, 1, 64, 64, generator=rng)
+    brighter = with_brightness_of(detail * 1.2 - 1, detail - 1)
+    inside = brighter[..., 8:-8, 8:-8]
+    torch.testing.assert_close(inside + 1, (detail * 1.2)[..., 8:-8, 8:-8], atol=0.04, rtol=0)
+    air = -torch.ones(1, 1, 64, 64)
+    torch.testing.assert_close(with_brightness_of(air, air), air)
+
+
+def test_what_the_autoencoder_loses_fades_towards_the_middle_of_the_gap():
+    from calid.bisection import plan_bisection
+    from calid.generation import fading_slices
+
+    images = np.array([8.0, 16.0])[:, None, None] * np.ones((2, 2, 2))
+    assert fading_slices(images, plan_bisection(2, 8))[:, 0, 0].tolist() == [8, 6, 4, 2, 0, 4, 8, 12, 16]

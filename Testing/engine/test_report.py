@@ -19,7 +19,8 @@ from calid.case import Missing, Tools, acquired_slices, around_heart, gather, is
 from calid.errors import OutputError, SettingsError, WeightsError
 from calid.files import write_labels, write_stack
 from calid.longaxis import cut, derive_planes
-from calid.reconstruct import Settings, upsample
+from calid.reconstruct import upsample
+from calid.settings import Settings
 from calid.stack import Stack
 from calid.study import LaxImage
 

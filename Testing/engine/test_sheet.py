@@ -137,15 +137,15 @@ def test_the_index_page_holds_everything_it_shows(study, tmp_path):
         figures=figures,
         sheets={"End-diastole": tmp_path / "sheet.png"},
         movie=movie,
-        case={"acquired slices": 9, "source": "phantom <1>"},
-        provenance={"model": {"name": "test", "steps": 8}},
+        case={"source": "phantom <i>1</i>"},
+        provenance={"model": {"name": "test", "steps": 8}, "acquired_slices": 7, "factor": 8},
         seconds=12.4,
     )
     links = parsed(index.read_text(encoding="utf-8"))
     assert links.targets
     assert all(target.startswith("data:") for target in links.targets)
     assert not re.search(r"url\(|@import", index.read_text(encoding="utf-8"))
-    for expected in (page.STANDING_NOTE, "phantom <1>", "steps: 8", "12", "3 of 3", "2ch"):
+    for expected in (page.STANDING_NOTE, "phantom <i>1</i>", "steps: 8", "12", "3 of 3", "2ch", "slices now", "49"):
         assert expected in links.words
 
 

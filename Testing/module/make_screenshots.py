@@ -1,6 +1,6 @@
 """Make the README's pictures from the bundled demo case: the panel and the long-axis comparison.
 
-    python Testing/module/make_screenshots.py [--method calid+|linear] [--factor isotropic]
+    python Testing/module/make_screenshots.py [--method calid+|linear] [--factor isotropic] [--frames current|all]
 
 The panel is the real .ui and widget under the test host's stand-ins for Slicer's own widgets; the views are drawn by
 Slicer's own displayable managers. The method used is written on the picture.
@@ -40,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="calid+", choices=["calid+", "calid", "linear"])
     parser.add_argument("--factor", default="isotropic")
+    parser.add_argument("--frames", default="current", choices=["current", "all"], help="all takes 25 times as long")
     options = parser.parse_args()
     application = host.install()
     from host.application import MODULE_FOLDER, loadModule, openWidget
@@ -61,11 +62,12 @@ def main() -> int:
 
 def runDemo(application, widget, options) -> None:
     """Load the demo case and upsample it by clicks, as a user would."""
-    from CaLIDReconstructLib.Parameters import Factor, Method
+    from CaLIDReconstructLib.Parameters import Factor, Frames, Method
 
     widget.ui.sampleButton.click()
     parameters = widget.panel.parameters
     parameters.method = Method(options.method)
+    parameters.frames = Frames(options.frames)
     parameters.factor = Factor(int(options.factor) if options.factor.isdigit() else options.factor)
     until(application, lambda: widget.ui.estimateLabel.text)
     widget.ui.upsampleButton.click()
@@ -115,7 +117,9 @@ def comparisonPicture(widget, method: str) -> Image.Image:
     for index, column in enumerate(comparison.columns):
         title = TITLES[column].format(method={"calid+": "CaLID+", "calid": "CaLID"}.get(method, method))
         write(canvas, (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, 6), title, 16)
-    canvas.paste(Image.fromarray(view3d.pixels(azimuth=-35, elevation=15, zoom=1.2)), (left, HEAD))
+    right, up, normal = comparison.planes[min(2, len(rows) - 1)].sliceToRas[:3, :3].T
+    towards = 0.8 * normal + 0.4 * right + 0.35 * up
+    canvas.paste(Image.fromarray(view3d.pixels(towards=towards, up=up, zoom=1.6)), (left, HEAD))
     write(canvas, (left, 6), "ventricles and planes", 16)
     return canvas
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hearts
+import numpy as np
 from calid import files
+
+SPREAD = np.float32(7.5)
 
 
 class ScriptedTransport:
@@ -70,6 +73,9 @@ def upsample(request: dict) -> list[dict]:
             files.write_stack(stack.frame(index), path)
             events.append({"event": "frame", "index": index, "path": str(path)})
     files.write_stack(stack, Path(request["output"]))
+    if request["uncertainty"]:
+        spread = stack.with_voxels(np.broadcast_to(SPREAD * stack.generated[:, None, None], stack.voxels.shape))
+        files.write_stack(spread, Path(request["uncertainty"]))
     return [*events, {"event": "result", "output": request["output"], "seconds": 1.5}]
 
 

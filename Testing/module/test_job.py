@@ -252,6 +252,20 @@ def test_volumes_over_time_agree_with_the_phantoms_formula():
     assert "EF" in result.functionSummary
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_uncertainty_map_lies_beside_the_result(frames):
+    volume, _ = hearts.addPicture(frames)
+    run = Run(scripted.good, volume, uncertainty=True).toTheEnd()
+    assert run.transport.requests[0]["samples"] == 8
+    result = run.listener.result
+    node = result.uncertainty.GetNthDataNode(frames - 1) if frames > 1 else result.uncertainty
+    values = slicer.util.arrayFromVolume(node)
+    assert values[1].min() == values[1].max() == pytest.approx(7.5)
+    assert values[0].max() == 0
+    result.remove()
+    assert run.leftovers == set()
+
+
 def test_a_failed_segmentation_keeps_the_volume_and_says_why():
     volume, _ = hearts.addPicture()
 

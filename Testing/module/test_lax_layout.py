@@ -111,6 +111,20 @@ def test_the_long_axis_cines_follow_the_frame_of_the_short_axis_cine(case):
     assert Inputs.resolve(two).browser.GetSelectedItemNumber() == 2
 
 
+def test_the_two_planes_that_cross_most_squarely_are_shown_in_3d(case, views):
+    three = Nodes.addStack(hearts.longAxis(hearts.picture(FRAMES), HEART, angle=0.5), "3ch")[0]
+    comparison = comparisonOf(case)
+    assert three in [plane.volume for plane in comparison.planes]
+    comparison.enter()
+    visible = {
+        plane.name
+        for row, plane in enumerate(comparison.planes)
+        if views.views[LaxLayout.viewTag(row, "upsampled")].node.GetSliceVisible()
+    }
+    assert visible == {"2ch", "4ch"}
+    assert not views.views[LaxLayout.viewTag(0, "original")].node.GetSliceVisible()
+
+
 def test_toggling_shows_the_original_in_the_upsampled_views_and_back(case, views):
     original, upsampled, _, _ = case
     comparison = comparisonOf(case)

@@ -119,7 +119,7 @@ def test_a_3d_view_shows_the_ventricles_in_their_colours():
     _, result = madeResult(frames=1)
     result.segmentation.GetDisplayNode().SetVisibility3D(True)
     view = ThreeDView("1", (240, 200))
-    pixels = view.pixels(elevation=10).astype(int)
+    pixels = view.pixels().astype(int)
     view.close()
     reddish = (pixels[..., 0] > pixels[..., 2] + 40).mean()
     assert reddish > 0.01

@@ -78,3 +78,13 @@ def test_one_command_writes_the_table_with_what_made_it(prepared, random_models,
     shown = capsys.readouterr().out
     assert shown.strip() == (tmp_path / "table" / "interpolation.md").read_text().strip()
     assert f"{rows['linear']['psnr']['mean']:.2f}" in shown
+
+
+def test_a_card_gets_the_tables_between_its_marks_only(tmp_path):
+    card = tmp_path / "card.md"
+    card.write_text("above\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nbelow\n")
+    interpolation.write_into_card(card, "new table")
+    assert card.read_text() == "above\n<!-- figures: begin -->\nnew table\n<!-- figures: end -->\nbelow\n"
+    card.write_text("no marks")
+    with pytest.raises(ValueError, match="no place"):
+        interpolation.write_into_card(card, "new table")

@@ -129,13 +129,20 @@ class ThreeDView:
             self.node = self.logic.AddViewNode(tag)
         self.managers.SetMRMLDisplayableNode(self.node)
 
-    def pixels(self, *, azimuth: float = 0.0, elevation: float = 0.0, zoom: float = 1.0) -> np.ndarray:
-        """(rows, columns, 3) uint8, seen with everything in view from the given direction."""
+    def pixels(self, *, towards=(0.0, 1.0, 0.0), up=(0.0, 0.0, 1.0), zoom: float = 1.0) -> np.ndarray:
+        """(rows, columns, 3) uint8, with everything in view.
+
+        Args:
+            towards: RAS direction from the middle of the scene to the camera.
+            up: RAS direction that is upwards in the picture.
+            zoom: more than 1 shows the middle larger.
+        """
         self.window.Render()
-        self.renderer.ResetCamera()
         camera = self.renderer.GetActiveCamera()
-        camera.Azimuth(azimuth)
-        camera.Elevation(elevation)
+        camera.SetFocalPoint(0, 0, 0)
+        camera.SetPosition(*towards)
+        camera.SetViewUp(*up)
+        self.renderer.ResetCamera()
         camera.Zoom(zoom)
         self.renderer.ResetCameraClippingRange()
         self.window.Render()
