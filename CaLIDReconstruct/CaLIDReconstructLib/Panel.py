@@ -169,7 +169,7 @@ class Panel:
     def _onEstimate(self, settings: RunSettings, event: dict | None, reason: Failure | None) -> None:
         self._estimateId = None
         if event is not None:
-            self.ui.estimateLabel.text = estimateText(event)
+            self.ui.estimateLabel.text = estimateText(event, withSegmentation=settings.segment)
             self._askDevice(settings)
         elif reason is not None:
             self.ui.estimateLabel.text = reason.text()
@@ -332,13 +332,15 @@ def _describe(stack) -> str:
     )
 
 
-def estimateText(event: dict) -> str:
-    """The time that the engine expects and the device it would take, in one line."""
+def estimateText(event: dict, *, withSegmentation: bool) -> str:
+    """The time that the engine expects and the device it would take; segmenting comes on top of it."""
     parts = []
     if event.get("seconds") is not None:
         parts.append(_("Expected time: {time}").format(time=timeText(float(event["seconds"]))))
     if event.get("device"):
         parts.append(_("on {device}").format(device=event["device"]))
+    if parts and withSegmentation:
+        parts.append(_("and the segmentation after it"))
     return ", ".join(parts)
 
 

@@ -77,9 +77,11 @@ def _as_batch(mask: np.ndarray) -> torch.Tensor:
 
 
 def compare(made: Stack, case: Case) -> list[Comparison]:
-    """All comparisons of a labelled static case."""
+    """All comparisons of a labelled static case, of the structures that its expert drew."""
     found = []
     for value, structure in STRUCTURE_NAMES.items():
+        if value not in case.annotated:
+            continue
         a, b = made.voxels[0] == value, case.labels.voxels[0] == value
         spacing = case.stack.spacing_mm[::-1]
         pairs = [("stack", a, b, spacing)]

@@ -30,6 +30,7 @@ from calid.segmentation import (
     whole_view,
 )
 from calid.stack import Stack
+from calid.weights import find_model
 from phantoms import centred_affine, heart_labels, pictured, rotation
 from safetensors.torch import save_file
 from torch import nn
@@ -286,3 +287,18 @@ def test_the_license_notice_needs_a_segmenter(models: Path) -> None:
     (models / "models.json").write_text('{"models": []}')
     with pytest.raises(WeightsError, match="no model 'segmenter'"):
         license_notice(models)
+
+
+# --- The bundled weights
+
+
+def test_the_bundled_segmenter_is_small_and_labels_a_heart_it_never_saw() -> None:
+    entry = find_model("segmenter")
+    assert entry.bytes <= 8_000_000
+    assert entry.license == "CC-BY-NC-SA-4.0"
+    truth = heart_labels(spacing_mm=(1.5, 1.4, 16.0), seed=1)
+    noise = np.random.default_rng(0).normal(0, 6, truth.voxels.shape)
+    stack = truth.with_voxels((pictured(truth).voxels + noise).astype(np.float32))
+    labels = segment(stack, device="cpu").voxels
+    for value, least in ((1, 0.85), (2, 0.65), (3, 0.8)):
+        assert dice(labels == value, truth.voxels == value) > least

@@ -106,6 +106,7 @@ def test_time_and_device_are_shown_before_the_click(opened):
     panel.until(lambda: panel.ui.estimateLabel.text)
     assert "42 s" in panel.ui.estimateLabel.text
     assert "CPU" in panel.ui.estimateLabel.text
+    assert "segmentation" in panel.ui.estimateLabel.text
     assert panel.commands[0] == "estimate"
     panel.until(lambda: panel.ui.deviceReasonLabel.text)
     assert "20.0 GB of memory free" in panel.ui.deviceReasonLabel.text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from calid.segmentation import segment
 from calid.stack import Stack
-from calid_training.datasets import Case
+from calid_training.datasets import Case, read_cases
 from calid_training.evaluate_segmenter import compare, distances, markdown, overlap, summarize
 from phantoms import heart_labels
 from scipy import ndimage
@@ -75,6 +78,12 @@ def test_a_missed_slice_counts_against_the_overlap_and_is_left_out_of_distances(
     assert row["one_empty"] == 1
 
 
+def test_a_structure_that_nobody_drew_is_not_judged() -> None:
+    made, case = shifted_case()
+    lv_only = Case("chla", "05", "LV_ED", "validation", case.stack, case.labels, (1,))
+    assert {c.structure for c in compare(made, lv_only)} == {"lv"}
+
+
 def test_every_stack_weighs_the_same_however_many_slices_it_has() -> None:
     made, case = shifted_case()
     perfect = Case("acdc", "patient062", "ES", "test", case.stack, case.labels, (1, 2, 3))
@@ -90,3 +99,12 @@ def test_the_table_has_a_line_for_every_row_and_says_how_many() -> None:
     text = markdown(rows)
     assert sum(line.startswith("| ED | lv |") for line in text.splitlines()) == 2
     assert text.count("**Per ") == 2
+
+
+@pytest.mark.data
+def test_an_unseen_patient_of_acdc_is_labelled_as_an_expert_would(data_folder: Path) -> None:
+    case = next(case for case in read_cases(data_folder, "acdc") if case.name == "acdc/patient061/ED")
+    rows = summarize(compare(segment(case.stack, device="cpu"), case))
+    scores = {r["structure"]: r["dice"]["mean"] for r in rows if (r["level"], r["phase"]) == ("stack", "ED")}
+    assert scores["lv"] > 0.92
+    assert scores["mean"] > 0.88
