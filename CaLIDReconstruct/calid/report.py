@@ -6,9 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import platform
-import secrets
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -21,14 +19,16 @@ from calid import __version__, chapters, page
 from calid.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
 from calid.chapters import with_unit
 from calid.comparison import ViewAgreement
-from calid.errors import OutputError, SettingsError
+from calid.errors import SettingsError
 from calid.files import read_lax_folder, read_stack, read_study
 from calid.function import Function
+from calid.output import check_output, whole_file
 from calid.progress import progress_bar, shown_on
 from calid.stack import Stack
 from calid.trust import Trust
 
 DEFAULT_TITLE = "A heart, upsampled"
+SUFFIXES = (".html", ".htm")
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
@@ -134,33 +134,8 @@ def write_report(html: str, path: Path, *, overwrite: bool = False) -> None:
     Raises:
         OutputError: if the name does not end in .html, something exists there, or it cannot be written.
     """
-    path = Path(path)
-    check_report_path(path, overwrite=overwrite)
-    draft = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-    try:
+    with whole_file(path, SUFFIXES, overwrite=overwrite) as draft:
         draft.write_text(html, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        remedy = "Choose another folder, or free some space."
-        raise OutputError("unwritable", f"{path} cannot be written ({error.strerror or error}).", remedy) from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def check_report_path(path: Path, *, overwrite: bool = False) -> None:
-    """Return if a report can be written to `path`; to be asked before the long work.
-
-    Raises:
-        OutputError: as `write_report`.
-    """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise OutputError("unknown-extension", f"{path.name} is no HTML file.", "End the report's name in .html.")
-    if not path.parent.is_dir():
-        raise OutputError("missing-folder", f"The folder {path.parent} does not exist.", "Create it first.")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise OutputError("exists", f"{path} exists already.", "Choose another name, or ask to overwrite it.")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError("unwritable", f"The folder {path.parent} cannot be written to.", "Choose another folder.")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -185,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the report; exit code 0."""
-    check_report_path(options.output, overwrite=options.overwrite)
+    check_output(options.output, SUFFIXES, overwrite=options.overwrite)
     if options.input.is_dir():
         study = read_study(options.input)
         stack, lax = study.sax, study.lax

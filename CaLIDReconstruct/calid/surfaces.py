@@ -8,7 +8,6 @@ offset per label, found by iteration, gives every surface the volume of its labe
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
 from calid.anatomy import signed_distance
 from calid.errors import InputError, OutputError
 from calid.labels import LABELS
+from calid.output import whole_file
 from calid.stack import Stack
 
 SMOOTHING_MM = 1.5
@@ -306,31 +306,14 @@ def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> 
     Raises:
         OutputError: if the extension is unknown, the file exists already or the folder cannot be written.
     """
-    path = Path(path)
-    writer_type = _WRITERS.get(path.suffix.lower())
-    if writer_type is None:
-        raise OutputError(
-            "surface-format", f"{path.name}: surfaces are written as {', '.join(_WRITERS)}.", "Choose one of these."
-        )
-    if path.exists() and not overwrite:
-        raise OutputError("exists", f"{path} exists already.", "Choose another name, or ask to overwrite it.")
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".calid-") as folder:
-            draft = Path(folder) / path.name
-            writer = writer_type()
-            writer.SetInputData(mesh)
-            writer.SetFileName(str(draft))
-            if hasattr(writer, "SetFileTypeToBinary"):
-                writer.SetFileTypeToBinary()
-            if not writer.Write() or not draft.is_file():
-                raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
-            draft.replace(path)
-    except OSError as error:
-        raise OutputError(
-            "unwritable",
-            f"{path} could not be written: {error.strerror or error}.",
-            "Choose a folder you can write to.",
-        ) from error
+    with whole_file(path, tuple(_WRITERS), overwrite=overwrite) as draft:
+        writer = _WRITERS[draft.suffix.lower()]()
+        writer.SetInputData(mesh)
+        writer.SetFileName(str(draft))
+        if hasattr(writer, "SetFileTypeToBinary"):
+            writer.SetFileTypeToBinary()
+        if not writer.Write() or not draft.is_file():
+            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
 
 
 def arrays(meshes: Mapping[int, vtkPolyData]) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -171,6 +171,20 @@ def test_image_and_labels_of_a_crop_are_cut_at_the_same_place() -> None:
     assert max(areas) > 1.5 * min(areas), "scales differ"
 
 
+def test_image_and_labels_agree_to_a_fraction_of_a_pixel_far_from_the_middle() -> None:
+    y, x = np.indices((120, 100))
+    disc = (y - 96) ** 2 + (x - 80) ** 2 < 12**2
+    item = LabelledSlice(disc.astype(np.float16), disc.astype(np.uint8), (1.5, 1.5), (96.0, 80.0), (True,) * 4, "acdc")
+    settings = Augmentation(
+        pixel_mm=(0.4, 0.4), offset_mm=5, noise=0, blur_mm=0.21, shading=0, gamma=(1, 1), wide_share=0, far_share=0
+    )
+    for seed in range(5):
+        image, labels = random_crop(item, settings, np.random.default_rng(seed), size=128)
+        bright, labelled = image[0].numpy() > 0.5, labels.numpy() == 1
+        between = np.argwhere(bright).mean(axis=0) - np.argwhere(labelled).mean(axis=0)
+        assert np.abs(between).max() < 0.35, "in pixels of 0.4 mm"
+
+
 def test_no_patient_both_trains_and_chooses_and_the_test_patients_do_neither() -> None:
     base = phantom_case()
     cases = [
