@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from calid.checks import findings, raise_first
 from calid.device import Device, choose_device, is_out_of_memory
+from calid.errors import WeightsError
 from calid.medformer import NUM_SCALES, MedFormer, MedFormerConfig
 from calid.progress import Progress, Watch, progress_bar, shown_on
 from calid.stack import Stack
@@ -165,10 +166,17 @@ def load_segmenter(device: Device, *, name: str = DEFAULT_MODEL, models_folder: 
         WeightsError: if it is missing, damaged or does not fit.
     """
     state, entry = load_model(name, models_folder)
-    network = MedFormer(config_from(MedFormerConfig, entry.config["network"]))
-    network.load_state_dict(state)
-    network = network.eval().to(device.torch_device).to(memory_format=torch.channels_last)
-    return Segmenter(network, device, entry.config["pixel_mm"], entry.config["mirrored"], entry)
+    try:
+        model = MedFormer(config_from(MedFormerConfig, entry.config["network"]))
+        model.load_state_dict(state)
+        pixel_mm, mirrored = float(entry.config["pixel_mm"]), bool(entry.config["mirrored"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            "bad-config", f"The model '{name}' does not fit this version of CaLID: {reason}.", "Update CaLID."
+        ) from error
+    model = model.eval().to(device.torch_device).to(memory_format=torch.channels_last)
+    return Segmenter(model, device, pixel_mm, mirrored, entry)
 
 
 @lru_cache(maxsize=2)

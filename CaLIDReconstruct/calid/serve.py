@@ -238,6 +238,7 @@ def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
 
 
 def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
+    from calid.anatomy import clean_labels
     from calid.files import check_output, read_stack, write_labels
     from calid.segmentation import segment
 
@@ -250,7 +251,7 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
         progress=_Throttled(emit),
         is_cancelled=is_cancelled,
     )
-    write_labels(labels, output, overwrite=overwrite)
+    write_labels(labels if request.get("raw") else clean_labels(labels), output, overwrite=overwrite)
     return {"output": str(output)}
 
 

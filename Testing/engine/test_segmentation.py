@@ -282,6 +282,15 @@ def test_a_cancelled_run_stops_and_an_ended_one_says_so(models: Path) -> None:
     assert seen[-1].seconds_left == 0
 
 
+@pytest.mark.parametrize("change", [{"stem_width": 8}, {"heads": [3] * 8}])
+def test_weights_that_do_not_fit_their_description_are_refused(models: Path, change: dict) -> None:
+    manifest = json.loads((models / "models.json").read_text())
+    manifest["models"][0]["config"]["network"].update(change)
+    (models / "models.json").write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="does not fit this version"):
+        segment(scan(), device="cpu", models_folder=models)
+
+
 def test_the_license_notice_needs_a_segmenter(models: Path) -> None:
     assert "CC-BY-NC-SA-4.0" in license_notice(models)
     (models / "models.json").write_text('{"models": []}')
