@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 
-from calid_training import evaluate_segmenter, interpolation
+from calid_training import downstream, evaluate_segmenter, interpolation
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     return options.run(options)
 
 
-TABLES = {"interpolation": interpolation, "segmenter": evaluate_segmenter}
+TABLES = {"interpolation": interpolation, "downstream": downstream, "segmenter": evaluate_segmenter}
 
 if __name__ == "__main__":
     sys.exit(main())

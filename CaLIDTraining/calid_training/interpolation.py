@@ -41,6 +41,7 @@ class Question:
     Args:
         group: "<set> <ED|ES|...> <spacing> mm", a block of the table.
         before, truth, after: (N, 128, 128) float32 in [0, 1].
+        labels: (N, 128, 128) the experts' labels of `truth`, or None.
     """
 
     group: str
@@ -48,6 +49,7 @@ class Question:
     before: np.ndarray
     truth: np.ndarray
     after: np.ndarray
+    labels: np.ndarray | None = None
 
 
 def questions(cases: Iterable[PreparedCase]) -> list[Question]:
@@ -57,13 +59,21 @@ def questions(cases: Iterable[PreparedCase]) -> list[Question]:
         native_mm, _, spacing = case.entry.spacing_mm
         column, row = heart_center(case)
         plan = CropPlan((float(column), float(row)), PIXEL_MM, angle=0.0, mirrored=False, gamma=1.0, size=SIZE)
-        for frame in case.images:
+        for index, frame in enumerate(case.images):
             if len(frame) < 3:
                 continue
             images = (apply_crop(frame, plan, native_mm=native_mm)[:, 0].numpy() + 1) / 2
+            labels = None if case.labels is None else _cut_labels(case.labels[index, 1:-1], plan, native_mm=native_mm)
             group = f"{case.entry.dataset} {case.entry.series} {spacing:.0f} mm"
-            found.append(Question(group, case.entry.patient, images[:-2], images[1:-1], images[2:]))
+            found.append(Question(group, case.entry.patient, images[:-2], images[1:-1], images[2:], labels))
     return found
+
+
+def _cut_labels(labels: np.ndarray, plan: CropPlan, *, native_mm: float) -> np.ndarray:
+    """The labels (N, Y, X) on the crop's pixels: the structure with the largest share of each."""
+    masks = [(labels == label).astype(np.float32) for label in range(int(labels.max(initial=0)) + 1)]
+    shares = [apply_crop(mask, plan, native_mm=native_mm)[:, 0].numpy() for mask in masks]
+    return np.argmax(shares, axis=0).astype(np.uint8)
 
 
 def judge(
@@ -226,7 +236,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
-    asked = _first_of_each(questions(cases), options.quick)
+    asked = first_of_each(questions(cases), options.quick)
     systems = interpolation_systems(
         models_folder=options.models, steps=options.steps, samples=options.samples, device=options.device
     )
@@ -253,7 +263,8 @@ def write_into_card(card: Path, text: str) -> None:
     card.write_text(f"{before}{CARD_BEGIN}\n{text.strip()}\n{CARD_END}{after}")
 
 
-def _first_of_each(asked: Sequence[Question], count: int | None) -> list[Question]:
+def first_of_each(asked: Sequence[Question], count: int | None) -> list[Question]:
+    """The first `count` questions of every group, or all."""
     if count is None:
         return list(asked)
     groups = sorted({question.group for question in asked})

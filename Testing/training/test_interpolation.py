@@ -88,3 +88,30 @@ def test_a_card_gets_the_tables_between_its_marks_only(tmp_path):
     card.write_text("no marks")
     with pytest.raises(ValueError, match="no place"):
         interpolation.write_into_card(card, "new table")
+
+
+def test_labels_are_cut_like_their_slices(asked):
+    blood, muscle = (asked[0].truth[asked[0].labels == label] for label in (1, 2))
+    assert asked[0].labels.shape == asked[0].truth.shape
+    assert blood.mean() > muscle.mean() + 0.2
+
+
+def test_downstream_dice_of_the_true_slices_labels_is_one(asked):
+    from calid_training import downstream
+
+    class Expert:
+        """Knows the labels of the true slices by heart; sees background in all others."""
+
+        def foreground(self, images):
+            import torch
+
+            answer = torch.zeros(len(images), 3, *images.shape[2:])
+            for question in asked:
+                for image, labels in zip(question.truth, question.labels, strict=True):
+                    for index in np.flatnonzero([(image == shown[0].numpy()).all() for shown in images]):
+                        answer[index] = torch.stack([torch.from_numpy(labels == label) for label in (1, 2, 3)]).float()
+            return answer
+
+    rows = downstream.evaluate(asked, [systems.Named("linear", systems.linear)], Expert())["phantom ED 8 mm"]
+    assert rows["original"]["mean"]["mean"] == 1
+    assert rows["linear"]["mean"]["mean"] == 0
