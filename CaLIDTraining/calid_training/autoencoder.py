@@ -88,8 +88,9 @@ class AutoencoderStage(L.LightningModule):
         if adversarial:
             losses["discriminator"] = self._discriminator_loss(images, reconstruction.detach())
             self._step(discriminator_optimizer, losses["discriminator"])
-        for scheduler in self.lr_schedulers():
-            scheduler.step()
+        for scheduler, has_stepped in zip(self.lr_schedulers(), (True, adversarial), strict=True):
+            if has_stepped:
+                scheduler.step()
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
 
     def _reconstructed(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
