@@ -85,7 +85,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
         "--mode",
         default="detail",
         choices=["detail", "fidelity"],
-        help="detail: one draw, sharp as an acquired slice (default); fidelity: the mean of several",
+        help="detail: one draw (default); fidelity: the mean of all draws, least error, softer",
     )
     parser.add_argument("--samples", type=int, help="draws for fidelity and uncertainty (default 8)")
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")

@@ -26,7 +26,8 @@ class Settings:
     Args:
         factor: 2, 4, 8 or 16 new gaps for each, or "isotropic": slices about as far apart as pixels.
         method: "calid" starts from noise, "calid+" from its neighbors' inverted latents, "linear" needs no model.
-        mode: "detail" is one draw, as sharp as an acquired slice; "fidelity" the mean of `samples` draws.
+        mode: "detail" is one draw; "fidelity" the mean of all, by one step in `samples` mirrored views, or the mean of
+            `samples` whole draws where their spread is asked for too.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
         seed: of every random number; same seed, same device: same voxels.

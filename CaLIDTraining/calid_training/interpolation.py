@@ -225,6 +225,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train prepare")
     parser.add_argument("--datasets", nargs="+", default=["acdc"])
     parser.add_argument("--split", default="test")
+    parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
     parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
@@ -240,6 +241,8 @@ def run(options: Namespace) -> int:
     systems = interpolation_systems(
         models_folder=options.models, steps=options.steps, samples=options.samples, device=options.device
     )
+    if options.systems:
+        systems = [system for system in systems if system.name in {"linear", *options.systems}]
     tables = evaluate(asked, systems, segmenter_features(options.models))
     trust = uncertainty(asked, models_folder=options.models, samples=options.samples, device=options.device)
     options.out.mkdir(parents=True, exist_ok=True)

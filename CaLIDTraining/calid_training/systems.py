@@ -103,13 +103,14 @@ def interpolation_systems(
         Named("CaLID", partial(bound, settings=settings("calid", "detail", steps)), steps),
         Named("CaLID+", partial(bound, settings=settings("calid+", "detail", steps)), 3 * steps),
         Named("CaLID, one step", partial(bound, settings=settings("calid", "detail", 1)), 1),
+        Named("fidelity", partial(bound, settings=settings("calid", "fidelity", 1, samples)), samples),
         Named(
-            "CaLID fidelity",
+            "CaLID, mean of draws",
             partial(bound, settings=settings("calid", "fidelity", steps, samples)),
             steps * samples,
         ),
         Named(
-            "CaLID+ fidelity",
+            "CaLID+, mean of draws",
             partial(bound, settings=settings("calid+", "fidelity", steps, samples)),
             steps * (samples + 2),
         ),

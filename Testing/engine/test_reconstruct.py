@@ -93,7 +93,7 @@ def test_uncertainty_is_zero_where_data_were_acquired_and_positive_elsewhere(ran
 
 def test_fidelity_is_the_mean_of_the_draws(random_models):
     sparse = cine(frames=1, slices=2, dtype=np.float64)
-    settings = {"method": "calid", "samples": 4}
+    settings = {"method": "calid", "samples": 4, "steps": 1}
     mean = upsample(sparse, quick(mode="fidelity", **settings), models_folder=random_models)
     made = upsample(sparse, quick(mode="detail", **settings), models_folder=random_models, uncertainty=True)
     error = np.abs(made.stack.voxels[0, 1] - mean.stack.voxels[0, 1])

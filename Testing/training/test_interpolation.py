@@ -72,7 +72,7 @@ def test_one_command_writes_the_table_with_what_made_it(prepared, random_models,
     assert main(["interpolation", *options, "--steps", "2", "--samples", "2", "--out", str(tmp_path / "table")]) == 0
     record = json.loads((tmp_path / "table" / "interpolation.json").read_text())
     rows = record["tables"]["phantom ED 8 mm"]
-    assert {"nearest", "linear", "bilinear latent", "CaLID", "CaLID+", "CaLID fidelity"} <= set(rows)
+    assert {"nearest", "linear", "bilinear latent", "CaLID", "CaLID+", "fidelity"} <= set(rows)
     assert -1 <= record["uncertainty"]["spearman"] <= 1
     assert len(record["made_by"]["model_sha256"]) == 64
     shown = capsys.readouterr().out
