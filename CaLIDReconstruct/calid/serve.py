@@ -240,10 +240,11 @@ def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
 def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
     from calid.anatomy import clean_labels
     from calid.files import check_output, read_stack, write_labels
-    from calid.segmentation import segment
+    from calid.segmentation import license_notice, segment
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
     check_output(output, overwrite=overwrite)
+    emit("log", level="info", message=license_notice(_path(request, "models")))
     labels = segment(
         read_stack(Path(request["input"])),
         device=request.get("device", "auto"),
