@@ -61,7 +61,7 @@ def test_all_slices_of_a_triplet_are_cut_alike():
 
 
 def test_the_same_epoch_gives_the_same_batches_and_the_next_one_others():
-    def make(rng, sources, count, size):
+    def make(rng, _, count, size):
         return {"drawn": torch.tensor(rng.integers(0, 1_000_000, count)), "size": torch.tensor(size)}
 
     stream = CropStream([0], make, batch_size=4, sizes=(32, 64), size_weights=(1, 1), batches=5, seed=3)

@@ -42,7 +42,7 @@ def test_identical_features_are_at_distance_zero_and_opposite_ones_at_four():
 def test_frechet_distance_of_shifted_and_stretched_gaussians_is_the_formula():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(20000, 3)) * [1.0, 2.0, 0.5]
-    assert metrics.frechet_distance(base, base + [3.0, 0, 0]) == pytest.approx(9.0, rel=0.01)
+    assert metrics.frechet_distance(base, base + np.array([3.0, 0, 0])) == pytest.approx(9.0, rel=0.01)
     assert metrics.frechet_distance(base, base * 2) == pytest.approx(1 + 4 + 0.25, rel=0.05)
 
 

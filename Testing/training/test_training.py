@@ -156,7 +156,7 @@ def test_training_never_sees_a_validation_patient(prepared):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_builds_its_networks(path, tmp_path, autoencoder_file):
+def test_every_shipped_config_builds_its_networks(path):
     """Widths, groups, heads and levels of the shipped settings fit together, on tensors without storage."""
     from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
     from calid.weights import config_from
