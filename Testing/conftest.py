@@ -27,6 +27,7 @@ def data_folder() -> Path:
 def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with an untrained model: its slices are meaningless, its shapes and rules are the real ones."""
     torch = pytest.importorskip("torch")
+    from calid.motion import Motion, MotionConfig
     from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
     from calid_training.export import write_model
 
@@ -45,9 +46,12 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = Denoiser(denoiser)
     for parameter in network.parameters():  # zero convolutions would hide the condition
         torch.nn.init.normal_(parameter, std=0.05)
+    motion = Motion(MotionConfig(features=(8,) * 6))
+    torch.nn.init.normal_(motion.unet.final_conv.weight, std=0.1)  # a pixel or so
     tensors = {f"denoiser.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"latent_space.{key}": value for key, value in space.state_dict().items()}
+    tensors |= {f"motion.{key}": value for key, value in motion.state_dict().items()}
     folder = tmp_path_factory.mktemp("models")
-    config = {"autoencoder": asdict(autoencoder), "denoiser": asdict(denoiser)}
+    config = {"autoencoder": asdict(autoencoder), "denoiser": asdict(denoiser), "motion": asdict(motion.config)}
     write_model(folder, "calid-2d", tensors, config, license="none", trained_on="nothing")
     return folder

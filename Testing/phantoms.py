@@ -118,24 +118,11 @@ def pictured(labels: Stack) -> Stack:
     return labels.with_voxels(levels[labels.voxels] + texture.astype(np.float32))
 
 
-def noisy_stack(
-    shape: tuple[int, int, int, int] = (3, 5, 18, 24),
-    *,
-    spacing_mm: tuple[float, float, float] = (1.5, 1.4, 8.0),
-    seed: int = 0,
-    step_ms: float = 33.5,
-) -> Stack:
-    """An oblique, off-centre cine of noise, (frames, slices, rows, columns), in which no two voxels' places agree."""
-    rng = np.random.default_rng(seed)
-    voxels = rng.integers(0, 2000, shape).astype(np.int16)
-    matrix = affine(spacing_mm, rotation(seed), rng.uniform(-90, 90, 3))
-    return Stack(voxels, matrix, 2.25 + step_ms * np.arange(shape[0]))
-
-
 def beating_case(seed: int) -> tuple[Stack, Stack]:
     """A patient to train on: three phases of a textured heart and their labels, different for every seed."""
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.8, 1.05)
     labels = heart_labels((1.6, 1.6, 8.0), seed=seed, contractions=(size, 0.9 * size, 0.75 * size))
     texture = ndimage.gaussian_filter(rng.normal(size=labels.voxels.shape), (0, 0.5, 1, 1))
-    return pictured(labels).with_voxels((pictured(labels).voxels + 40 * texture).astype(np.float32)), labels
+    picture = pictured(labels)
+    return picture.with_voxels((picture.voxels + 40 * texture).astype(np.float32)), labels

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from calid import __version__
 from calid.errors import CalidError, Cancelled
+from calid.settings import DEVICES, METHODS, MODELS, MODES, Settings
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
 DEBUG_VARIABLE = "CALID_DEBUG"
@@ -54,7 +55,7 @@ def _fail(message: str, code: int) -> int:
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
 MODULES = {
     "segment": ("calid.segmentation", "label LV cavity, LV myocardium and RV cavity"),
-    "report": ("calid.report", "one HTML file: long-axis planes, 3D, function, trust"),
+    "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
     "demo": ("calid.demo", "upsample the bundled heart and show it"),
 }
 
@@ -66,7 +67,7 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
     info = commands.add_parser("info", help="device, memory, models and versions")
-    info.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    info.add_argument("--device", default="auto", choices=DEVICES)
     info.set_defaults(run=_info)
     for name, (module, summary) in MODULES.items():
         command = commands.add_parser(name, help=summary)
@@ -80,11 +81,17 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
     parser.add_argument("output", type=Path, help="dense stack; .nii.gz, .nrrd, .seq.nrrd, .mha")
     parser.add_argument("--factor", default="isotropic", type=_factor, help="2, 4, 8, 16 or isotropic (default)")
-    parser.add_argument("--method", default="calid+", choices=["calid", "calid+", "linear"])
+    parser.add_argument("--method", default="calid+", choices=METHODS)
+    parser.add_argument(
+        "--model",
+        default="auto",
+        choices=MODELS,
+        help="2d: every frame by itself; 2d+t: all frames together; auto (default): 2d+t for a cine",
+    )
     parser.add_argument(
         "--mode",
         default="detail",
-        choices=["detail", "fidelity"],
+        choices=MODES,
         help="detail: one draw (default); fidelity: the mean of all draws, least error, softer",
     )
     parser.add_argument("--samples", type=int, help="draws for fidelity and uncertainty (default 8)")
@@ -92,7 +99,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--roi", type=_roi, metavar="x0:x1,y0:y1", help="columns and rows in which to generate")
     parser.add_argument("--frames", type=_range, metavar="A:B", help="frames A to B-1, counted from 0")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--uncertainty", type=Path, metavar="PATH", help="also write the standard deviation of draws")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
@@ -116,9 +123,8 @@ def _roi(text: str) -> tuple[int, int, int, int]:
 def _upsample(options: argparse.Namespace) -> int:
     from calid.progress import progress_bar, shown_on
     from calid.run import Job
-    from calid.settings import Settings
 
-    names = ("factor", "method", "mode", "samples", "steps", "seed", "roi", "frames", "device")
+    names = ("factor", "method", "model", "mode", "samples", "steps", "seed", "roi", "frames", "device")
     job = Job(
         source=options.input,
         output=options.output,

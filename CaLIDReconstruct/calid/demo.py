@@ -6,13 +6,13 @@ import argparse
 import time
 from pathlib import Path
 
-from calid.comparison import standard_columns
 from calid.errors import InputError, OutputError
 from calid.files import LaxImage, read_lax_folder, read_stack, write_stack
 from calid.progress import progress_bar, shown_on
 from calid.reconstruct import upsample
+from calid.report.comparison import standard_columns
+from calid.report.sheet import lax_movie, lax_sheet, write_index
 from calid.settings import Settings
-from calid.sheet import lax_movie, lax_sheet, write_index
 from calid.stack import Stack
 
 CASE_FOLDER = Path(__file__).parent.parent / "Resources" / "Demo"
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         folder,
         figures=figures,
         sheets={"Long-axis planes": folder / "lax.png"},
-        movie=lax_movie(view, lax, columns, folder / "lax.webp"),
+        movie=lax_movie(view, lax, columns[-2:], folder / "lax.gif"),
         case={
             "acquired": f"{sparse.num_slices} slices, {sparse.spacing_mm[2]:.1f} mm apart",
             "upsampled": f"{dense.num_slices} slices, {dense.spacing_mm[2]:.1f} mm apart",

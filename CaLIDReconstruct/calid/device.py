@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import platform
+import re
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -40,7 +43,7 @@ class Device:
         """Memory that is free for the networks now."""
         if self.torch_device.type == "cuda":
             return torch.cuda.mem_get_info(self.torch_device)[0]
-        return _free_system_bytes()
+        return free_system_bytes()
 
     def batch_size(self, pixels: int) -> int:
         """How many images of `pixels` pixels go through the networks at once."""
@@ -48,6 +51,10 @@ class Device:
         if self.torch_device.type == "cpu":
             fitting = min(fitting, CPU_BATCH_PIXELS // pixels)
         return max(1, fitting)
+
+    def working_bytes(self, pixels: int, images: int) -> int:
+        """What the networks need for `images` images of `pixels` pixels, as many at once as `batch_size` says."""
+        return min(images, self.batch_size(pixels)) * pixels * BYTES_PER_PIXEL
 
 
 def choose_device(request: str = "auto") -> Device:
@@ -105,11 +112,46 @@ def _mps_problem() -> str | None:
     return None if torch.backends.mps.is_available() else "no Apple GPU was found"
 
 
-def _free_system_bytes() -> int:
+def free_system_bytes() -> int:
+    """Main memory that programs can still get, files cached by the system counted as free."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows and macOS lack one or both
+        system = platform.system()
+        if system == "Linux":
+            return available_on_linux(Path("/proc/meminfo").read_text(encoding="ascii"))
+        if system == "Windows":
+            return _available_on_windows()
+        pages = subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=5)
+        return available_on_macos(pages.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return FALLBACK_FREE_BYTES
+
+
+def available_on_linux(meminfo: str) -> int:
+    """Bytes of the line MemAvailable, the kernel's own figure; MemFree leaves out what caches would give back."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    if found is None:
+        raise ValueError("there is no MemAvailable")
+    return int(found.group(1)) * 1024
+
+
+def available_on_macos(vm_stat: str) -> int:
+    """Bytes of the pages that are free or given back without writing them to disk."""
+    page = re.search(r"page size of (\d+) bytes", vm_stat)
+    counts = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.$", vm_stat, re.MULTILINE)
+    if page is None or not counts:
+        raise ValueError("vm_stat says something else")
+    return int(page.group(1)) * sum(map(int, counts))
+
+
+def _available_on_windows() -> int:
+    import ctypes
+
+    # MEMORYSTATUSEX: its own size and the load (4 bytes each), then total and available physical memory (8 bytes each)
+    # and five more figures of 8 bytes.
+    status = (ctypes.c_uint64 * 8)(64)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        raise OSError("GlobalMemoryStatusEx failed")
+    return int(status[2])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
-from calid.networks import Prediction
-
+Prediction = Literal["epsilon", "velocity"]
 Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(z_t (N, ...), t (N,)) -> prediction (N, ...)."""
 

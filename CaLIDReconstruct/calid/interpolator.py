@@ -1,29 +1,33 @@
 """The trained model at work: from two neighboring slices to the slice between them, in batches of any size.
 
-Shapes: images are (N, 1, *size) in [-1, 1], latents (N, C, *size / f), N any number of gaps, frames and samples.
+Shapes: images are (N, 1, H, W) in [-1, 1], latents (N, C, H / f, W / f), N any number of gaps, frames and samples. A
+2D+T model interpolates sequences: images (N, 1, T, H, W), latents (N, C, T, H / f, W / f).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from calid.cycle import is_cine
 from calid.device import Device, is_out_of_memory
 from calid.diffusion import Schedule, invert, sample
+from calid.motion import Motion, halfway
 from calid.networks import Denoiser, DenoiserConfig, LatentSpace
-from calid.weights import Entry, build_latent_space, config_from, load_model
+from calid.settings import Mode, Model
+from calid.weights import Entry, below, build_latent_space, build_motion, config_from, load_model, read_manifest
 
-DEFAULT_MODEL = "calid-2d"
+DEFAULT_MODEL, CINE_MODEL = "calid-2d", "calid-2dt"
 Tick = Callable[[int], None]
 """Called with the number of images whose network evaluation has just ended; may raise to stop the work."""
 
 
 @dataclass(frozen=True)
 class Interpolator:
-    """E, D, eps_theta, tau1 and tau2 on a device.
+    """E, D, eps_theta, tau1 and tau2 on a device, and the motion that comes before them.
 
     Args:
         latent_space: E and D.
@@ -31,6 +35,8 @@ class Interpolator:
         schedule: the noise schedule the denoiser was trained with.
         device: where they run.
         entry: what the manifest says of the weights.
+        motion: what brings neighbors half-way, or None where the denoiser was trained on neighbors as they are.
+        noise_share: share of the noise's power that the frames of a slice have in common.
     """
 
     latent_space: LatentSpace
@@ -38,16 +44,26 @@ class Interpolator:
     schedule: Schedule
     device: Device
     entry: Entry
+    motion: Motion | None = None
+    noise_share: float = 1.0
+
+    def strength(self, mode: Mode) -> float:
+        """How far a slice goes from the mean of its moved neighbors, 0, to what the diffusion makes of them, 1."""
+        return self.entry.config.get("strength", {}).get(mode, 1.0)
 
     @property
-    def size_multiple(self) -> int:
-        """Image sizes must be multiples of this."""
-        return self.latent_space.autoencoder.config.downsampling * 2 ** (len(self.denoiser.config.channels) - 1)
+    def is_over_time(self) -> bool:
+        """Whether it interpolates sequences of frames."""
+        return self.denoiser.config.temporal
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
-        """(C, *size / f) of images with the spatial shape `image_shape`."""
-        config = self.latent_space.autoencoder.config
-        return (config.latent_channels, *(size // config.downsampling for size in image_shape))
+        """(C, H / f, W / f) of images with the shape `image_shape` (H, W)."""
+        channels = self.latent_space.autoencoder.config.latent_channels
+        return (channels, *(size // self._downsampling for size in image_shape))
+
+    @property
+    def _downsampling(self) -> int:
+        return self.latent_space.autoencoder.config.downsampling
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """E: images -> latents, on the CPU."""
@@ -55,7 +71,14 @@ class Interpolator:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """D: latents -> images, on the CPU."""
-        return self._batched(lambda z: self.latent_space.decode(z).float(), latents, pixels_from=latents)
+        return self._batched(lambda z: self.latent_space.decode(z).float(), latents, magnification=self._downsampling)
+
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Images at the place half-way between them: (N, 2 for before and after, 1, H, W), on the CPU."""
+        motion = self.motion
+        if motion is None:
+            return torch.stack([before, after], dim=1)
+        return self._batched(lambda *images: torch.stack(halfway(motion, *images), dim=1), before, after)
 
     def interpolate(
         self,
@@ -65,16 +88,34 @@ class Interpolator:
         *,
         steps: int,
         tick: Tick,
+        is_periodic: bool = False,
     ) -> torch.Tensor:
-        """Latents of the slices between (paper, Eq. 6): DDIM from z_T under the condition of both neighbors."""
+        """Latents of the slices between (paper, Eq. 6): DDIM from z_T under the condition of both neighbors.
+
+        Args:
+            before, after: images, as `halfway` makes them.
+            z_T: latents to start from.
+            steps: of DDIM.
+            tick: told of every evaluation.
+            is_periodic: whether a sequence's last frame is followed by its first.
+        """
 
         def run(before: torch.Tensor, after: torch.Tensor, z_T: torch.Tensor) -> torch.Tensor:
-            z_c = self.denoiser.condition(before, after)
-            return self._walk(sample(self.schedule, self._model(z_c), z_T, steps=steps), tick)
+            z_c = self.condition(before, after)
+            return self._walk(sample(self.schedule, self._model(z_c, is_periodic), z_T, steps=steps), tick)
 
         return self._batched(run, before, after, z_T)
 
-    def invert(self, images: torch.Tensor, latents: torch.Tensor, *, steps: int, tick: Tick) -> torch.Tensor:
+    def condition(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """z_c of images on the device, see `Denoiser.condition`."""
+        if not self.denoiser.config.anchored:
+            return self.denoiser.condition(before, after)
+        latents = self.latent_space.encode(before).float(), self.latent_space.encode(after).float()
+        return self.denoiser.condition(before, after, latents)
+
+    def invert(
+        self, images: torch.Tensor, latents: torch.Tensor, *, steps: int, tick: Tick, is_periodic: bool = False
+    ) -> torch.Tensor:
         """z_T of acquired slices, for CaLID+ (paper, "Initialization Refinement").
 
         Differs from the paper, which leaves the condition of the inversion open: a slice is inverted as lying between
@@ -84,31 +125,32 @@ class Interpolator:
         """
 
         def run(images: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-            z_c = self.denoiser.condition(images, images)
-            z_T = self._walk(invert(self.schedule, self._model(z_c), latents, steps=steps), tick)
-            radius = z_T.square().mean(dim=tuple(range(1, z_T.ndim)), keepdim=True).sqrt()
+            z_c = self.denoiser.condition(images, images, (latents, latents))
+            z_T = self._walk(invert(self.schedule, self._model(z_c, is_periodic), latents, steps=steps), tick)
+            radius = z_T.square().mean(dim=(1, -2, -1), keepdim=True).sqrt()  # of every frame
             return z_T / radius.clamp_min(1e-6)
 
         return self._batched(run, images, latents)
 
-    def _model(self, z_c: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        return lambda z, t: self.denoiser(z, t, z_c)
+    def _model(self, z_c: torch.Tensor, is_periodic: bool) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda z, t: self.denoiser(z, t, z_c, is_periodic=is_periodic)
 
     @staticmethod
     def _walk(states: Iterable[torch.Tensor], tick: Tick) -> torch.Tensor:
         for state in states:
-            tick(len(state))
+            tick(len(state) * (state.shape[2] if state.ndim == 5 else 1))
         return state
 
     def _batched(
-        self, run: Callable[..., torch.Tensor], *tensors: torch.Tensor, pixels_from: torch.Tensor | None = None
+        self, run: Callable[..., torch.Tensor], *tensors: torch.Tensor, magnification: int = 1
     ) -> torch.Tensor:
-        """Run over batches that fit the device; one that does not fit is halved and tried again."""
-        pixels = tensors[0][0, 0].numel()
-        if pixels_from is not None:
-            pixels = pixels_from[0, 0].numel() * self.latent_space.autoencoder.config.downsampling ** (
-                pixels_from.ndim - 2
-            )
+        """Run over batches that fit the device; one that does not fit is halved and tried again.
+
+        A sequence is never cut: whether its frames fit together is the caller's business.
+
+        The images of a batch are `magnification` times as wide as the first of the tensors.
+        """
+        pixels = tensors[0][0, 0].numel() * magnification ** (tensors[0].ndim - 2)
         size, start, done = self.device.batch_size(pixels), 0, []
         while start < len(tensors[0]):
             batch = [tensor[start : start + size].to(self.device.torch_device) for tensor in tensors]
@@ -133,8 +175,8 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
     state, entry = load_model(name, models_folder)
     config = config_from(DenoiserConfig, entry.config["denoiser"])
     denoiser = Denoiser(config)
-    denoiser.load_state_dict(_below(state, "denoiser."))
-    space = build_latent_space(entry.config["autoencoder"], _below(state, "latent_space."))
+    denoiser.load_state_dict(below(state, "denoiser."))
+    space = build_latent_space(entry.config["autoencoder"], below(state, "latent_space."))
     schedule = Schedule(prediction=config.prediction, zero_terminal_snr=config.prediction == "velocity")
     return Interpolator(
         latent_space=space.to(device.torch_device).eval(),
@@ -142,8 +184,29 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
         schedule=schedule,
         device=device,
         entry=entry,
+        motion=_motion_of(entry, state, device),
+        noise_share=entry.config.get("noise_share", 1.0),
     )
 
 
-def _below(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def _motion_of(entry: Entry, state: Mapping[str, torch.Tensor], device: Device) -> Motion | None:
+    if "motion" not in entry.config:
+        return None
+    return build_motion(entry.config["motion"], below(state, "motion.")).to(device.torch_device)
+
+
+def choose_model(choice: Model, *, frames: int, models_folder: Path | None = None) -> tuple[str, str]:
+    """The name of the model for a stack of so many frames, and why it is that one.
+
+    Args:
+        choice: "2d", "2d+t", or "auto": 2D+T for a cine where it is installed.
+        frames: of the stack.
+        models_folder: where the manifest lies; None takes the bundled models.
+    """
+    if choice != "auto":
+        return (DEFAULT_MODEL if choice == "2d" else CINE_MODEL), "as asked"
+    if not is_cine(frames):
+        return DEFAULT_MODEL, f"{frames} frame(s) are no cine"
+    if CINE_MODEL not in read_manifest(models_folder):
+        return DEFAULT_MODEL, f"{CINE_MODEL} is not installed, every frame by itself"
+    return CINE_MODEL, f"a cine of {frames} frames"

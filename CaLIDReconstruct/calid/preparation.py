@@ -66,16 +66,12 @@ class Preparation:
 
     def restore(self, generated: torch.Tensor) -> np.ndarray:
         """Undo `prepare` for (N, 1, *padded_shape) images: (N, y1-y0, x1-x0) float32 in the stack's intensities."""
-        return self.restore_difference(generated + 1) + self.low
-
-    def restore_difference(self, difference: torch.Tensor) -> np.ndarray:
-        """The same for differences of images, which have no offset: (N, y1-y0, x1-x0) float32."""
         rows, columns = self.working_shape
-        images = difference[..., :rows, :columns].float()
+        images = generated[..., :rows, :columns].float() + 1
         x0, x1, y0, y1 = self.roi
         if (rows, columns) != (y1 - y0, x1 - x0):
             images = F.interpolate(images, (y1 - y0, x1 - x0), mode="bicubic", align_corners=False)
-        return images[:, 0].cpu().numpy() * (self.high - self.low) / 2
+        return images[:, 0].cpu().numpy() * (self.high - self.low) / 2 + self.low
 
     def excess(self, images: np.ndarray) -> np.ndarray:
         """What lies beyond the intensity window: (N, Y, X) float32, zero inside it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,10 +16,11 @@ import torch
 from calid import STANDING_NOTE, __version__
 from calid.bisection import Plan, plan_bisection, resolve_factor
 from calid.checks import check_stack
+from calid.cycle import spans_the_cycle
 from calid.device import Device, choose_device
 from calid.errors import SettingsError
-from calid.generation import Frame, Generation, linear_slices, work
-from calid.interpolator import DEFAULT_MODEL, Interpolator, load_interpolator
+from calid.generation import Frame, Generation, frames_made, linear_slices, work
+from calid.interpolator import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.preparation import plan_preparation
 from calid.progress import Progress, Watch
 from calid.settings import Settings
@@ -67,7 +69,7 @@ def upsample(
         WeightsError, ResourceError: if the model or the device is not usable.
         Cancelled: if `is_cancelled` said so.
     """
-    settings = settings if uncertainty else _cheapest(settings)
+    settings = settings.resolved(uncertainty=uncertainty)
     stack = _chosen_frames(stack, settings.frames)
     check_stack(stack, source=source)
     plan = plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack))
@@ -78,11 +80,16 @@ def upsample(
         frames = _linear_frames(stack, plan, Watch(stack.num_frames, progress, is_cancelled))
     else:
         preparation = plan_preparation(stack, roi=settings.roi)
-        interpolator = warm_interpolator(choose_device(settings.device), models_folder)
+        model, reason = choose_model(settings.model, frames=stack.num_frames, models_folder=models_folder)
+        interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
         draws = settings.draws(uncertainty=uncertainty)
-        watch = Watch(work(plan, settings, frames=stack.num_frames, draws=draws), progress, is_cancelled)
-        frames = Generation(interpolator, preparation, plan, settings, draws, watch).frames(stack.voxels)
-        provenance |= _model_provenance(interpolator, settings, draws)
+        is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
+        pixels = math.prod(preparation.padded_shape)
+        made = frames_made(interpolator, plan, frames=stack.num_frames, pixels=pixels, draws=draws)
+        watch = Watch(work(plan, settings, frames=made, draws=draws), progress, is_cancelled)
+        generation = Generation(interpolator, preparation, plan, settings, draws, watch, is_periodic)
+        frames = generation.frames(stack.voxels)
+        provenance |= _model_provenance(generation) | {"model_choice": reason}
     return _collect(stack, plan, frames, provenance, uncertainty=uncertainty, on_frame=on_frame)
 
 
@@ -90,17 +97,6 @@ def upsample(
 def warm_interpolator(device: Device, models_folder: Path | None, name: str = DEFAULT_MODEL) -> Interpolator:
     """The model on a device, kept between runs."""
     return load_interpolator(device, name=name, models_folder=models_folder)
-
-
-def _cheapest(settings: Settings) -> Settings:
-    """Fidelity wants the mean of all draws, and one velocity step from noise predicts it.
-
-    It is closer to the truth than the mean of 8 draws of 8 steps and costs an eighth (CaLIDTraining/RESULTS.md); the
-    draws then only average over mirrored views.
-    """
-    if settings.mode == "fidelity" and settings.method != "linear":
-        return replace(settings, method="calid", steps=1)
-    return settings
 
 
 def _chosen_frames(stack: Stack, frames: tuple[int, int] | None) -> Stack:
@@ -175,15 +171,18 @@ def _provenance(stack: Stack, settings: Settings, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _model_provenance(interpolator: Interpolator, settings: Settings, draws: int) -> dict[str, Any]:
+def _model_provenance(generation: Generation) -> dict[str, Any]:
+    interpolator, settings = generation.interpolator, generation.settings
     entry, device = interpolator.entry, interpolator.device
+    over_time = {"model_base_sha256": entry.base_sha256, "is_periodic": generation.is_periodic}
     return {
         "model": entry.name,
         "model_sha256": entry.sha256,
+        **(over_time if interpolator.is_over_time else {}),
         "model_license": entry.license,
         "steps": settings.steps,
         "seed": settings.seed,
-        "draws": draws,
+        "draws": generation.draws,
         "device": device.reason,
         "precision": str(device.autocast_dtype or torch.float32).removeprefix("torch."),
         "torch": torch.__version__,

@@ -26,6 +26,7 @@ from calid.device import Device, choose_device, is_out_of_memory
 from calid.errors import WeightsError
 from calid.medformer import NUM_SCALES, MedFormer, MedFormerConfig
 from calid.progress import Progress, Watch, progress_bar, shown_on
+from calid.settings import DEVICES
 from calid.stack import Stack
 from calid.weights import Entry, config_from, find_model, load_model
 
@@ -175,7 +176,7 @@ def load_segmenter(device: Device, *, name: str = DEFAULT_MODEL, models_folder: 
         raise WeightsError(
             "bad-config", f"The model '{name}' does not fit this version of CaLID: {reason}.", "Update CaLID."
         ) from error
-    model = model.eval().to(device.torch_device).to(memory_format=torch.channels_last)
+    model = model.eval().to(device.torch_device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Segmenter(model, device, pixel_mm, mirrored, entry)
 
 
@@ -203,7 +204,7 @@ def find_heart(segmenter: Segmenter, stack: Stack) -> Window:
     view = whole_view(stack, COARSE_PIXEL_MM)
     slices = np.unique(np.linspace(0, stack.num_slices - 1, min(stack.num_slices, SEARCH_SLICES)).round().astype(int))
     frames = sorted({0, stack.num_frames // 3})
-    images = stack.voxels[np.ix_(frames, slices)].reshape(-1, *stack.voxels.shape[2:])
+    images = stack.voxels[frames][:, slices].reshape(-1, *stack.voxels.shape[2:])
     images = scaled(images, intensity_range(images))
     shadow = np.zeros(view.shape)
     for part in _batches(len(images), segmenter.device.batch_size(math.prod(view.shape))):
@@ -281,13 +282,19 @@ def segment_with(segmenter: Segmenter, stack: Stack, *, tick: Callable[[int], No
     for part in _batches(len(images), segmenter.device.batch_size(math.prod(window.shape))):
         foreground = segmenter.foreground(into_window(scaled(images[part], intensities), window))
         foreground = out_of_window(foreground, window, shape)
-        background = 1 - foreground.sum(dim=1, keepdim=True)
-        labels[part] = torch.cat((background, foreground), dim=1).argmax(dim=1).numpy()
+        labels[part] = most_likely(foreground)
         if tick is not None:
             tick(part.stop - part.start)
     entry = segmenter.entry
-    origin = {} if entry is None else {"segmenter": {"name": entry.name, "sha256": entry.sha256}}
+    told = ("name", "sha256", "license")
+    origin = {} if entry is None else {"segmenter": {key: getattr(entry, key) for key in told}}
     return stack.with_voxels(labels.reshape(stack.voxels.shape)).noted(**origin)
+
+
+def most_likely(foreground: Tensor) -> np.ndarray:
+    """The label of each pixel, (B, rows, columns) uint8, from the structures' probabilities (B, 3, rows, columns)."""
+    background = 1 - foreground.sum(dim=1, keepdim=True)
+    return torch.cat((background, foreground), dim=1).argmax(dim=1).numpy().astype(np.uint8)
 
 
 def _batches(count: int, size: int) -> list[slice]:
@@ -309,7 +316,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
     parser.add_argument("output", type=Path, help="labels; .seg.nrrd for 3D Slicer, or .nii.gz, .nrrd, .mha")
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     parser.set_defaults(run=run)
@@ -318,10 +325,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """`calid segment`: read, label, clean up, write."""
     from calid.anatomy import clean_labels
-    from calid.files import SUFFIXES, read_stack, write_labels
-    from calid.output import check_output
+    from calid.files import check_output, read_stack, write_labels
 
-    check_output(options.output, SUFFIXES, overwrite=options.overwrite)
+    check_output(options.output, overwrite=options.overwrite)
     print(license_notice(options.models), file=sys.stderr)
     stack = read_stack(options.input)
     with progress_bar() as bar:

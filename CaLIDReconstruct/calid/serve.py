@@ -25,6 +25,8 @@ from calid.errors import CalidError, Cancelled, ResourceError, SettingsError
 
 PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
+SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
+SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
 Request = dict[str, Any]
 Emit = Callable[..., None]
 
@@ -46,8 +48,8 @@ class Server:
 
     def __init__(self, events: TextIO) -> None:
         self._events, self._lock = events, threading.Lock()
-        self._requests: queue.Queue[Request | None] = queue.Queue()
-        self._cancelled: set[str] = set()
+        self._requests: queue.Queue[tuple[Request, threading.Event] | None] = queue.Queue()
+        self._stops: dict[str, threading.Event] = {}
         self._closed = threading.Event()
 
     def serve(self, lines: Iterable[str]) -> None:
@@ -55,8 +57,8 @@ class Server:
         logging.getLogger().addHandler(_LogEvents(self.emit))
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
         self.emit("ready", protocol=PROTOCOL, version=__version__)
-        while (request := self._requests.get()) is not None:
-            self._answer(request)
+        while (waiting := self._requests.get()) is not None:
+            self._answer(*waiting)
 
     def emit(self, event: str, **values: Any) -> None:
         """Write one event; a reader that is gone ends the engine."""
@@ -87,18 +89,31 @@ class Server:
             if command == "shutdown":
                 break
             if command == "cancel":
-                self._cancelled.add(str(request.get("target")))
+                self._stops.get(str(request.get("target")), threading.Event()).set()
             else:
-                self._requests.put(request)
+                stop = self._stops[str(request.get("id"))] = threading.Event()
+                self._requests.put((request, stop))
         self._closed.set()
         self._requests.put(None)
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: Request, stop: threading.Event) -> None:
+        """Serve one request; a cancel that comes after its answer must not stop a later one of the same name."""
+        identity = request.get("id")
+        try:
+            if not stop.is_set():
+                self._work(request, lambda: self._closed.is_set() or stop.is_set())
+            else:
+                self.emit("cancelled", id=identity)
+        finally:
+            if self._stops.get(str(identity)) is stop:
+                del self._stops[str(identity)]
+
+    def _work(self, request: Request, is_cancelled: Callable[[], bool]) -> None:
         identity = request.get("id")
         try:
             answer = _command(request)
             started = time.monotonic()
-            result = answer(request, self._is_cancelled(identity), self._emit_for(identity))
+            result = answer(request, is_cancelled, self._emit_for(identity))
             self.emit("result", id=identity, **{"seconds": round(time.monotonic() - started, 3), **result})
         except Cancelled:
             self.emit("cancelled", id=identity)
@@ -118,9 +133,6 @@ class Server:
 
     def _refuse(self, identity: Any, error: CalidError) -> None:
         self.emit("error", id=identity, code=error.code, message=error.message, remedy=error.remedy)
-
-    def _is_cancelled(self, identity: Any) -> Callable[[], bool]:
-        return lambda: self._closed.is_set() or str(identity) in self._cancelled
 
     def _emit_for(self, identity: Any) -> Emit:
         return lambda event, **values: self.emit(event, id=identity, **values)
@@ -198,18 +210,25 @@ def _show_frame(folder: Path, emit: Emit, index: int, frame: Any) -> None:
 
 
 class _Throttled:
-    """Progress events, at most ten a second, the last one always."""
+    """Progress events, at most ten a second, the last one always.
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit, self._last = emit, 0.0
+    Args:
+        emit: sends them.
+        part: the beginning and the end of this work in the whole request's progress.
+    """
+
+    def __init__(self, emit: Emit, part: tuple[float, float] = (0.0, 1.0)) -> None:
+        self._emit, self._part, self._last = emit, part, 0.0
 
     def __call__(self, progress: Any) -> None:
         now = time.monotonic()
         if now - self._last < PROGRESS_INTERVAL_S and progress.fraction < 1:
             return
         self._last = now
+        begin, end = self._part
         left = None if progress.seconds_left is None else round(progress.seconds_left, 1)
-        self._emit("progress", fraction=round(progress.fraction, 4), stage=progress.stage, seconds_left=left)
+        fraction = begin + (end - begin) * progress.fraction
+        self._emit("progress", fraction=round(fraction, 4), stage=progress.stage, seconds_left=left)
 
 
 def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
@@ -221,14 +240,18 @@ def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
     return {"findings": [asdict(finding) for finding in findings(read_stack(Path(request["input"])))]}
 
 
-def _estimate(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> dict[str, Any]:
     from calid.files import read_stack
     from calid.run import estimate
 
-    settings = _settings(request)
-    uncertainty = bool(request.get("uncertainty"))
-    stack = read_stack(Path(request["input"]))
-    return estimate(stack, settings, uncertainty=uncertainty, models_folder=_path(request, "models"))
+    return estimate(
+        read_stack(Path(request["input"])),
+        _settings(request),
+        uncertainty=bool(request.get("uncertainty")),
+        models_folder=_path(request, "models"),
+        num_frames=request.get("num_frames"),
+        is_cancelled=is_cancelled,
+    )
 
 
 def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
@@ -240,20 +263,41 @@ def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
 def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
     from calid.anatomy import clean_labels
     from calid.files import check_output, read_stack, write_labels
+    from calid.progress import Watch
     from calid.segmentation import license_notice, segment
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
     check_output(output, overwrite=overwrite)
     emit("log", level="info", message=license_notice(_path(request, "models")))
+    folder = _path(request, "surfaces_folder")
     labels = segment(
         read_stack(Path(request["input"])),
         device=request.get("device", "auto"),
         models_folder=_path(request, "models"),
-        progress=_Throttled(emit),
+        progress=_Throttled(emit, (0.0, 1.0 if folder is None else SEGMENTING_SHARE)),
         is_cancelled=is_cancelled,
     )
-    write_labels(labels if request.get("raw") else clean_labels(labels), output, overwrite=overwrite)
-    return {"output": str(output)}
+    labels = labels if request.get("raw") else clean_labels(labels)
+    if folder is not None:
+        _write_surfaces(
+            labels, folder, Watch(labels.num_frames, _Throttled(emit, (SEGMENTING_SHARE, 1.0)), is_cancelled)
+        )
+    write_labels(labels, output, overwrite=overwrite)
+    return {"output": str(output), "provenance": dict(labels.provenance)}
+
+
+def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
+    """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
+    from calid.labels import LABELS
+    from calid.surfaces import surfaces, write_surface
+
+    watch.stage = "surfaces"
+    for index in range(labels.num_frames):
+        found = surfaces(labels, index, grid_mm=SURFACE_GRID_MM)
+        for label in LABELS:
+            if label.value in found:
+                write_surface(found[label.value], folder / f"frame{index:04d}-{label.key}.vtp", overwrite=True)
+        watch.tick(1)
 
 
 COMMANDS: dict[str, Answer] = {

@@ -18,6 +18,7 @@ import numpy as np
 from calid import geometry
 from calid.assembly import count_findings, phase_findings, plane_findings
 from calid.checks import raise_first
+from calid.cycle import BEAT_KEY
 from calid.errors import InputError
 from calid.formats.dicom import DicomImage, read_images, read_pixels
 from calid.formats.header import colour_fault, narrowed, real_values
@@ -308,6 +309,7 @@ def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:
         "field_strength_t": image.field_strength_t,
         "slice_thickness_mm": image.thickness_mm,
         "slice_spacing_mm": round(float(stack.spacing_mm[2]), 3) if stack.num_slices > 1 else np.nan,
+        BEAT_KEY: image.interval_ms if stack.num_frames > 1 and image.interval_ms > 0 else np.nan,
     }
     known = {key: value for key, value in numbers.items() if np.isfinite(value)}
     return {"source": "DICOM", "modality": image.kind[0], **known}

@@ -1,7 +1,8 @@
 """Models on disk: the manifest that says what they are, the check that they are what it says, and their loading.
 
-A model is a safetensors file (tensors and JSON, nothing that can execute) and an entry in `models.json`. Extension
-point: a new model is a new entry; nothing else needs to know its name.
+A model is a safetensors file (tensors and JSON, nothing that can execute) and an entry in `models.json`. A model that
+extends another holds only what it adds, and names the other with its SHA-256. Extension point: a new model is a new
+entry; nothing else needs to know its name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from calid.errors import WeightsError
+from calid.motion import Motion, MotionConfig
 from calid.networks import Autoencoder, AutoencoderConfig, LatentSpace
 
 MANIFEST_NAME = "models.json"
@@ -37,10 +39,11 @@ class Entry:
         file: below the folder of the manifest.
         sha256, bytes: of the file.
         license: SPDX identifier of the weights.
-        config: everything needed to build the networks.
+        config: everything needed to build the networks; of a model that extends another, what differs.
         trained_on: the data, in words.
         figures: measured on data it never saw.
         card: model card below the folder of the manifest.
+        base, base_sha256: the model that this one extends, and the SHA-256 of the very file; empty if it is whole.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Entry:
     trained_on: str = ""
     figures: Mapping[str, Any] | None = None
     card: str = ""
+    base: str = ""
+    base_sha256: str = ""
 
 
 def models_folder(folder: Path | None = None) -> Path:
@@ -107,13 +112,37 @@ def find_model(name: str, folder: Path | None = None) -> Entry:
 
 
 def load_model(name: str, folder: Path | None = None) -> tuple[dict[str, torch.Tensor], Entry]:
-    """The checked tensors of one model, as float32, and its entry.
+    """The checked tensors of one model, as float32, and its entry; with those of its base, if it extends one.
 
     Raises:
-        WeightsError: "missing-weights" or "damaged-weights" with the file's name.
+        WeightsError: "missing-weights" or "damaged-weights" with the file's name, "other-base" if the base is not the
+            one the model was trained on.
     """
     entry = find_model(name, folder)
-    path = models_folder(folder) / entry.file
+    state = _checked_tensors(entry, models_folder(folder))
+    if not entry.base:
+        return state, entry
+    base_state, base = load_model(entry.base, folder)
+    if base.sha256 != entry.base_sha256:
+        raise WeightsError(
+            "other-base",
+            f"The model '{name}' extends another '{entry.base}' than the one installed (SHA-256 "
+            f"{entry.base_sha256[:12]}, not {base.sha256[:12]}).",
+            f"Install '{name}' and '{entry.base}' from the same release.",
+        )
+    return base_state | state, replace(entry, config=_extended(base.config, entry.config))
+
+
+def _extended(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some values, at any depth, replaced or added."""
+    merged = dict(config)
+    for key, value in changes.items():
+        merged[key] = _extended(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _checked_tensors(entry: Entry, folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / entry.file
     if not path.is_file():
         raise WeightsError(
             "missing-weights", f"The weights {path} are missing.", "Reinstall CaLID, or copy them there."
@@ -124,7 +153,7 @@ def load_model(name: str, folder: Path | None = None) -> tuple[dict[str, torch.T
             f"The weights {path} are not the ones {MANIFEST_NAME} describes (SHA-256 differs).",
             "Reinstall CaLID, or copy the file again.",
         )
-    return read_tensors(path)[0], entry
+    return read_tensors(path)[0]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -167,6 +196,27 @@ def build_latent_space(config: Mapping[str, Any], state: Mapping[str, torch.Tens
 
 
 def read_latent_space(path: Path) -> LatentSpace:
-    """A `LatentSpace` from a file of its own, as stage one of the training exports it."""
+    """A `LatentSpace` from a file of its own, as stage one of the training exports it, or from a whole model's."""
     state, metadata = read_tensors(path)
-    return build_latent_space(json.loads(metadata["config"]), state)
+    config = json.loads(metadata["config"])
+    if "autoencoder" in config:
+        return build_latent_space(config["autoencoder"], below(state, "latent_space."))
+    return build_latent_space(config, state)
+
+
+def build_motion(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Motion:
+    """A `Motion` from its configuration and state."""
+    motion = Motion(config_from(MotionConfig, config))
+    motion.load_state_dict(state)
+    return motion.eval()
+
+
+def read_motion(path: Path) -> Motion:
+    """A `Motion` from a file of its own, as its training exports it, or from a whole model's."""
+    state, metadata = read_tensors(path)
+    return build_motion(json.loads(metadata["config"])["motion"], below(state, "motion."))
+
+
+def below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
-from calid import comparison, longaxis
+from calid import longaxis
 from calid.errors import InputError
 from calid.files import read_study
+from calid.report import comparison
 from calid.stack import Stack
 from scipy import ndimage
 

@@ -91,7 +91,10 @@ def test_uncertainty_is_zero_where_data_were_acquired_and_positive_elsewhere(ran
     assert (made.uncertainty.voxels[:, 1::2] > 0).mean() > 0.9
 
 
-def test_fidelity_is_the_mean_of_the_draws(random_models):
+def test_fidelity_is_the_mean_of_the_draws(random_models, monkeypatch):
+    from calid import generation
+
+    monkeypatch.setattr(generation, "with_texture_of", lambda *seen: seen[-1])  # the same texture in both modes
     sparse = cine(frames=1, slices=2, dtype=np.float64)
     settings = {"method": "calid", "samples": 4, "steps": 1}
     mean = upsample(sparse, quick(mode="fidelity", **settings), models_folder=random_models)
@@ -134,11 +137,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models,
 
     whole, sizes = Denoiser.forward, []
 
-    def forward(self, z_t, t, z_c):
+    def forward(self, z_t, t, z_c, **options):
         sizes.append(len(z_t))
         if len(z_t) > 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(self, z_t, t, z_c)
+        return whole(self, z_t, t, z_c, **options)
 
     monkeypatch.setattr(Denoiser, "forward", forward)
     made = upsample(cine(), quick(), models_folder=random_models).stack.voxels
@@ -149,7 +152,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models,
 def test_other_failures_are_not_taken_for_lack_of_memory(random_models, monkeypatch):
     from calid.networks import Denoiser
 
-    def forward(*_):
+    def forward(*_, **__):
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(Denoiser, "forward", forward)
@@ -212,9 +215,53 @@ def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
     torch.testing.assert_close(with_brightness_of(air, air), air)
 
 
-def test_what_the_autoencoder_loses_fades_towards_the_middle_of_the_gap():
-    from calid.bisection import plan_bisection
-    from calid.generation import fading_slices
+def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
+    from calid.generation import with_texture_of
 
-    images = np.array([8.0, 16.0])[:, None, None] * np.ones((2, 2, 2))
-    assert fading_slices(images, plan_bisection(2, 8))[:, 0, 0].tolist() == [8, 6, 4, 2, 0, 4, 8, 12, 16]
+    rng = torch.Generator().manual_seed(0)
+    slope = torch.linspace(-0.5, 0.5, 64).expand(1, 1, 64, 64)
+    before, after = (slope + 0.1 * torch.randn(1, 1, 64, 64, generator=rng) for _ in range(2))
+    mean = (before + after) / 2  # which has averaged noise away
+    joined = with_texture_of(before, after, mean)
+    noise = [(x - slope)[..., 8:-8, 8:-8].std() for x in (before, mean, joined)]
+    assert noise[1] < 0.75 * noise[0]
+    assert noise[2] == pytest.approx(float(noise[0]), rel=0.1)
+    torch.testing.assert_close(joined.mean(dim=-2), mean.mean(dim=-2), atol=0.02, rtol=0)
+    torch.testing.assert_close(with_texture_of(before, before, before), before)
+    flat = torch.zeros(1, 1, 32, 32)
+    torch.testing.assert_close(with_texture_of(flat, flat, flat), flat)
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(random_models, strength):
+    """From the mean of the moved neighbors, in a straight line to the whole change; the spread is that of the draws."""
+    from dataclasses import replace
+
+    from calid.bisection import plan_bisection
+    from calid.device import choose_device
+    from calid.generation import Generation
+    from calid.interpolator import load_interpolator
+    from calid.progress import Watch
+
+    whole = load_interpolator(choose_device("cpu"), models_folder=random_models)
+    entry = replace(whole.entry, config={**whole.entry.config, "strength": {"fidelity": strength}})
+    weak = replace(whole, entry=entry)
+    settings = Settings(factor=2, mode="fidelity", steps=1)
+    before, after = torch.rand(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    z_0 = whole.encode(after.flip(-1))
+    made = [
+        Generation(x, None, plan_bisection(2, 2), settings, 1, Watch(1))._between(before, after, z_0)
+        for x in (whole, weak)
+    ]
+    mean = (before + after) / 2
+    changes = [(image - mean).abs().mean() for image in made]
+    assert changes[1] == pytest.approx(float(strength * changes[0]), rel=0.15)  # but for the gain in brightness
+
+
+def test_the_estimate_counts_what_fidelity_really_runs(random_models):
+    from calid.run import estimate
+
+    sparse = cine(frames=1, slices=4)
+    quickest = estimate(sparse, quick(mode="fidelity", steps=500), models_folder=random_models)
+    whole = estimate(sparse, quick(mode="fidelity", steps=500), models_folder=random_models, uncertainty=True)
+    assert whole["seconds"] > 10 * quickest["seconds"]  # 500 steps for each draw against one

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
+import io
 import json
 import re
 from dataclasses import replace
@@ -14,17 +16,18 @@ import numpy as np
 import phantoms
 import pytest
 from browser import browser
-from calid import page, report
-from calid.case import Missing, Tools, acquired_slices, around_heart, gather, is_dense
 from calid.errors import OutputError, SettingsError, WeightsError
 from calid.files import write_labels, write_stack
 from calid.longaxis import cut, derive_planes
 from calid.reconstruct import upsample
+from calid.report import chapters, command, page
+from calid.report.case import Missing, Tools, acquired_slices, around_heart, gather, is_dense
 from calid.settings import Settings
 from calid.stack import Stack
 from calid.study import LaxImage
+from PIL import Image
 
-WEB = Path(report.__file__).parent / "web"
+WEB = Path(command.__file__).parent / "web"
 CONTRACTIONS = (1.0, 0.8, 0.7, 0.9, 0.97)
 SPACING_MM = (2.0, 1.9, 2.4)
 STEP = 4
@@ -73,7 +76,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def whole(case) -> str:
-    return report.document(case, title="Phantom & co")
+    return command.document(case, title="Phantom & co")
 
 
 class _Reader(HTMLParser):
@@ -146,7 +149,7 @@ def test_without_segmentation_weights_the_rest_is_there_and_the_reason_is_said()
     tools = replace(TOOLS, segment=no_weights)
     bare = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), long_axis_images(), tools)
     assert isinstance(bare.labels, Missing)
-    read = _Reader(report.document(bare))
+    read = _Reader(command.document(bare))
     assert read.headings == CHAPTERS
     assert read.words.count("There is no segmentation model. Reinstall the extension.") == 2
     data = json.loads(read.data["calid-report"])
@@ -157,7 +160,7 @@ def test_without_segmentation_weights_the_rest_is_there_and_the_reason_is_said()
 
 def test_without_long_axis_images_planes_are_derived_from_the_labels():
     lone = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=first_labels))
-    read = _Reader(report.document(lone))
+    read = _Reader(command.document(lone))
     assert "these planes follow from its labels" in read.words
     assert json.loads(read.data["calid-report"])["long_axis"] == {}
 
@@ -166,9 +169,17 @@ def first_labels(dense: Stack) -> Stack:
     return dense.with_voxels(truth().voxels[:1])
 
 
+def test_a_cine_beats_in_the_report_with_and_without_long_axis_images(whole, case, tmp_path):
+    alone, _ = chapters.long_axis(replace(case, lax=()), tmp_path)
+    for html in (whole, "".join(alone)):
+        (beating,) = re.findall(r'<img src="data:image/gif;base64,([^"]+)" alt="The 4ch plane through one heart', html)
+        with Image.open(io.BytesIO(base64.b64decode(beating))) as movie:
+            assert movie.n_frames == len(CONTRACTIONS)
+
+
 def test_with_neither_images_nor_labels_the_report_says_why_there_are_no_planes():
     neither = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=None, predict=None))
-    words = _Reader(report.document(neither)).words
+    words = _Reader(command.document(neither)).words
     assert "no planes could be derived" in words
     assert "No model was given to predict left-out slices." in words
 
@@ -213,9 +224,9 @@ def test_a_report_is_not_written_over_another_unless_asked(tmp_path):
     path = tmp_path / "heart.html"
     path.write_text("mine", encoding="utf-8")
     with pytest.raises(OutputError, match="exists already"):
-        report.write_report("new", path)
+        command.write_report("new", path)
     assert path.read_text(encoding="utf-8") == "mine"
-    report.write_report("new", path, overwrite=True)
+    command.write_report("new", path, overwrite=True)
     assert [item.name for item in tmp_path.iterdir()] == ["heart.html"]
     assert path.read_text(encoding="utf-8") == "new"
 
@@ -223,12 +234,12 @@ def test_a_report_is_not_written_over_another_unless_asked(tmp_path):
 @pytest.mark.parametrize(("name", "message"), [("heart.pdf", r"\.html"), ("nowhere/heart.html", "does not exist")])
 def test_an_impossible_report_name_is_refused_before_any_work(tmp_path, name, message):
     with pytest.raises(OutputError, match=message):
-        report.run(options("missing.nrrd", tmp_path / name))
+        command.run(options("missing.nrrd", tmp_path / name))
 
 
 def options(source, output, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args([str(source), str(output), *more])
 
 
@@ -242,7 +253,7 @@ def test_the_command_makes_a_report_from_files(tmp_path, capsys):
     labels = first_labels(linear(STEP)(sparse))
     write_labels(labels, tmp_path / "labels.nrrd")
     more = ["--lax", str(views), "--labels", str(tmp_path / "labels.nrrd"), "--method", "linear", "--factor", str(STEP)]
-    assert report.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more)) == 0
+    assert command.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more)) == 0
     assert page.STANDING_NOTE in capsys.readouterr().out
     data = json.loads(_Reader((tmp_path / "heart.html").read_text(encoding="utf-8")).data["calid-report"])
     assert len(data["long_axis"]) == 3
@@ -255,7 +266,7 @@ def test_labels_of_another_grid_are_refused(tmp_path):
     write_labels(sparse_of(truth()).frames(0, 1), tmp_path / "labels.nrrd")
     more = ["--labels", str(tmp_path / "labels.nrrd"), "--method", "linear", "--factor", str(STEP)]
     with pytest.raises(SettingsError, match="do not lie on the stack's grid"):
-        report.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more))
+        command.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more))
     assert not (tmp_path / "heart.html").exists()
 
 

@@ -259,8 +259,8 @@ def test_existing_labels_are_kept_unless_asked(models: Path, tmp_path: Path) -> 
 
 def test_labels_say_which_weights_made_them(models: Path) -> None:
     made = segment(scan(), device="cpu", models_folder=models)
-    recorded = json.loads((models / "models.json").read_text())["models"][0]["sha256"]
-    assert made.provenance["segmenter"] == {"name": "segmenter", "sha256": recorded}
+    entry = json.loads((models / "models.json").read_text())["models"][0]
+    assert made.provenance["segmenter"] == {key: entry[key] for key in ("name", "sha256", "license")}
 
 
 def test_a_label_map_is_refused_and_a_single_slice_is_not(models: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from calid.files import read_stack, write_stack
+from calid.labels import LABELS
+from phantoms import heart_labels, pictured
 from test_reconstruct import cine
 
 TIMEOUT_S = 60
@@ -40,6 +42,7 @@ class Engine:
             line = self.process.stdout.readline()
             assert line, f"the engine ended after {seen}"
             seen.append(json.loads(line))
+            assert seen[-1]["event"] in (*events, "ready", "progress", "log", "frame"), seen[-1]
         return seen
 
 
@@ -154,3 +157,52 @@ def test_check_and_estimate_answer_before_a_run(engine, sparse, tmp_path, random
     answer = engine.until("result", "error")[-1]
     assert answer["seconds"] > 0
     assert answer["slices"] == 9
+    assert answer["memory_bytes"] < answer["free_bytes"]
+    assert answer["fits"]
+
+
+def linear(sparse: Path, output: Path) -> dict:
+    return {"command": "upsample", "input": str(sparse), "output": str(output), "factor": 2, "method": "linear"}
+
+
+def test_a_cancel_that_comes_too_late_does_not_stop_a_later_request_of_that_name(engine, sparse, tmp_path):
+    engine.send(id="a", **linear(sparse, tmp_path / "first.nrrd"))
+    engine.until("result", "error")
+    engine.send(command="cancel", target="a")
+    engine.send(id="a", **linear(sparse, tmp_path / "second.nrrd"))
+    assert engine.until("result", "error", "cancelled")[-1]["event"] == "result"
+    assert (tmp_path / "second.nrrd").exists()
+
+
+def test_a_request_that_is_cancelled_while_it_waits_is_never_begun(engine, sparse, tmp_path, random_models):
+    out = tmp_path / "long.nrrd"
+    long = {"factor": 16, "steps": 500, "models": str(random_models), "device": "cpu", "method": "calid"}
+    engine.send(id="long", **linear(sparse, out) | long)
+    engine.send(id="next", **linear(sparse, tmp_path / "next.nrrd"))
+    engine.until("progress")
+    engine.send(command="cancel", target="next")
+    engine.send(command="cancel", target="long")
+    assert engine.until("cancelled", "result")[-1]["id"] == "long"
+    assert engine.until("cancelled", "result")[-1] == {"event": "cancelled", "id": "next"}
+    assert not (tmp_path / "next.nrrd").exists()
+
+
+def test_labels_come_with_closed_surfaces_of_every_frame(engine, tmp_path):
+    heart, folder, labels = tmp_path / "heart.nrrd", tmp_path / "surfaces", tmp_path / "labels.nrrd"
+    write_stack(pictured(heart_labels((2.6, 2.4, 10.0), contractions=(1.0, 0.8))), heart)
+    folder.mkdir()
+    engine.send(id="s", command="segment", input=str(heart), output=str(labels), surfaces_folder=str(folder))
+    events = engine.until("result")
+    fractions = [event["fraction"] for event in events if event["event"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    made = read_stack(labels)
+    expected = {  # the bundled segmenter sees a heart in the phantom
+        f"frame{frame:04d}-{label.key}.vtp"
+        for frame in range(made.num_frames)
+        for label in LABELS
+        if (made.voxels[frame] == label.value).any()
+    }
+    assert expected
+    assert {path.name for path in folder.iterdir()} == expected
+    assert events[-1]["provenance"]["segmenter"]["name"] == "segmenter"

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import phantoms
 import pytest
-from calid import comparison, longaxis, page, sheet
+from calid import longaxis
+from calid.report import comparison, page, sheet
 from calid.stack import Stack
 from PIL import Image
 
@@ -103,8 +104,28 @@ def test_the_sheet_shows_the_phase_that_was_asked_for(study, tmp_path):
 
 def test_the_movie_has_a_frame_per_phase(study, tmp_path):
     views, columns = study
-    with Image.open(sheet.lax_movie(views[0], views, columns[1:], tmp_path / "beat.webp")) as movie:
+    with Image.open(sheet.lax_movie(views[0], views, columns[1:], tmp_path / "beat.gif")) as movie:
         assert movie.n_frames == 3
+        assert movie.info["loop"] == 0
+        frames = []
+        for index in range(3):
+            movie.seek(index)
+            frames.append(np.asarray(movie.convert("RGB"), float))
+    changes = [np.abs(frame - frames[0]).mean(axis=(0, 2)) for frame in frames[1:]]
+    thirds = np.array_split(changes[0], 3)
+    assert all(third.max() > 20 for third in thirds)  # every column beats
+    colours = {tuple(colour) for colour in frames[0].reshape(-1, 3).astype(int)}
+    assert (76, 194, 180) in colours  # the heading of the last column keeps its accent
+
+
+def test_a_derived_plane_beats_without_an_acquired_image(study, tmp_path):
+    views, columns = study
+    plane = next(view.stack for view in views if "4ch" in view.name)
+    with Image.open(sheet.lax_movie(views[0], views, columns[1:], tmp_path / "three.gif")) as three:
+        beside = three.size
+    with Image.open(sheet.derived_movie("4ch", plane, columns[1:], tmp_path / "two.gif")) as two:
+        assert two.n_frames == plane.num_frames
+        assert two.size[0] < beside[0] * 1.2  # no acquired column
 
 
 class _Links(HTMLParser):
@@ -131,7 +152,7 @@ def parsed(document: str) -> _Links:
 def test_the_index_page_holds_everything_it_shows(study, tmp_path):
     views, columns = study
     figures = sheet.lax_sheet(views, columns, tmp_path / "sheet.png")
-    movie = sheet.lax_movie(views[0], views, columns[1:], tmp_path / "beat.webp")
+    movie = sheet.lax_movie(views[0], views, columns[1:], tmp_path / "beat.gif")
     index = sheet.write_index(
         tmp_path,
         figures=figures,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calid.stills import Body, beside, paint
+from calid.report.stills import Body, beside, paint
 from PIL import Image
 
 GROUND = (10, 20, 30)

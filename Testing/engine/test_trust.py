@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
+from calid.report.trust import left_out, trust
 from calid.stack import Stack
-from calid.trust import left_out, trust
 
 
 def sparse_stack(slices: int = 7, frames: int = 2) -> Stack:

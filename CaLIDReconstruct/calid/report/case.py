@@ -15,13 +15,13 @@ from scipy import ndimage
 
 from calid.anatomy import clean_labels, heart_axes
 from calid.checks import ISOTROPIC_RATIO
-from calid.comparison import HEART_RADIUS_MM
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.function import Function, cardiac_function
 from calid.longaxis import heart_centre
+from calid.report.comparison import HEART_RADIUS_MM
+from calid.report.trust import Trust, trust
 from calid.stack import Stack
 from calid.study import LaxImage
-from calid.trust import Trust, trust
 
 METHOD_NAMES = {"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}
 """What people read for the method in a stack's provenance."""

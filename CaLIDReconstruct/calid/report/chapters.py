@@ -6,19 +6,27 @@ from pathlib import Path
 
 import numpy as np
 
-from calid import page, stills, viewer
-from calid.case import METHOD_NAMES, Case, Missing
-from calid.chart import Curve, volume_curves
-from calid.comparison import Column, ViewAgreement, agreement_table, compare_views, crossing_views, standard_columns
 from calid.errors import InputError
 from calid.function import Function, compare_function
 from calid.longaxis import cut, derive_planes, heart_centre
-from calid.sheet import derived_sheet, lax_movie, lax_sheet, upright_plane
+from calid.report import page, stills, viewer
+from calid.report.case import METHOD_NAMES, Case, Missing
+from calid.report.chart import Curve, volume_curves
+from calid.report.comparison import (
+    Column,
+    ViewAgreement,
+    agreement_table,
+    compare_views,
+    crossing_views,
+    standard_columns,
+)
+from calid.report.sheet import derived_movie, derived_sheet, lax_movie, lax_sheet, upright_plane
+from calid.report.trust import Trust
 from calid.stack import Stack
 from calid.surfaces import surfaces
-from calid.trust import Trust
 
 _MIN_MOVIE_FRAMES = 5
+_MOVIE_VIEW = "4ch"  # the most familiar one
 _VIEW_GRID_MM = 2.0
 _STILL_SIZE = (360, 360)
 _STILL_TURNS = ((0, "anterior"), (90, "septal"), (180, "inferior"), (270, "lateral"))
@@ -43,11 +51,22 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
         planes = _derived(case)
     except InputError as error:
         return [page.paragraph(f"No long-axis image crosses the stack, and no planes could be derived: {error}")], []
+    parts = []
+    if case.dense.num_frames >= _MIN_MOVIE_FRAMES:
+        shown = columns[-2:]
+        movie = derived_movie(_MOVIE_VIEW, planes[_MOVIE_VIEW], shown, folder / "beat.gif")
+        parts.append(_beating(_MOVIE_VIEW, movie, shown))
     derived_sheet(planes, columns, folder / "sheet.png")
     caption = (
         "No long-axis image crosses the stack; these planes follow from its labels: LV axis, septum, anterior wall."
     )
-    return [page.picture(folder / "sheet.png", caption, alternative="Long-axis planes derived from the labels")], []
+    parts.append(page.picture(folder / "sheet.png", caption, alternative="Long-axis planes derived from the labels"))
+    return parts, []
+
+
+def _beating(view: str, movie: Path, columns: tuple[Column, ...]) -> str:
+    names = " and ".join(column.name for column in columns)
+    return page.picture(movie, f"{view}, beating.", alternative=f"The {view} plane through one heartbeat: {names}")
 
 
 def _columns(case: Case) -> tuple[Column, ...]:
@@ -68,9 +87,8 @@ def _acquired_views(case: Case, columns: tuple[Column, ...], figures: list[ViewA
     parts = []
     if case.dense.num_frames >= _MIN_MOVIE_FRAMES:
         shown = [image for image in case.lax if any(image.name == one.view for one in figures)]
-        view = min(shown, key=lambda image: "4ch" not in image.name.lower())  # the most familiar one first
-        movie = lax_movie(view, case.lax, columns[-2:], folder / "beat.webp")
-        parts.append(page.picture(movie, f"{view.name}, beating.", alternative="A beating long-axis view"))
+        view = min(shown, key=lambda image: _MOVIE_VIEW not in image.name.lower())
+        parts.append(_beating(view.name, lax_movie(view, case.lax, columns[-2:], folder / "beat.gif"), columns[-2:]))
     caption = (
         "Each row is one acquired long-axis plane; the columns beside it are cut from the short-axis stack in exactly "
         "that plane and phase. One scale, one window per row. Marks at the sides: acquired slices."

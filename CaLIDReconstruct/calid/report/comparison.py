@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calid import page
 from calid.longaxis import Agreement, agreement, around, at_phases_of, cut, heart_centre
+from calid.report import page
 from calid.stack import Stack
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from vtkmodules.vtkFiltersCore import vtkQuadricDecimation
 from calid.anatomy import heart_axes
 from calid.errors import InputError
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
+from calid.report.stills import Body
 from calid.stack import Stack
-from calid.stills import Body
 from calid.surfaces import arrays
 
 GROUND_RGB = (13, 17, 23)

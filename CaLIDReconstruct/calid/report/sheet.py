@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid import page
-from calid.comparison import HEART_RADIUS_MM, Column, ViewAgreement, agreement_table, compare_views, crossing_views
 from calid.longaxis import at_phases_of, cut, heart_centre, intersection_lines, nearest_frames
+from calid.report import page
+from calid.report.comparison import (
+    HEART_RADIUS_MM,
+    Column,
+    ViewAgreement,
+    agreement_table,
+    compare_views,
+    crossing_views,
+)
 from calid.stack import Stack
 
 if TYPE_CHECKING:
@@ -110,11 +117,11 @@ def _row(name: str, columns: Sequence[Column], plane: Stack, acquired: np.ndarra
     return _Row(name, plane, pictures, (float(low), float(max(high, low + 1e-6))))
 
 
-def _grey(values: np.ndarray, window: tuple[float, float]) -> Image.Image:
-    """One picture at the sheet's scale, empty ground where there is no data."""
+def _grey(values: np.ndarray, window: tuple[float, float], *, pixels_per_mm: float = _PIXELS_PER_MM) -> Image.Image:
+    """One picture at the sheet's or another scale, empty ground where there is no data."""
     known = np.isfinite(values)
     scaled = np.clip((np.nan_to_num(values) - window[0]) / (window[1] - window[0]), 0, 1)
-    size = tuple(round(extent * _GRID_MM * _PIXELS_PER_MM) for extent in values.shape[::-1])
+    size = tuple(round(extent * _GRID_MM * pixels_per_mm) for extent in values.shape[::-1])
     picture = Image.fromarray((scaled * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     mask = Image.fromarray(known.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     return Image.composite(picture, Image.new("RGB", size, _EMPTY), mask)
@@ -296,40 +303,68 @@ def _write_upright(sheet: Image.Image, place: tuple[int, int], words: str, heigh
 
 # --- the beating heart ------------------------------------------------------------------------------------------------
 
+_FILM_PIXELS_PER_MM = 1.6
+_FILM_GREYS = 44  # 25 phases then take about a megabyte
+_FILM_GAP, _FILM_HEAD = 10, 28
+
 
 def lax_movie(image: LaxImage, acquired: Sequence[LaxImage], columns: Sequence[Column], path: Path) -> Path:
-    """Write one LAX view beating through the cycle, acquired and then every column, as an animated WebP.
+    """Write one LAX view beating through the cycle, acquired and then every column, as an animated GIF.
 
     Args:
         image: the view that is shown.
         acquired: all long-axis images of the study, which say where the heart is.
         columns: ways to fill the plane, sparse stack first.
-        path: ends in .webp.
+        path: ends in .gif, which opens everywhere, slides included.
     """
     shortest = min([image.stack, *(column.stack for column in columns)], key=lambda stack: stack.num_frames)
     centre = heart_centre(columns[0].stack, [view.stack for view in acquired])
     plane = upright_plane(at_phases_of(image.stack, shortest), columns[0].stack, centre)
-    row = _row(image.name, columns, plane, plane.voxels[:, 0])
-    frames = [_film_frame(row, index) for index in range(plane.num_frames)]
-    times = plane.frame_times_ms
-    duration = round(float(np.diff(times).mean())) if times.size > 1 else 1000
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0, quality=82, method=4)
+    return _film(_row(image.name, columns, plane, plane.voxels[:, 0]), path)
+
+
+def derived_movie(view: str, plane: Stack, columns: Sequence[Column], path: Path) -> Path:
+    """The same for an empty plane of `longaxis.derive_planes`, where no image was acquired."""
+    return _film(_row(view, columns, _fine(plane), None), path)
+
+
+def _film(row: _Row, path: Path) -> Path:
+    colours = _film_colours()
+    frames = [
+        _film_frame(row, index).quantize(palette=colours, dither=Image.Dither.NONE)
+        for index in range(row.plane.num_frames)
+    ]
+    times = row.plane.frame_times_ms
+    duration = float(np.diff(times).mean()) if times.size > 1 else 1000.0
+    tens = max(2, round(duration / 10))  # a GIF counts in 10 ms, and browsers slow down what is faster than 20
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=10 * tens, loop=0, optimize=True)
     return path
 
 
+def _film_colours() -> Image.Image:
+    """The colours of every frame: greys for the heart, and the few of ground and headings."""
+    greys = [(grey, grey, grey) for grey in np.linspace(0, 255, _FILM_GREYS).round().astype(int).tolist()]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in (*greys, _GROUND, _EMPTY, _TEXT, _ACCENT) for part in colour])
+    return palette
+
+
 def _film_frame(row: _Row, index: int) -> Image.Image:
-    greys = {name: _grey(picture[index], row.window) for name, picture in row.pictures.items()}
+    scale = {"pixels_per_mm": _FILM_PIXELS_PER_MM}
+    greys = {name: _grey(picture[index], row.window, **scale) for name, picture in row.pictures.items()}
     width, height = next(iter(greys.values())).size
-    film = Image.new("RGB", (len(greys) * (width + _GAP) - _GAP, height + 36), _GROUND)
+    film = Image.new("RGB", (len(greys) * (width + _FILM_GAP) - _FILM_GAP, height + _FILM_HEAD), _GROUND)
     draw = ImageDraw.Draw(film)
     for place, (name, grey) in enumerate(greys.items()):
-        left = place * (width + _GAP)
-        _write(draw, (left, 4), name, 19, _ACCENT if place == len(greys) - 1 else _TEXT)
-        film.paste(grey, (left, 36))
+        left = place * (width + _FILM_GAP)
+        _write(draw, (left, 4), name, 15, _ACCENT if place == len(greys) - 1 else _TEXT)
+        film.paste(grey, (left, _FILM_HEAD))
     return film
 
 
 # --- the demonstration's page -----------------------------------------------------------------------------------------
+
+_BEATING = "One heartbeat in a long-axis plane: the acquired image beside the stack before and after upsampling"
 
 
 def write_index(
@@ -358,7 +393,7 @@ def write_index(
         fragments.append(
             page.section(
                 "One heartbeat",
-                page.picture(movie, "The same plane through the cycle.", alternative="A beating long-axis view"),
+                page.picture(movie, "The same plane through the cycle.", alternative=_BEATING),
             )
         )
     for heading, path in sheets.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calid.page import text
+from calid.report.page import text
 
 _WIDTH, _HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 130, 34, 44

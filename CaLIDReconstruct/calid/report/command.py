@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from calid import __version__, chapters, page
-from calid.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
-from calid.chapters import with_unit
-from calid.comparison import ViewAgreement
+from calid import __version__
 from calid.errors import SettingsError
 from calid.files import read_lax_folder, read_stack, read_study
 from calid.function import Function
 from calid.output import check_output, whole_file
 from calid.progress import progress_bar, shown_on
+from calid.report import chapters, page
+from calid.report.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
+from calid.report.chapters import with_unit
+from calid.report.comparison import ViewAgreement
+from calid.report.trust import Trust
+from calid.settings import DEVICES, METHODS, Settings
 from calid.stack import Stack
-from calid.trust import Trust
 
 DEFAULT_TITLE = "A heart, upsampled"
 SUFFIXES = (".html", ".htm")
@@ -148,10 +150,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lax", type=Path, metavar="DIR", help="folder of long-axis images (DICOM or volume files)")
     parser.add_argument("--labels", type=Path, metavar="PATH", help="labels of the dense stack, instead of a model's")
     parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
-    parser.add_argument("--method", default="calid+", choices=["calid", "calid+", "linear"])
+    parser.add_argument("--method", default="calid+", choices=METHODS)
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--title", default=DEFAULT_TITLE, help="the report's heading; name no patient")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
@@ -178,7 +180,6 @@ def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
     """The engine's own model and segmenter as the command line asks for them; a dense stack's own method is tested."""
     from calid.reconstruct import upsample
     from calid.segmentation import segment
-    from calid.settings import Settings
 
     made_by = str(stack.provenance.get("method", options.method)) if is_dense(stack) else options.method
     method: Any = made_by if made_by in METHOD_NAMES else options.method
