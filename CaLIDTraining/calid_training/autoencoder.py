@@ -13,7 +13,8 @@ from calid.weights import read_latent_space
 from monai.losses import PatchAdversarialLoss, PerceptualLoss
 from monai.networks.nets import PatchDiscriminator
 
-from calid_training.pictures import log_pictures
+from calid_training.rates import warmup
+from calid_training.validation import gradient_magnitude, log_pictures
 
 
 class AutoencoderStage(L.LightningModule):
@@ -51,8 +52,11 @@ class AutoencoderStage(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["network", "refine"])
         self.automatic_optimization = False
-        self.config = network
         self.network = Autoencoder(network)
+        self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
+        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.learning_rate, self.discriminator_learning_rate = learning_rate, discriminator_learning_rate
+        self.warmup_steps = warmup_steps
         self.refines = refine is not None
         if refine is not None:
             self.network.load_state_dict(read_latent_space(refine).autoencoder.state_dict())
@@ -66,22 +70,21 @@ class AutoencoderStage(L.LightningModule):
             self.lpips = PerceptualLoss(dims, network_type=perceptual, is_fake_3d=dims == 3, fake_3d_ratio=0.25)
 
     def configure_optimizers(self) -> tuple[list, list]:
-        rates = self.hparams
         optimizers = [
-            torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=rates.learning_rate),
-            torch.optim.Adam(self.discriminator.parameters(), lr=rates.discriminator_learning_rate, betas=(0.5, 0.9)),
+            torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.learning_rate),
+            torch.optim.Adam(self.discriminator.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.9)),
         ]
-        return optimizers, [warmup(optimizer, rates.warmup_steps) for optimizer in optimizers]
+        return optimizers, [warmup(optimizer, self.warmup_steps) for optimizer in optimizers]
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
         images = batch["images"]
         optimizer, discriminator_optimizer = self.optimizers()
         reconstruction, losses = self._reconstructed(images)
-        total = losses["l1"] + self.hparams.kl_weight * losses["kl"]
-        adversarial = self.global_step >= self.hparams.adversarial_start
+        total = losses["l1"] + self.kl_weight * losses["kl"]
+        adversarial = self.global_step >= self.adversarial_start
         if self.lpips is not None:
             losses["perceptual"] = self.lpips(reconstruction.float(), images)
-            total = total + self.hparams.perceptual_weight * losses["perceptual"]
+            total = total + self.perceptual_weight * losses["perceptual"]
         if adversarial:
             total = total + self._adversarial_terms(images, reconstruction, losses)
         self._step(optimizer, total)
@@ -106,13 +109,13 @@ class AutoencoderStage(L.LightningModule):
         self.discriminator.requires_grad_(False)
         fake = self.discriminator(reconstruction)
         losses["generator"] = self.adversarial_loss(fake[-1].float(), target_is_real=True, for_discriminator=False)
-        total = self.hparams.adversarial_weight * losses["generator"]
+        total = self.adversarial_weight * losses["generator"]
         if self.lpips is None:
             with torch.no_grad():
                 real = self.discriminator(images)
             pairs = zip(fake[:-1], real[:-1], strict=True)
             losses["perceptual"] = torch.stack([F.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()
-            total = total + self.hparams.perceptual_weight * losses["perceptual"]
+            total = total + self.perceptual_weight * losses["perceptual"]
         self.discriminator.requires_grad_(True)
         return total
 
@@ -137,20 +140,10 @@ class AutoencoderStage(L.LightningModule):
         metrics["val/sharpness"] = gradient_magnitude(reconstruction) / gradient_magnitude(images)
         self.log_dict(metrics, batch_size=images.shape[0], prog_bar=True, sync_dist=True)
         if index == 0:
-            log_pictures(self, "validation", [images, reconstruction])
-
-
-def warmup(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """A learning rate that rises linearly over `steps` and then stays ("Training Details")."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(steps, 1)))
+            log_pictures(self, [images, reconstruction])
 
 
 def kl_divergence(mean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """D_KL(N(mean, sigma) || N(0, 1)) per image, averaged over the batch (Eq. 4)."""
     mean, variance = mean.float(), sigma.float().square()
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
-
-
-def gradient_magnitude(images: torch.Tensor) -> torch.Tensor:
-    """Mean length of the gradient over the last two axes: how sharp images (..., Y, X) are."""
-    return torch.hypot(*torch.gradient(images, dim=(-2, -1))).mean()

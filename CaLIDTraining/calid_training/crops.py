@@ -187,10 +187,15 @@ def triplet_batch(
 
 def _random_triplet(rng: np.random.Generator, sources: Sequence[Triplet], size: int, identity: float) -> torch.Tensor:
     triplet = sources[rng.integers(len(sources))]
-    step = triplet.stride * (-1 if rng.random() < 0.5 else 1)
-    members = [triplet.middle - step, triplet.middle, triplet.middle + step]
-    if rng.random() < identity:
-        members = [triplet.middle] * 3
+    members = draw_members(rng, triplet, identity=identity)
     native_mm = triplet.case.entry.spacing_mm[0]
     plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size)
     return apply_crop(triplet.case.images[triplet.frame, members], plan, native_mm=native_mm)
+
+
+def draw_members(rng: np.random.Generator, triplet: Triplet, *, identity: float) -> list[int]:
+    """The slices (before, target, after) of a triplet, either end first; a share `identity` is one slice thrice."""
+    step = triplet.stride * (-1 if rng.random() < 0.5 else 1)
+    if rng.random() < identity:
+        step = 0
+    return [triplet.middle - step, triplet.middle, triplet.middle + step]

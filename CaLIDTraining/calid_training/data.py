@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -97,7 +98,7 @@ class TripletData(CropData):
         max_gap_mm: largest distance between the outer slices where the set allows a choice.
     """
 
-    def __init__(self, identity: float = 0.1, max_gap_mm: float = 22.0, **kwargs: object) -> None:
+    def __init__(self, identity: float = 0.1, max_gap_mm: float = 22.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.identity, self.max_gap_mm = identity, max_gap_mm
 

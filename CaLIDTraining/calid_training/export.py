@@ -1,8 +1,11 @@
 """From a run folder to what is used: the latent space for stage two, the model that ships with its manifest entry.
 
 `calid-train export autoencoder --run runs/autoencoder --prepared prepared --out autoencoder.safetensors`
+`calid-train export motion --run runs/motion --out runs/motion/motion.safetensors`
 `calid-train export segmenter --run runs/segmenter --models CaLIDReconstruct/Resources/Models`
 `calid-train export model --run runs/denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
+`calid-train export cine --run runs/cine-denoiser --models CaLIDReconstruct/Resources/Models`
+`calid-train export baseline --run runs/diffae --models CaLIDTraining/weights --name DiffAE`
 """
 
 from __future__ import annotations
@@ -17,44 +20,96 @@ from typing import Any
 
 import torch
 import yaml
+from calid.interpolator import CINE_MODEL, DEFAULT_MODEL
 from calid.medformer import MedFormerConfig
+from calid.motion import MotionConfig
 from calid.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
-from calid.weights import MANIFEST_NAME, config_from, read_latent_space, read_tensors
+from calid.weights import (
+    MANIFEST_NAME,
+    below,
+    config_from,
+    read_latent_space,
+    read_manifest,
+    read_motion,
+    read_tensors,
+)
 from safetensors.torch import save_file
+
+from calid_training import baselines
 
 MOMENT_BATCHES = 40
 
 
 def main(arguments: list[str]) -> int:
-    parser = ArgumentParser(prog="calid-train export", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    first = commands.add_parser("autoencoder", help="the latent space for stage two")
-    first.add_argument("--run", type=Path, required=True, help="run folder of stage one")
-    first.add_argument("--prepared", type=Path, required=True)
-    first.add_argument("--out", type=Path, required=True)
-    first.set_defaults(run_command=_export_autoencoder)
-    second = commands.add_parser("model", help="the interpolation model that ships")
-    second.add_argument("--run", type=Path, required=True, help="run folder of stage two")
-    second.add_argument("--models", type=Path, required=True, help="folder with the manifest")
-    second.add_argument(
-        "--autoencoder", type=Path, help="refined autoencoder file to ship instead of the trained-on one"
-    )
-    second.add_argument("--name", default="calid-2d")
-    second.add_argument("--license", default="CC-BY-4.0")
-    second.add_argument("--trained-on", default="")
-    second.set_defaults(run_command=_export_model)
-    third = commands.add_parser("segmenter", help="the segmenter that ships")
-    third.add_argument("--run", type=Path, required=True, help="run folder of the segmenter")
-    third.add_argument("--models", type=Path, required=True, help="folder with the manifest")
-    third.set_defaults(run_command=_export_segmenter)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     options.run_command(options)
     return 0
 
 
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="calid-train export", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    part, model, released = _shared_arguments()
+    autoencoder = commands.add_parser("autoencoder", parents=[part], help="the latent space for stage two")
+    autoencoder.add_argument("--prepared", type=Path, required=True)
+    autoencoder.set_defaults(run_command=_export_autoencoder)
+    motion = commands.add_parser("motion", parents=[part], help="the motion between slices for stage two")
+    motion.set_defaults(run_command=_export_motion)
+    whole = commands.add_parser("model", parents=[released], help="the interpolation model that ships")
+    whole.add_argument(
+        "--autoencoder", type=Path, help="refined autoencoder file to ship instead of the trained-on one"
+    )
+    whole.add_argument("--motion", type=Path, help="motion file to ship instead of the trained-on one")
+    whole.add_argument(
+        "--strength",
+        type=float,
+        nargs=2,
+        default=(0.3, 0.6),
+        metavar=("DETAIL", "FIDELITY"),
+        help="how far slices go from the mean of their neighbors, 0, to what the diffusion makes of them, 1",
+    )
+    whole.add_argument("--name", default=DEFAULT_MODEL)
+    whole.set_defaults(run_command=_export_model)
+    cine = commands.add_parser(
+        "cine", parents=[released], help="the 2D+T model that ships: what it adds to the 2D model beside it"
+    )
+    cine.add_argument("--name", default=CINE_MODEL)
+    cine.add_argument("--noise-share", type=float, default=1.0, help="of the noise's power common to all frames")
+    cine.add_argument(
+        "--strength", type=float, default=0.75, help="of the temporal layers: 1 as trained, 0 leaves the 2D model"
+    )
+    cine.add_argument("--card", default="", help="model card in the folder with the manifest")
+    cine.set_defaults(run_command=_export_cine)
+    segmenter = commands.add_parser("segmenter", parents=[model], help="the segmenter that ships")
+    segmenter.set_defaults(run_command=_export_segmenter)
+    baseline = commands.add_parser("baseline", parents=[released], help="a system that CaLID is measured against")
+    baseline.add_argument("--name", choices=baselines.NAMES, required=True)
+    baseline.set_defaults(run_command=_export_baseline)
+    return parser
+
+
+def _shared_arguments() -> tuple[ArgumentParser, ArgumentParser, ArgumentParser]:
+    """Parents: of parts in a file of their own, of models in a manifest, and of those whose license may be chosen."""
+    run = ArgumentParser(add_help=False)
+    run.add_argument("--run", type=Path, required=True, help="run folder of the stage")
+    part = ArgumentParser(add_help=False, parents=[run])
+    part.add_argument("--out", type=Path, required=True, help="file to write")
+    model = ArgumentParser(add_help=False, parents=[run])
+    model.add_argument("--models", type=Path, required=True, help="folder with the manifest")
+    released = ArgumentParser(add_help=False, parents=[model])
+    released.add_argument("--license", default="CC-BY-4.0", help="SPDX identifier")
+    released.add_argument("--trained-on", default="", help="the data, in words")
+    return part, model, released
+
+
 def checkpoint_of(run: Path) -> dict[str, torch.Tensor]:
-    """The (averaged) weights of the last checkpoint of a run; nothing but tensors and plain values is unpickled."""
-    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    """The (averaged) weights of the last checkpoint of a run."""
+    return read_checkpoint(run)["state_dict"]
+
+
+def read_checkpoint(run: Path) -> dict[str, Any]:
+    """The last checkpoint of a run; nothing but tensors and plain values is unpickled."""
+    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -63,24 +118,18 @@ def run_config(run: Path) -> dict[str, Any]:
     return yaml.safe_load(configs[-1].read_text())
 
 
-def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The entries below `prefix.`, without it."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}
-
-
 def _export_autoencoder(options: Namespace) -> None:
-    config = config_from(AutoencoderConfig, run_config(options.run)["model"]["network"])
+    settings = run_config(options.run)
+    config = config_from(AutoencoderConfig, settings["model"]["network"])
     autoencoder = Autoencoder(config)
-    autoencoder.load_state_dict(part_of(checkpoint_of(options.run), "network"))
-    data = run_config(options.run)["data"]
-    refined = run_config(options.run)["model"].get("refine")
+    autoencoder.load_state_dict(below(checkpoint_of(options.run), "network."))
+    refined = settings["model"].get("refine")
     if refined:  # E is unchanged, and a denoiser was trained on these very moments
         before = read_latent_space(Path(refined))
         mean, std = before.mean.flatten(), before.std.flatten()
     else:
-        mean, std = latent_moments(autoencoder.eval(), options.prepared, datasets=data["datasets"])
-    space = LatentSpace(autoencoder, mean=mean, std=std)
-    save_file(space.state_dict(), options.out, metadata={"config": json.dumps(asdict(config))})
+        mean, std = latent_moments(autoencoder.eval(), options.prepared, datasets=settings["data"]["datasets"])
+    write_tensors(options.out, LatentSpace(autoencoder, mean=mean, std=std).state_dict(), asdict(config))
     print(f"{options.out}: latent mean {mean.tolist()}, std {std.tolist()}")
 
 
@@ -98,28 +147,78 @@ def latent_moments(
     return channels.mean(dim=1), channels.std(dim=1)
 
 
+def _export_motion(options: Namespace) -> None:
+    config = {"motion": asdict(config_from(MotionConfig, run_config(options.run)["model"]["network"]))}
+    write_tensors(options.out, _named("motion", below(checkpoint_of(options.run), "network.")), config)
+    print(options.out)
+
+
 def _export_model(options: Namespace) -> None:
     model = run_config(options.run)["model"]
     state = checkpoint_of(options.run)
-    _, metadata = read_tensors(Path(model["autoencoder"]))
     config = {
-        "autoencoder": json.loads(metadata["config"]),
+        "autoencoder": _part_config(model["autoencoder"], "autoencoder"),
         "denoiser": asdict(config_from(DenoiserConfig, {**model["network"], "prediction": model["prediction"]})),
+        "strength": dict(zip(("detail", "fidelity"), options.strength, strict=True)),
     }
-    tensors = {f"denoiser.{key}": value for key, value in part_of(state, "network").items()}
-    space = part_of(state, "latent_space")
+    space = below(state, "latent_space.")
     if options.autoencoder is not None:
         space = _refined(space, read_tensors(options.autoencoder)[0])
-    tensors |= {f"latent_space.{key}": value for key, value in space.items()}
+    tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", space)
+    motion = options.motion or model.get("motion")
+    if motion is not None:
+        config["motion"] = _part_config(motion, "motion")
+        moving = below(state, "motion.") if options.motion is None else read_motion(options.motion).state_dict()
+        tensors |= _named("motion", moving)
     write_model(options.models, options.name, tensors, config, license=options.license, trained_on=options.trained_on)
+
+
+def _named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a part as a whole model's file names them."""
+    return {f"{part}.{key}": value for key, value in tensors.items()}
+
+
+def _part_config(file: str, part: str) -> dict[str, Any]:
+    """The configuration of a part from the metadata of its own file or a whole model's."""
+    config = json.loads(read_tensors(Path(file))[1]["config"])
+    return config.get(part, config)
+
+
+def _export_cine(options: Namespace) -> None:
+    checkpoint = read_checkpoint(options.run)
+    temporal = below(checkpoint["state_dict"], "network.temporal.")
+    manifest = read_manifest(options.models)
+    base = next((entry for entry in manifest.values() if entry.sha256 == checkpoint["base_sha256"]), None)
+    if base is None:
+        raise ValueError(
+            f"the 2D model that {options.run} extends is not in {options.models}: train on that one, or add it"
+        )
+    write_model(
+        options.models,
+        options.name,
+        _named("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
+        {"denoiser": {"temporal": True}, "noise_share": options.noise_share},
+        license=options.license,
+        trained_on=options.trained_on,
+        card=options.card,
+        base=base.name,
+        base_sha256=base.sha256,
+    )
 
 
 def _export_segmenter(options: Namespace) -> None:
     from calid_training.segmenter import SEGMENTER_FACTS, segmenter_config
 
     network = config_from(MedFormerConfig, run_config(options.run)["model"]["network"])
-    state = part_of(checkpoint_of(options.run), "average.module")
+    state = below(checkpoint_of(options.run), "average.module.")
     write_model(options.models, "segmenter", state, segmenter_config(network), **SEGMENTER_FACTS)
+
+
+def _export_baseline(options: Namespace) -> None:
+    config = baselines.module_of(options.name).manifest_config(run_config(options.run)["model"])
+    facts = {"license": options.license, "trained_on": options.trained_on, "card": "README.md"}
+    tensors = below(checkpoint_of(options.run), "network.")
+    write_model(options.models, baselines.MODULES[options.name], tensors, config, **facts)
 
 
 def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,10 +239,7 @@ def write_model(
 ) -> Path:
     """Write `<name>.safetensors` in half precision and set its entry in the folder's manifest."""
     path = folder / f"{name}.safetensors"
-    half = {key: value.half().contiguous() for key, value in tensors.items()}
-    partial = path.with_suffix(".part")
-    save_file(half, partial, metadata={"config": json.dumps(config)})
-    partial.replace(path)
+    write_tensors(path, {key: value.half().contiguous() for key, value in tensors.items()}, config)
     content = path.read_bytes()
     entry = {
         "name": name,
@@ -158,11 +254,20 @@ def write_model(
     return path
 
 
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Write tensors with the configuration of their networks; the file appears when it is whole."""
+    partial = path.with_suffix(".part")
+    save_file(dict(tensors), partial, metadata={"config": json.dumps(config)})
+    partial.chmod(0o644)  # safetensors writes for its owner alone
+    partial.replace(path)
+
+
 def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
     """Add or replace one model's entry, keeping what it said that the new one does not."""
     models = json.loads(manifest.read_text())["models"] if manifest.is_file() else []
-    old = next((model for model in models if model["name"] == entry["name"]), {})
-    models = [model for model in models if model["name"] != entry["name"]] + [{**old, **entry}]
+    old: Mapping[str, Any] = next((model for model in models if model["name"] == entry["name"]), {})
+    said = {key: value for key, value in entry.items() if value != ""}
+    models = [model for model in models if model["name"] != entry["name"]] + [{**old, **said}]
     partial = manifest.with_suffix(".part")
     partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")
     partial.replace(manifest)

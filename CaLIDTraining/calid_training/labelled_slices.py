@@ -172,10 +172,9 @@ def random_crop(
 ) -> tuple[Tensor, Tensor]:
     """A random view of a slice: image (1, size, size) float32 in 0..1, labels (size, size) int64."""
     grid = sampling_grid(item, settings, rng, size=size)
-    image = torch.from_numpy(item.image.astype(np.float32))[None, None]
-    labels = torch.from_numpy(item.labels.astype(np.float32))[None, None]
-    image = F.grid_sample(image, grid, align_corners=True)[0, 0].numpy()
-    labels = F.grid_sample(labels, grid, mode="nearest", align_corners=True)[0, 0].long()
+    whole, drawn = (torch.from_numpy(x.astype(np.float32))[None, None] for x in (item.image, item.labels))
+    image = F.grid_sample(whole, grid, align_corners=True)[0, 0].numpy()
+    labels = F.grid_sample(drawn, grid, mode="nearest", align_corners=True)[0, 0].long()
     return torch.from_numpy(changed_look(image, settings, rng, pixel_mm=PIXEL_MM))[None], labels
 
 

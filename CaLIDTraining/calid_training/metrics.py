@@ -2,15 +2,24 @@
 
 PSNR and SSIM are scikit-image's with data_range 1. SSIM is Wang et al.'s: Gaussian window, sigma 1.5, population
 covariance. The feature distances use the frozen encoder of this project's own segmenter; they are not LPIPS or FID and
-are never called so.
+are never called so (LPIPS and rFID themselves: `perceptual.py`).
+
+Masks A (made) and B (the expert's), with their boundary pixels, by MONAI:
+- Dice = 2 |A & B| / (|A| + |B|); VOE = 100 (1 - |A & B| / |A | B|) %
+- ASD: mean distance from A's boundary to B's; HD: the largest of both directions
+- ASSD: mean over both boundaries' pixels together; "means" of it: the mean of both directions' means, as DMCVR's code
+Where one of the two is empty, Dice is 0 and VOE 100, and distances do not exist: they are left out and counted. Where
+both are empty there is nothing to compare.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 from scipy import linalg, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -68,6 +77,35 @@ def frechet_distance(truth: np.ndarray, made: np.ndarray, *, components: int = 3
     return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * root_trace)
 
 
+def overlap(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Dice and VOE in percent of two boolean masks, not both empty."""
+    pair = _as_batch(made), _as_batch(truth)
+    return {
+        "dice": float(compute_dice(*pair, ignore_empty=False)),
+        "voe": 100 * (1 - float(compute_iou(*pair, ignore_empty=False))),
+    }
+
+
+def distances(made: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+    """HD, ASD and ASSD of two boolean masks of any dimension, neither empty; units are those of `spacing`."""
+    pair = _as_batch(made), _as_batch(truth)
+    settings: dict[str, Any] = {"include_background": True, "spacing": list(spacing)}
+    return {
+        "hd": float(compute_hausdorff_distance(*pair, **settings)),
+        "asd": float(compute_average_surface_distance(*pair, symmetric=False, **settings)),
+        "assd": float(compute_average_surface_distance(*pair, symmetric=True, **settings)),
+    }
+
+
+def assd_of_means(made: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+    """ASSD as DMCVR's code and medpy up to 0.4 have it: the mean of both directions' mean distances."""
+    return (distances(made, truth, spacing)["asd"] + distances(truth, made, spacing)["asd"]) / 2
+
+
+def _as_batch(mask: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
+
+
 def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """Bootstrap 95 % interval of the mean of per-patient values."""
     if len(values) < 2 or np.ptp(values) == 0:
@@ -76,9 +114,25 @@ def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def compared(
+    values: Sequence[float], linear: Sequence[float], calid_plus: Sequence[float] | None = None
+) -> dict[str, float | None] | None:
+    """One cell of a table: the mean of per-patient values, its 95 % interval, and p against other systems' values.
+
+    Patients whose value does not exist (NaN) are left out; None if that is all of them.
+    """
+    known = np.asarray(values, float)[np.isfinite(values)]
+    if not known.size:
+        return None
+    low, high = interval(known)
+    cell = {"mean": float(known.mean()), "low": low, "high": high, "p_against_linear": paired_p(values, linear)}
+    return cell if calid_plus is None else cell | {"p_against_calid_plus": paired_p(values, calid_plus)}
+
+
 def paired_p(values: Sequence[float], others: Sequence[float]) -> float | None:
     """Two-sided Wilcoxon signed-rank test of per-patient values; None where there are too few or no differences."""
-    difference = np.asarray(values) - np.asarray(others)
+    difference = np.asarray(values, float) - np.asarray(others, float)
+    difference = difference[np.isfinite(difference)]
     if len(difference) < 6 or not difference.any():
         return None
     return float(stats.wilcoxon(difference).pvalue)

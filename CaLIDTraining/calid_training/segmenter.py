@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from calid.device import Device
 from calid.medformer import COMPACT, MedFormer, MedFormerConfig
 from calid.segmentation import PIXEL_MM, WINDOW_PIXELS, Segmenter, segment_with
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -248,7 +249,7 @@ class SegmenterModule(L.LightningModule):
             self.log("dice", float(np.mean([value for scores in self.dice for value in scores.values()])))
         self.dice = []
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.learning_rate, betas=(0.9, 0.999), weight_decay=self.weight_decay
         )

@@ -1,28 +1,88 @@
 """The systems that are compared, behind one door: two neighbors in, the slice between them out.
 
-A new system is one function with the signature of `System`, registered by name in `SYSTEMS`.
+A new system is one function with the signature of `System`, named in `offered`. Trained baselines (`baselines/`) come
+in by themselves once their weights are there; until then `offered` says what is missing and how to get it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from calid.bisection import plan_bisection
 from calid.device import choose_device
-from calid.generation import Generation
+from calid.errors import WeightsError
+from calid.generation import Generation, linear_slices
 from calid.interpolator import Interpolator
 from calid.preparation import GRID_MULTIPLE, Preparation
 from calid.progress import Watch
 from calid.reconstruct import warm_interpolator
 from calid.settings import Settings
+from calid.weights import find_model
 
-System = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(before, after): (N, Y, X) float32 in [0, 1] -> the slices between, the same shape."""
+from calid_training import baselines
+from calid_training.baselines import classical
+from calid_training.baselines.slices import System, as_images, as_slices, bisected
+
+DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
+
+Upsampling = Callable[[np.ndarray, int], np.ndarray]
+"""(slices (Z, Y, X) in [0, 1], factor) -> ((Z - 1) * factor + 1, Y, X), the acquired slices kept."""
+
+
+class Answer(NamedTuple):
+    """What a system made of a question, and how long it took."""
+
+    images: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A system with what the tables say of it.
+
+    Args:
+        name: its row.
+        make: the slice between.
+        evaluations: network evaluations for one new slice, both neighbors' inversion included.
+        upsample: a whole stack at once; None bisects with `make`.
+        at_steps: the same system with another number of diffusion steps, where it has any.
+        sees_truth: not an interpolation: it is given the true slice twice, and shows the most that its kind can reach.
+        weights: (model name, SHA-256) of all that is behind it.
+    """
+
+    name: str
+    make: System
+    evaluations: int = 0
+    upsample: Upsampling | None = None
+    at_steps: Callable[[int], Named] | None = None
+    sees_truth: bool = False
+    weights: tuple[tuple[str, str], ...] = ()
+    _answers: dict[bytes, Answer] = field(default_factory=dict, repr=False)
+
+    def answer(self, before: np.ndarray, after: np.ndarray) -> Answer:
+        """The slices between, clipped to [0, 1]; tables that ask the same share the answer and its time."""
+        key = hashlib.blake2b(before.tobytes() + after.tobytes()).digest()
+        if key not in self._answers:
+            start = time.perf_counter()
+            made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
+            self._answers[key] = Answer(made, time.perf_counter() - start)
+        return self._answers[key]
+
+    def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        """The dense stack of a sparse one: ((Z - 1) * factor + 1, Y, X) in [0, 1], the acquired slices as they came."""
+        if self.upsample is None:
+            return bisected(self.make, slices, factor)
+        dense = np.asarray(self.upsample(slices, factor), np.float32).clip(0, 1)
+        dense[::factor] = slices
+        return dense
 
 
 def nearest(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -31,21 +91,44 @@ def nearest(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return before
 
 
+def nearest_slices(slices: np.ndarray, factor: int) -> np.ndarray:
+    """The staircase: every new slice is the acquired one nearest to it."""
+    return slices[np.floor(np.arange((len(slices) - 1) * factor + 1) / factor + 0.5).astype(int)]
+
+
 def linear(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The mean of both in image space ("Bilinear Pixel" of Table I)."""
     return (before + after) / 2
 
 
+def linear_between(slices: np.ndarray, factor: int) -> np.ndarray:
+    """Linear interpolation along the slice axis."""
+    return linear_slices(slices, plan_bisection(len(slices), factor))
+
+
 def latent_linear(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
     """The mean of both in the latent space of the autoencoder ("Bilinear Latent" of Table I)."""
-    latents = [interpolator.encode(_as_images(images)) for images in (before, after)]
-    return _as_arrays(interpolator.decode((latents[0] + latents[1]) / 2))
+    latents = [interpolator.encode(as_images(images)) for images in (before, after)]
+    return as_slices(interpolator.decode((latents[0] + latents[1]) / 2))
+
+
+def latent_linear_between(slices: np.ndarray, factor: int, *, interpolator: Interpolator) -> np.ndarray:
+    """Latents of the acquired slices, each encoded once, interpolated linearly along the slice axis and decoded."""
+    latents = interpolator.encode(as_images(slices)).numpy()
+    plan = plan_bisection(len(slices), factor)
+    dense = linear_slices(latents.reshape(len(latents), 1, -1), plan).reshape(-1, *latents.shape[1:])
+    return as_slices(interpolator.decode(torch.from_numpy(dense)))
 
 
 def reconstruction(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
     """E and D applied to the slice before: not an interpolation, but the most that a latent method can keep."""
     del after
-    return _as_arrays(interpolator.decode(interpolator.encode(_as_images(before))))
+    return as_slices(interpolator.decode(interpolator.encode(as_images(before))))
+
+
+def moved_mean(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """The mean of both after CaLID's motion has brought them half-way: what its denoiser starts from."""
+    return as_slices(interpolator.halfway(as_images(before), as_images(after)).mean(dim=1))
 
 
 def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
@@ -54,64 +137,184 @@ def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_f
     return np.stack([value for value, _ in made])
 
 
+def calid_between(slices: np.ndarray, factor: int, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
+    """CaLID or CaLID+ exactly as `calid upsample` runs it, on a whole stack."""
+    interpolator = warm_interpolator(choose_device(settings.device), models_folder)
+    return generated(interpolator, slices[None], factor, settings)[0][0]
+
+
 def between(
     before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """(value, standard deviation over the draws) of every slice between: each pair is a frame of two slices."""
     interpolator = warm_interpolator(choose_device(settings.device), models_folder)
-    rows, columns = before.shape[1:]
-    if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
-        raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
-    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns))
-    plan, draws = plan_bisection(2, 2), settings.draws(uncertainty=False)
-    generation = Generation(interpolator, whole, plan, settings, draws, Watch(1))
-    frames = generation.frames(np.stack([before, after], axis=1))
+    frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings)
     return [(values[1], None if deviation is None else deviation[1]) for values, deviation in frames]
 
 
-def _as_images(arrays: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(arrays)[:, None] * 2 - 1
+def generated(
+    interpolator: Interpolator, voxels: np.ndarray, factor: int, settings: Settings, *, is_periodic: bool = False
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Dense frames of stacks (T, Z, Y, X) in [0, 1] exactly as `calid upsample` makes them, with their deviations.
 
-
-def _as_arrays(images: torch.Tensor) -> np.ndarray:
-    return ((images[:, 0].clamp(-1, 1) + 1) / 2).numpy()
+    Args:
+        interpolator: the model.
+        voxels: of the sparse stacks.
+        factor: how many times as many slices there will be.
+        settings: method, mode and steps.
+        is_periodic: whether the frames are one whole cardiac cycle.
+    """
+    rows, columns = voxels.shape[2:]
+    if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
+        raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
+    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns))
+    plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
+    return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
 
 
 @dataclass(frozen=True)
-class Named:
-    """A system with what the table says of it."""
+class Source:
+    """Where the systems' weights lie, and how they run.
 
-    name: str
-    make: System
-    evaluations: int = 0
+    Args:
+        models: folder with the manifest of CaLID's models; None takes the bundled ones.
+        weights: folder with the manifest of the baselines.
+        steps: DDIM steps of CaLID.
+        samples: draws of its means.
+        device: "auto", "cpu", "cuda" or "mps".
+        optimisation_steps: of DeepRecon's latent codes; None takes the paper's 1,000.
+    """
+
+    models: Path | None = None
+    weights: Path = baselines.WEIGHTS
+    steps: int = 8
+    samples: int = 8
+    device: str = "auto"
+    optimisation_steps: int | None = None
 
 
-def interpolation_systems(
-    *, models_folder: Path | None = None, steps: int = 8, samples: int = 8, device: str = "auto"
-) -> list[Named]:
-    """The rows of the interpolation table."""
-    interpolator = warm_interpolator(choose_device(device), models_folder)
-    bound = partial(calid, models_folder=models_folder)
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """The systems that can answer.
 
-    def settings(method: str, mode: str, steps: int, samples: int | None = None) -> Settings:
-        return Settings(factor=2, method=method, mode=mode, steps=steps, samples=samples, device=device)
+    Args:
+        systems: in the order of the papers' tables.
+        notes: why others cannot, and where one does not run as its paper has it.
+    """
+
+    systems: tuple[Named, ...]
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Named:
+        return next(system for system in self.systems if system.name == name)
+
+
+@lru_cache(maxsize=2)
+def offered(source: Source) -> Offer:
+    """All systems, in the order of the papers' tables; kept, so that tables of one run share their answers."""
+    trained, notes = _trained_baselines(source)
+    systems = (*classical_systems(), *_latent(source), *trained, *_calid(source))
+    return Offer(systems, notes)
+
+
+def classical_systems() -> list[Named]:
+    """The systems without a network."""
+    return [
+        Named("nearest", nearest, upsample=nearest_slices),
+        Named("linear", linear, upsample=linear_between),
+        Named("B-spline", classical.bspline, upsample=classical.bspline_between),
+        Named("registration", classical.registration, upsample=classical.registration_between),
+    ]
+
+
+def _latent(source: Source) -> list[Named]:
+    interpolator = warm_interpolator(choose_device(source.device), source.models)
+    weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    bound = {"interpolator": interpolator}
+    return [
+        Named("reconstruction", partial(reconstruction, **bound), sees_truth=True, weights=weights),
+        Named(
+            "bilinear latent",
+            partial(latent_linear, **bound),
+            upsample=partial(latent_linear_between, **bound),
+            weights=weights,
+        ),
+        *_motion_alone(interpolator),
+    ]
+
+
+def _motion_alone(interpolator: Interpolator) -> list[Named]:
+    if interpolator.motion is None:
+        return []
+    weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    return [Named("CaLID's motion alone", partial(moved_mean, interpolator=interpolator), weights=weights)]
+
+
+def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
+    found, notes = [], []
+    for name in baselines.NAMES:
+        try:
+            found.append(_trained(name, source))
+        except WeightsError as error:
+            notes.append(
+                f'{name} is left out: {error.message} README.md, "Baselines", says how to train and export it.'
+            )
+            continue
+        if name == "DeepRecon" and source.optimisation_steps is not None:
+            notes.append(f"DeepRecon took {source.optimisation_steps} steps for a slice, not its paper's 1,000.")
+    return found, tuple(notes)
+
+
+def _trained(name: str, source: Source, steps: int | None = None) -> Named:
+    if name == "DeepRecon" and steps is None:
+        steps = source.optimisation_steps
+    system = baselines.load(name, source.weights, steps=steps, device=source.device)
+    entry = find_model(baselines.MODULES[name], source.weights)
+    return Named(
+        name,
+        system.between,
+        system.evaluations(2, 2),
+        upsample=system.whole_heart,
+        at_steps=partial(_trained, name, source) if name in DIFFUSION_BASELINES else None,
+        weights=((entry.name, entry.sha256),),
+    )
+
+
+def _calid(source: Source) -> list[Named]:
+    def row(name: str, method: str, mode: str, steps: int, *, changeable: bool = False) -> Named:
+        settings = Settings(
+            factor=2, method=method, mode=mode, steps=steps, samples=source.samples, device=source.device
+        )
+        return _calid_row(name, source, settings, changeable=changeable)
 
     return [
-        Named("nearest", nearest),
-        Named("linear", linear),
-        Named("bilinear latent", partial(latent_linear, interpolator=interpolator)),
-        Named("CaLID", partial(bound, settings=settings("calid", "detail", steps)), steps),
-        Named("CaLID+", partial(bound, settings=settings("calid+", "detail", steps)), 3 * steps),
-        Named("CaLID, one step", partial(bound, settings=settings("calid", "detail", 1)), 1),
-        Named("fidelity", partial(bound, settings=settings("calid", "fidelity", 1, samples)), samples),
-        Named(
-            "CaLID, mean of draws",
-            partial(bound, settings=settings("calid", "fidelity", steps, samples)),
-            steps * samples,
-        ),
-        Named(
-            "CaLID+, mean of draws",
-            partial(bound, settings=settings("calid+", "fidelity", steps, samples)),
-            steps * (samples + 2),
-        ),
+        row("CaLID", "calid", "detail", source.steps, changeable=True),
+        row("CaLID+", "calid+", "detail", source.steps, changeable=True),
+        row("CaLID, one step", "calid", "detail", 1),
+        row("fidelity", "calid", "fidelity", 1),
+        row("CaLID, mean of draws", "calid", "fidelity", source.steps),
+        row("CaLID+, mean of draws", "calid+", "fidelity", source.steps),
     ]
+
+
+def _calid_row(name: str, source: Source, settings: Settings, *, changeable: bool = False) -> Named:
+    entry = warm_interpolator(choose_device(source.device), source.models).entry
+    bound: dict[str, Any] = {"settings": settings, "models_folder": source.models}
+    inversions = 2 if settings.method == "calid+" else 0
+
+    def at_steps(steps: int) -> Named:
+        return _calid_row(name, source, replace(settings, steps=steps), changeable=True)
+
+    return Named(
+        name,
+        partial(calid, **bound),
+        settings.steps * (settings.draws(uncertainty=False) + inversions),
+        upsample=partial(calid_between, **bound),
+        at_steps=at_steps if changeable else None,
+        weights=((entry.name, entry.sha256),),
+    )
+
+
+def chosen(systems: Sequence[Named], names: Iterable[str] | None) -> list[Named]:
+    """The named systems, linear interpolation and CaLID+ (the others are compared with these), or all of them."""
+    return [system for system in systems if names is None or system.name in {"linear", "CaLID+", *names}]

@@ -9,10 +9,25 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
 CONFIGS = Path(__file__).parent / "configs"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+STAGES = {
+    "autoencoder": ("autoencoder:AutoencoderStage", "data:ImageData"),
+    "motion": ("motion:MotionStage", "data:TripletData"),
+    "denoiser": ("denoiser:DenoiserStage", "data:TripletData"),
+    "cine-autoencoder": ("autoencoder:AutoencoderStage", "cine_data:ClipImages"),
+    "cine-denoiser": ("cine_denoiser:CineDenoiserStage", "cine_data:ClipData"),
+    "segmenter": ("segmenter:SegmenterModule", "segmenter:SegmenterData"),
+    "deeprecon": ("baselines.deeprecon_stage:DeepReconStage", "baselines.deeprecon_stage:DeepReconData"),
+    "diffae": ("baselines.diffae_stage:DiffAEStage", "data:TripletData"),
+    "dmcvr": ("baselines.diffae_stage:DMCVRStage", "data:TripletData"),
+    "regression": ("baselines.regression_stage:RegressionStage", "data:TripletData"),
+}
+"""What learns and from what, by command: a LightningModule and its LightningDataModule, imported when asked for."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,24 +52,23 @@ def _prepare(arguments: list[str]) -> int:
     return 0
 
 
-def _autoencoder(arguments: list[str]) -> int:
-    from calid_training.autoencoder import AutoencoderStage
-    from calid_training.data import ImageData
+def _cine(arguments: list[str]) -> int:
+    from calid_training.cine import make_cines
+    from calid_training.datasets import LICENCE_CLEAN, READERS
 
-    return run_stage(AutoencoderStage, ImageData, "autoencoder", arguments)
+    parser = ArgumentParser(prog="calid-train cine", description="Make semi-synthetic cines of prepared ED/ES pairs.")
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder made by calid-train prepare")
+    parser.add_argument("--out", type=Path, default=Path("prepared-cine"))
+    parser.add_argument("--datasets", nargs="+", choices=sorted(READERS), default=list(LICENCE_CLEAN))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    print(make_cines(options.prepared, options.out, datasets=options.datasets, seed=options.seed))
+    return 0
 
 
-def _denoiser(arguments: list[str]) -> int:
-    from calid_training.data import TripletData
-    from calid_training.denoiser import DenoiserStage
-
-    return run_stage(DenoiserStage, TripletData, "denoiser", arguments)
-
-
-def _segmenter(arguments: list[str]) -> int:
-    from calid_training.segmenter import SegmenterData, SegmenterModule
-
-    return run_stage(SegmenterModule, SegmenterData, "segmenter", arguments)
+def _train(command: str, arguments: list[str]) -> int:
+    stage, data = (resolve_name(f"calid_training.{name}") for name in STAGES[command])
+    return run_stage(stage, data, command, arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -101,8 +115,7 @@ def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
-    "autoencoder": _autoencoder,
-    "denoiser": _denoiser,
-    "segmenter": _segmenter,
+    "cine": _cine,
+    **{command: partial(_train, command) for command in STAGES},
     "export": _export,
 }

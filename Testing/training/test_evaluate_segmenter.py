@@ -9,7 +9,8 @@ import pytest
 from calid.segmentation import segment
 from calid.stack import Stack
 from calid_training.datasets import Case, read_cases
-from calid_training.evaluate_segmenter import compare, distances, markdown, overlap, summarize
+from calid_training.metrics import distances, overlap
+from calid_training.tables.segmenter import compare, markdown, summarize
 from phantoms import heart_labels
 from scipy import ndimage
 

@@ -3,81 +3,122 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import interpolation, systems
-from calid_training.datasets import Case
+from calid_training import systems
 from calid_training.evaluate import main
-from calid_training.prepare import load_cases, write_cases
-from phantoms import beating_case
+from calid_training.systems import Named
+from calid_training.tables import interpolation
+from calid_training.tables.interpolation import Judges, evaluate
+from scipy import stats
 
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    cases = []
-    for number in range(2):
-        stack, labels = beating_case(seed=number)
-        cases.append(Case("phantom", f"{number}", "ED", "test", stack.frame(0), labels.frame(0), (1, 2, 3)))
-    write_cases(cases, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def asked(prepared) -> list[interpolation.Question]:
-    return interpolation.questions(load_cases(prepared, datasets=["phantom"], split="test"))
+GROUP = "phantom ED 16 mm"
+LINEAR = Named("linear", systems.linear)
 
 
 def test_every_inner_slice_is_asked_for_between_its_neighbors(asked):
     first = asked[0]
-    assert first.group == "phantom ED 8 mm"
+    assert first.group == GROUP
     assert first.truth.shape[1:] == (128, 128)
+    assert len(first.truth) == len(first.images) - 2
     np.testing.assert_array_equal(first.before[1:], first.truth[:-1])
     np.testing.assert_array_equal(first.after[:-1], first.truth[1:])
     assert 0 <= first.truth.min() < first.truth.max() <= 1
 
 
 def test_the_row_of_linear_interpolation_is_what_numpy_says(asked):
-    rows = interpolation.evaluate(asked, [systems.Named("linear", systems.linear)], None)["phantom ED 8 mm"]
+    rows = evaluate(asked, [LINEAR], Judges())[GROUP]
     by_patient = []
     for question in asked:
         error = np.square((question.before + question.after) / 2 - question.truth).mean(axis=(1, 2))
         by_patient.append(np.mean(-10 * np.log10(error)))
     assert rows["linear"]["psnr"]["mean"] == pytest.approx(np.mean(by_patient), abs=0.01)
     assert rows["linear"]["patients"] == 2
+    assert rows["linear"]["slices"] == sum(len(question.truth) for question in asked)
     assert rows["linear"]["sharpness"]["mean"] < 1
     assert rows["linear"]["psnr"]["p_against_linear"] is None
 
 
 def test_a_perfect_system_is_perfect_in_every_figure(asked):
     truths = {question.before.tobytes(): question.truth for question in asked}
-    perfect = systems.Named("perfect", lambda before, _: truths[before.tobytes()])
-    named = [systems.Named("linear", systems.linear), perfect]
-    row = interpolation.evaluate(asked, named, lambda images: [images, images[:, :, ::2, ::2]])["phantom ED 8 mm"][
-        "perfect"
-    ]
+    perfect = Named("perfect", lambda before, _: truths[before.tobytes()])
+    judges = Judges(lambda images: [images, images[:, :, ::2, ::2]])
+    row = evaluate(asked, [LINEAR, perfect], judges)[GROUP]["perfect"]
     assert row["ssim"]["mean"] == pytest.approx(1)
     assert row["sharpness"]["mean"] == pytest.approx(1)
     assert row["feature_distance"]["mean"] == pytest.approx(0, abs=1e-6)
     assert row["frechet"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_ceiling_is_shown_the_true_slice_and_the_others_are_not(asked):
+    shown = []
+
+    def copying(before, after):
+        shown.append((before, after))
+        return before
+
+    rows = evaluate(asked[:1], [LINEAR, Named("copy", copying, sees_truth=True)], Judges())[GROUP]
+    np.testing.assert_array_equal(shown[0][0], asked[0].truth)
+    assert rows["copy"]["ssim"]["mean"] == pytest.approx(1)
+    assert rows["linear"]["ssim"]["mean"] < 1
+
+
+def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patients():
+    rng = np.random.default_rng(0)
+    one, two, three = (
+        {str(i): {"psnr": [v], "gradient": [1.0], "true_gradient": [1.0]} for i, v in enumerate(rng.normal(20, 1, 12))}
+        for _ in range(3)
+    )
+    tallies = {
+        name: interpolation.Tally(side, [], [np.zeros((12, 1, 1))])
+        for name, side in {"linear": one, "CaLID+": two, "other": three}.items()
+    }
+    row = interpolation._summary(tallies["other"], tallies)["psnr"]
+    values = [[patient["psnr"][0] for patient in side.values()] for side in (one, two, three)]
+    assert row["p_against_linear"] == pytest.approx(stats.wilcoxon(values[2], values[0]).pvalue)
+    assert row["p_against_calid_plus"] == pytest.approx(stats.wilcoxon(values[2], values[1]).pvalue)
+    assert row["p_against_linear"] != row["p_against_calid_plus"]
+
+
+def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked):
+    seen = []
+
+    def at_steps(steps):
+        seen.append(steps)
+        return LINEAR
+
+    stepped = Named("stepped", systems.linear, at_steps=at_steps)
+    tables = evaluate(asked[:1], [LINEAR, stepped], Judges())
+    interpolation.add_times(tables, asked, [LINEAR, stepped], steps=128)
+    assert seen == [128]
+    assert tables[GROUP]["stepped"]["seconds_per_slice_at_128"] > 0
+    assert "seconds_per_slice_at_128" not in tables[GROUP]["linear"]
+    assert "s/slice at 128" in interpolation.markdown(tables)
+
+
 def test_one_command_writes_the_table_with_what_made_it(prepared, random_models, tmp_path, capsys):
     options = ["--prepared", str(prepared), "--datasets", "phantom", "--models", str(random_models), "--quick", "1"]
-    assert main(["interpolation", *options, "--steps", "2", "--samples", "2", "--out", str(tmp_path / "table")]) == 0
+    options += ["--weights", str(tmp_path / "none"), "--steps", "2", "--samples", "2"]
+    assert main(["interpolation", *options, "--out", str(tmp_path / "table")]) == 0
     record = json.loads((tmp_path / "table" / "interpolation.json").read_text())
-    rows = record["tables"]["phantom ED 8 mm"]
-    assert {"nearest", "linear", "bilinear latent", "CaLID", "CaLID+", "fidelity"} <= set(rows)
+    rows = record["tables"][GROUP]
+    assert {"nearest", "linear", "B-spline", "registration", "reconstruction", "CaLID", "CaLID+", "fidelity"} <= set(
+        rows
+    )
     assert -1 <= record["uncertainty"]["spearman"] <= 1
-    assert len(record["made_by"]["model_sha256"]) == 64
+    assert len(record["made_by"]["model_sha256"]) == len(record["made_by"]["prepared_sha256"]) == 64
     shown = capsys.readouterr().out
     assert shown.strip() == (tmp_path / "table" / "interpolation.md").read_text().strip()
     assert f"{rows['linear']['psnr']['mean']:.2f}" in shown
+    for name in ("DiffAE", "DMCVR", "DeepRecon", "regression U-Net"):
+        assert name not in rows
+        assert any(note.startswith(f"{name} is left out: ") for note in record["notes"])
+    assert "LPIPS-alex is not measured: no path to AlexNet's weights" in shown
+    assert {path.name for path in (tmp_path / "table").glob("*.png")} == {"phantom-ED-16-mm.png", "slices.png"}
 
 
 def test_a_card_gets_the_tables_between_its_marks_only(tmp_path):
@@ -94,24 +135,3 @@ def test_labels_are_cut_like_their_slices(asked):
     blood, muscle = (asked[0].truth[asked[0].labels == label] for label in (1, 2))
     assert asked[0].labels.shape == asked[0].truth.shape
     assert blood.mean() > muscle.mean() + 0.2
-
-
-def test_downstream_dice_of_the_true_slices_labels_is_one(asked):
-    from calid_training import downstream
-
-    class Expert:
-        """Knows the labels of the true slices by heart; sees background in all others."""
-
-        def foreground(self, images):
-            import torch
-
-            answer = torch.zeros(len(images), 3, *images.shape[2:])
-            for question in asked:
-                for image, labels in zip(question.truth, question.labels, strict=True):
-                    for index in np.flatnonzero([(image == shown[0].numpy()).all() for shown in images]):
-                        answer[index] = torch.stack([torch.from_numpy(labels == label) for label in (1, 2, 3)]).float()
-            return answer
-
-    rows = downstream.evaluate(asked, [systems.Named("linear", systems.linear)], Expert())["phantom ED 8 mm"]
-    assert rows["original"]["mean"]["mean"] == 1
-    assert rows["linear"]["mean"]["mean"] == 0

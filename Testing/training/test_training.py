@@ -18,45 +18,32 @@ from calid_training.datasets import Case
 from calid_training.prepare import write_cases
 from calid_training.train import CONFIGS, main
 from phantoms import beating_case
+from training_runs import SMALL_DENOISER, averaging, scalars, train
 
-SMALL = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"]
-SMALL_DATA = ["--data.datasets", "[phantom]", "--data.sizes", "[32]", "--data.size_weights", "[1.0]"]
-AUTOENCODER = ["--model.network.channels", "[8,16,16]", "--model.network.norm_num_groups", "8"]
-DENOISER = [
-    *("--model.network.channels", "[16,16,32]"),
-    *("--model.network.attention", "[false,false,true]"),
-    *("--model.network.condition_attention", "[false,false,true]"),
-    *("--model.network.tau1_channels", "[16,16,16]"),
-    *("--model.network.norm_num_groups", "16"),
-    *("--model.network.head_channels", "16"),
-]
+VALIDATION = ["--data.validation_batches", "4"]
+AUTOENCODER = [*VALIDATION, "--model.network.channels", "[8,16,16]", "--model.network.norm_num_groups", "8"]
+# An anchored denoiser starts where there is little left to learn.
+DENOISER = [*VALIDATION, *SMALL_DENOISER, "--model.network.anchored", "false"]
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
+def hearts(phantom_set) -> Path:
     """Computed hearts of six patients as a prepared set."""
-    folder = tmp_path_factory.mktemp("prepared")
-    cases = []
-    for number in range(6):
-        stack, labels = beating_case(seed=number)
-        split = "validation" if number == 5 else "train"
-        cases.append(Case("phantom", f"{number}", "cine", split, stack, labels, (1, 2, 3)))
-    write_cases(cases, folder)
-    return folder
+    return phantom_set(6)
 
 
 @pytest.fixture(scope="module")
-def autoencoder_run(prepared, tmp_path_factory) -> Path:
+def autoencoder_run(hearts, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("autoencoder")
-    train("autoencoder", prepared, run, [*AUTOENCODER, "--data.batches", "60", *rates(2e-3, 20)], epochs=3)
+    train("autoencoder", hearts, run, [*AUTOENCODER, "--data.batches", "60", *rates(2e-3, 20)], epochs=3)
     return run
 
 
 @pytest.fixture(scope="module")
-def autoencoder_file(autoencoder_run, prepared) -> Path:
+def autoencoder_file(autoencoder_run, hearts) -> Path:
     out = autoencoder_run / "autoencoder.safetensors"
     assert (
-        main(["export", "autoencoder", "--run", str(autoencoder_run), "--prepared", str(prepared), "--out", str(out)])
+        main(["export", "autoencoder", "--run", str(autoencoder_run), "--prepared", str(hearts), "--out", str(out)])
         == 0
     )
     return out
@@ -66,24 +53,6 @@ def rates(rate: float, warmup: int) -> list[str]:
     return ["--model.learning_rate", str(rate), "--model.warmup_steps", str(warmup)]
 
 
-def train(stage: str, prepared: Path, run: Path, options: list[str], *, epochs: int) -> None:
-    fixed = ["--data.prepared", str(prepared), "--trainer.default_root_dir", str(run), "--data.validation_batches", "4"]
-    assert main([stage, *SMALL, *SMALL_DATA, *fixed, "--trainer.max_epochs", str(epochs), *options]) == 0
-
-
-def scalars(run: Path, tag: str) -> list[float]:
-    """A logged curve, over all starts of a run."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    points = []
-    for folder in sorted(run.glob("lightning_logs/version_*")):
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        if tag in events.Tags()["scalars"]:
-            points += [(event.step, event.value) for event in events.Scalars(tag)]
-    return [value for _, value in sorted(points)]
-
-
 def test_the_autoencoder_learns(autoencoder_run):
     curve = scalars(autoencoder_run, "val/psnr")
     assert len(curve) == 3
@@ -91,7 +60,7 @@ def test_the_autoencoder_learns(autoencoder_run):
     assert curve[-1] > 15
 
 
-def test_the_discriminator_takes_part_once_it_starts(prepared, tmp_path):
+def test_the_discriminator_takes_part_once_it_starts(hearts, tmp_path):
     options = [
         *AUTOENCODER,
         "--data.batches",
@@ -101,7 +70,7 @@ def test_the_discriminator_takes_part_once_it_starts(prepared, tmp_path):
         "--trainer.log_every_n_steps",
         "1",
     ]
-    train("autoencoder", prepared, tmp_path, options, epochs=1)
+    train("autoencoder", hearts, tmp_path, options, epochs=1)
     assert len(scalars(tmp_path, "train/l1")) == 8
     assert len(scalars(tmp_path, "train/discriminator")) == 4
 
@@ -114,17 +83,14 @@ def test_latents_are_normalised_over_the_training_crops(autoencoder_file):
     assert (space.std > 0).all()
 
 
-def test_the_denoiser_learns_resumes_and_ships(prepared, autoencoder_file, tmp_path):
+def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_path):
     run, models = tmp_path / "denoiser", tmp_path / "models"
     models.mkdir()
-    short = tmp_path / "short.yaml"  # an average over 1000 steps would hide what 180 steps learn
-    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
-    short.write_text(yaml.safe_dump({"trainer": {"callbacks": [average]}}))
-    options = [*DENOISER, "--config", str(short), "--model.autoencoder", str(autoencoder_file)]
-    options += ["--data.batches", "60", *rates(2e-3, 20)]
-    train("denoiser", prepared, run, options, epochs=1)
+    options = [*DENOISER, *averaging(tmp_path, 0.9), "--model.autoencoder", str(autoencoder_file)]
+    options += ["--model.motion", "null", "--data.batches", "60", *rates(2e-3, 20)]
+    train("denoiser", hearts, run, options, epochs=1)
     half = scalars(run, "val/psnr_one_step")
-    train("denoiser", prepared, run, options, epochs=3)  # the same command with a later end: it goes on, not anew
+    train("denoiser", hearts, run, options, epochs=3)  # the same command with a later end: it goes on, not anew
     curve = scalars(run, "val/psnr_one_step")
     assert curve[: len(half)] == half
     assert len(curve) == 3
@@ -144,10 +110,10 @@ def test_the_denoiser_learns_resumes_and_ships(prepared, autoencoder_file, tmp_p
     )
 
 
-def test_training_never_sees_a_validation_patient(prepared):
+def test_training_never_sees_a_validation_patient(hearts):
     from calid_training.data import TripletData
 
-    data = TripletData(prepared=prepared, datasets=("phantom",), sizes=(32,), size_weights=(1.0,))
+    data = TripletData(prepared=hearts, datasets=("phantom",), sizes=(32,), size_weights=(1.0,))
     data.setup("fit")
     drawn = {triplet.case.entry.patient for triplet in data.train_stream.sources}
     checked = {triplet.case.entry.patient for triplet in data.validation_stream.sources}
@@ -158,22 +124,29 @@ def test_training_never_sees_a_validation_patient(prepared):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_builds_its_networks(path):
     """Widths, groups, heads and levels of the shipped settings fit together, on tensors without storage."""
+    from calid.motion import Motion, MotionConfig
     from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
     from calid.weights import config_from
 
     settings = yaml.safe_load(path.read_text())
     network = settings.get("model", {}).get("network")
-    if network is None or ("autoencoder" not in path.stem and "denoiser" not in path.stem):
+    kind = next((name for name in ("autoencoder", "denoiser", "motion") if name in path.stem), None)
+    if network is None or kind is None:
         return
     with torch.device("meta"):
-        if "autoencoder" in path.stem:
+        if kind == "autoencoder":
             built = Autoencoder(config_from(AutoencoderConfig, network))
-            assert built.encode(torch.empty(1, 1, 64, 64))[0].shape[-1] == 16
+            images = torch.empty(1, 1, *[64] * built.config.spatial_dims)
+            assert built.encode(images)[0].shape[-1] == 16
+        elif kind == "motion":
+            images = torch.empty(1, 1, 64, 64)
+            fields = Motion(config_from(MotionConfig, network))(images, images)
+            assert fields.before.shape == fields.after.shape == (1, 2, 64, 64)
         else:
             config = config_from(DenoiserConfig, network | {"prediction": settings["model"]["prediction"]})
             built = Denoiser(config)
-            z_c = built.condition(torch.empty(1, 1, 64, 64), torch.empty(1, 1, 64, 64))
             z = torch.empty(1, config.latent_channels, 16, 16)
+            z_c = built.condition(torch.empty(1, 1, 64, 64), torch.empty(1, 1, 64, 64), (z, z))
             assert built(z, torch.zeros(1, dtype=torch.long), z_c).shape == z.shape
 
 

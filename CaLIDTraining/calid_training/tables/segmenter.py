@@ -1,11 +1,8 @@
 """`calid-evaluate segmenter`: the bundled segmenter against experts' labels on patients that never trained anything.
 
-Figures, all by MONAI, for masks A (made) and B (the expert's), with their boundary pixels:
-- Dice = 2 |A & B| / (|A| + |B|); VOE = 100 (1 - |A & B| / |A | B|) %
-- ASD: mean distance from A's boundary to B's; ASSD: mean over both boundaries' pixels together; HD: the largest of all
+Figures and what is done with empty masks: `calid_training.metrics`.
 "per slice" compares in the plane, slice by slice; "per stack" compares volumes in millimetres (and for Dice and VOE
-their voxels). Where one of the two is empty, Dice is 0 and VOE 100, and distances do not exist: they are left out and
-counted. Where both are empty there is nothing to compare. Means are per stack first, then over stacks.
+their voxels). Means are per stack first, then over stacks.
 """
 
 from __future__ import annotations
@@ -23,11 +20,13 @@ from calid.anatomy import clean_labels
 from calid.device import choose_device
 from calid.segmentation import Segmenter, load_segmenter, segment_with
 from calid.stack import Stack
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 from tqdm import tqdm
 
 from calid_training.datasets import Case, read_cases
+from calid_training.metrics import distances, overlap
 from calid_training.segmenter import STRUCTURE_NAMES
+from calid_training.tables.questions import add_place_arguments
+from calid_training.tables.record import markdown_table
 
 OVERLAPS = ("dice", "voe")
 DISTANCES = ("hd", "asd", "assd")
@@ -51,29 +50,6 @@ class Comparison:
     structure: str
     level: str
     figures: Mapping[str, float]
-
-
-def overlap(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Dice and VOE in percent of two boolean masks, not both empty."""
-    pair = _as_batch(made), _as_batch(truth)
-    return {
-        "dice": float(compute_dice(*pair, ignore_empty=False)),
-        "voe": 100 * (1 - float(compute_iou(*pair, ignore_empty=False))),
-    }
-
-
-def distances(made: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
-    """HD, ASD and ASSD of two boolean masks of any dimension, neither empty; units are those of `spacing`."""
-    pair, settings = (_as_batch(made), _as_batch(truth)), {"include_background": True, "spacing": list(spacing)}
-    return {
-        "hd": float(compute_hausdorff_distance(*pair, **settings)),
-        "asd": float(compute_average_surface_distance(*pair, symmetric=False, **settings)),
-        "assd": float(compute_average_surface_distance(*pair, symmetric=True, **settings)),
-    }
-
-
-def _as_batch(mask: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
 
 
 def compare(made: Stack, case: Case) -> list[Comparison]:
@@ -157,15 +133,15 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for level, unit_names in (("slice", ("mm", "px")), ("stack", ("mm",))):
         names = [*OVERLAPS, *(f"{name}_{unit}" for unit in unit_names for name in DISTANCES)]
-        lines += [f"**Per {level}**", "", f"| phase | structure | {' | '.join(names)} | stacks | masks | one empty |"]
-        lines.append("|" + "---|" * (len(names) + 5))
-        for row in rows:
-            if row["level"] == level:
-                cells = [_cell(row.get(name), digits=3 if name == "dice" else 2) for name in names]
-                counts = f"{row['stacks']} | {row['masks']} | {row['one_empty']}"
-                lines.append(f"| {row['phase']} | {row['structure']} | {' | '.join(cells)} | {counts} |")
-        lines.append("")
+        heads = ["phase", "structure", *names, "stacks", "masks", "one empty"]
+        members = [_cells(row, names) for row in rows if row["level"] == level]
+        lines += [f"**Per {level}**", "", *markdown_table(heads, members)]
     return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    figures = [_cell(row.get(name), digits=3 if name == "dice" else 2) for name in names]
+    return [row["phase"], row["structure"], *figures, *(str(row[name]) for name in ("stacks", "masks", "one_empty"))]
 
 
 def _cell(figure: Mapping[str, float] | None, *, digits: int) -> str:
@@ -177,10 +153,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", default="acdc")
     parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080")
     parser.add_argument("--clean", action="store_true", help="judge the cleaned volumes instead of the raw slices")
-    parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks")
-    parser.add_argument("--out", type=Path, default=Path("evaluation") / "segmenter")
+    add_place_arguments(parser, table="segmenter")
 
 
 def run(options: Namespace) -> int:

@@ -1,0 +1,78 @@
+"""DMCVR (He et al. 2023): DiffAE that is also told the morphology, the deepest features of a frozen segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from calid.device import Device
+from calid.errors import WeightsError
+from calid.medformer import PAPER, MedFormer, features
+from calid.segmentation import DEFAULT_MODEL, load_segmenter
+from calid.weights import Entry, find_model
+from torch import Tensor
+
+from calid_training.baselines import diffae, placed
+from calid_training.baselines.diffae import DiffAE
+from calid_training.baselines.diffae_network import PAPER_DMCVR, DiffAEConfig, DiffAENetwork
+
+STEPS = 128
+"""As CaLID's paper ran it, for the inversion and for the decoding."""
+
+MORPHOLOGY_WIDTH = 24
+"""Channels in which l_mor joins our small network."""
+
+
+@dataclass(frozen=True, eq=False)
+class MedFormerMorphology:
+    """E_mor: the deepest of a MedFormer's encoder features. A plain object, so that no network counts it as its part.
+
+    Args:
+        model: frozen, in evaluation mode.
+    """
+
+    model: MedFormer
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return features(self.model, (images + 1) / 2)[-1]
+
+
+def bundled_morphology(device: Device, models_folder: Path | None = None) -> MedFormerMorphology:
+    """The features of the segmenter that ships."""
+    return MedFormerMorphology(load_segmenter(device, models_folder=models_folder).model)
+
+
+def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> DiffAE:
+    """See the contract in `calid_training.baselines`.
+
+    Raises:
+        WeightsError: "other-segmenter" if the bundled segmenter is not the one these weights were trained with.
+    """
+    used, bundled = entry.config["segmenter_sha256"], find_model(DEFAULT_MODEL).sha256
+    if used != bundled:
+        raise WeightsError(
+            "other-segmenter",
+            f"DMCVR was trained with another segmenter ({used[:12]}) than the bundled one ({bundled[:12]}).",
+            "Train it again: calid-train dmcvr.",
+        )
+    network = diffae.restored_network(state, entry, device)
+    return DiffAE("DMCVR", network, device, steps or STEPS, bundled_morphology(device))
+
+
+def untrained(*, paper: bool, steps: int | None, device: Device) -> DiffAE:
+    """See the contract in `calid_training.baselines`; at the paper's size with the paper's MedFormer."""
+    if paper:
+        config, morphology = PAPER_DMCVR, MedFormerMorphology(placed(MedFormer(PAPER), device))
+    else:
+        morphology = bundled_morphology(device)
+        width = morphology.model.config.widths[3]
+        config = replace(DiffAEConfig(), morphology_channels=width, morphology_width=MORPHOLOGY_WIDTH)
+    return DiffAE("DMCVR", placed(DiffAENetwork(config), device), device, steps or STEPS, morphology)
+
+
+def manifest_config(model: Mapping[str, Any]) -> dict[str, Any]:
+    """See the contract in `calid_training.baselines`."""
+    models = Path(model["models"]) if model.get("models") else None
+    return diffae.manifest_config(model) | {"segmenter_sha256": find_model(DEFAULT_MODEL, models).sha256}

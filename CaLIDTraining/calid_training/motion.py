@@ -1,0 +1,67 @@
+"""Training of the motion between slices: both neighbors are brought onto the slice that lies between them."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from calid.motion import Fields, Motion, MotionConfig, warped
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from calid_training.rates import adam
+from calid_training.validation import log_slices_between
+
+WIDTHS = MotionConfig()
+"""Those that ship."""
+
+
+class MotionStage(L.LightningModule):
+    """Fits the fields of triplets.
+
+    Args:
+        network: widths.
+        learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        own_weight: of each neighbor's own error beside that of their mean: both have to arrive.
+        smoothness: of the fields, weight of their squared derivatives (pixels per pixel).
+        anneals: whether the rate falls to nothing by the end of the run.
+    """
+
+    def __init__(
+        self,
+        network: MotionConfig = WIDTHS,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 100,
+        own_weight: float = 0.5,
+        smoothness: float = 0.02,
+        anneals: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["network"])
+        self.network = Motion(network)
+        self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
+        self.own_weight, self.smoothness = own_weight, smoothness
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
+        return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
+
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        fields, before, after = self.moved(batch)
+        truth = batch["target"]
+        mean = F.l1_loss((before + after) / 2, truth)
+        own = (F.l1_loss(before, truth) + F.l1_loss(after, truth)) / 2
+        rough = sum(x.diff(dim=axis).square().mean() for x in fields for axis in (-1, -2))
+        self.log_dict({"train/mean": mean, "train/own": own, "train/roughness": rough})
+        return mean + self.own_weight * own + self.smoothness * rough
+
+    def moved(self, batch: dict[str, torch.Tensor]) -> tuple[Fields, torch.Tensor, torch.Tensor]:
+        """The fields of a batch, and both neighbors half-way."""
+        fields = self.network(batch["before"], batch["after"])
+        return fields, warped(batch["before"], fields.before), warped(batch["after"], fields.after)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        _, before, after = self.moved(batch)
+        made = {"linear": (batch["before"] + batch["after"]) / 2, "moved": (before + after) / 2, "one": before}
+        log_slices_between(self, batch, made, index=index)

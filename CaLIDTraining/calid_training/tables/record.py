@@ -1,0 +1,114 @@
+"""What a table leaves behind: its figures as JSON and Markdown, with everything that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from calid.errors import WeightsError
+from calid.interpolator import DEFAULT_MODEL
+from calid.segmentation import DEFAULT_MODEL as SEGMENTER
+from calid.weights import find_model
+
+from calid_training.prepare import INDEX_NAME
+from calid_training.systems import Named
+
+
+def cell(figure: Mapping[str, float] | None, digits: int) -> str:
+    """A figure as printed: mean [low, high]."""
+    if figure is None:
+        return "-"
+    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table and an empty one."""
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def paragraphs(notes: Iterable[str]) -> list[str]:
+    """The lines of notes below a table, each with an empty one before it."""
+    return [line for note in notes for line in ("", note)]
+
+
+def probability(p: float | None) -> str:
+    """A p-value as printed; "-" where the test is not possible."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def facts(models_folder: Path | None, options: Mapping[str, Any], systems: Iterable[Named] = ()) -> dict[str, Any]:
+    """Everything that made a table."""
+    entry = find_model(DEFAULT_MODEL, models_folder)
+    weights = {name: sha256 for system in systems for name, sha256 in system.weights}
+    prepared = options.get("prepared")
+    return {
+        "model": entry.name,
+        "model_sha256": entry.sha256,
+        "weights": weights | _segmenter(models_folder),
+        "prepared_sha256": None if prepared is None else _sha256(Path(prepared) / INDEX_NAME),
+        "revision": _revision(),
+        "torch": torch.__version__,
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "options": {key: str(value) for key, value in options.items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores this process may use, and how busy they are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cores": cores,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _segmenter(models_folder: Path | None) -> dict[str, str]:
+    try:
+        return {SEGMENTER: find_model(SEGMENTER, models_folder).sha256}
+    except WeightsError:
+        return {}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _revision() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+def write_table(
+    options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Named] = ()
+) -> None:
+    """Print a table and write it, as Markdown and as JSON with everything that made it."""
+    shown = {key: value for key, value in vars(options).items() if key != "run"}
+    options.out.mkdir(parents=True, exist_ok=True)
+    made_by = {"made_by": facts(options.models, shown, systems)}
+    (options.out / f"{name}.json").write_text(json.dumps({**record, **made_by}, indent=1))
+    (options.out / f"{name}.md").write_text(text)
+    print(text)

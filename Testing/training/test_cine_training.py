@@ -1,0 +1,315 @@
+"""Cines for training and the stage that learns from them: computed hearts, true courses from formulas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
+
+import torch
+import yaml
+from calid.files import write_stack
+from calid.stack import Stack
+from calid_training.cine import Beat, aligned, contraction, displacement, moved, with_noise
+from calid_training.cine_data import Moving, clip_batch, draw_frames, moving
+from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
+from calid_training.crops import Triplet
+from calid_training.datasets import Case
+from calid_training.prepare import load_cases, prepare, read_index, write_cases
+from calid_training.train import CONFIGS, main
+from phantoms import heart_labels, pictured
+from training_runs import train
+
+FRAMES = 8
+
+
+def disc(radius: float, *, size: int = 64, center: tuple[float, float] = (30.0, 33.0)) -> np.ndarray:
+    """A bright disc with a soft edge, in [0, 1]."""
+    rows, columns = np.mgrid[:size, :size]
+    distance = np.hypot(rows - center[0], columns - center[1])
+    return (0.1 + 0.8 / (1 + np.exp(1.5 * (distance - radius)))).astype(np.float32)
+
+
+def radius_of(image: np.ndarray) -> float:
+    return float(np.sqrt((image > 0.5).sum() / np.pi))
+
+
+def beating_stack(seed: int, contractions: tuple[float, ...]) -> tuple[Stack, Stack]:
+    labels = heart_labels((3.0, 3.0, 12.0), seed=seed, contractions=contractions)
+    return pictured(labels), labels
+
+
+@pytest.fixture(scope="module")
+def cines(tmp_path_factory) -> Path:
+    """Beating hearts of four patients as a prepared set: the LV contracts and fills once."""
+    folder = tmp_path_factory.mktemp("cines")
+    course = tuple(1 - 0.3 * contraction(Beat(), np.arange(FRAMES) / FRAMES))
+    cases = [
+        Case(
+            "phantom",
+            f"{seed}",
+            "cine",
+            "validation" if seed == 3 else "train",
+            *beating_stack(seed, course),
+            (1, 2, 3),
+        )
+        for seed in range(4)
+    ]
+    write_cases(cases, folder)
+    return folder
+
+
+# --- semi-synthetic cines ---
+
+
+def test_a_beat_ejects_then_fills_in_two_phases():
+    beat = Beat(systole=0.35, early=0.7)
+    phases = np.linspace(0, 1, 200, endpoint=False)
+    course = contraction(beat, phases)
+    assert contraction(beat, np.array([0.0, 1.0])).tolist() == [0, 0]
+    assert course.max() == pytest.approx(1.0, abs=1e-3)
+    assert phases[course.argmax()] == pytest.approx(0.35, abs=0.01)
+    assert (np.diff(course[phases <= 0.35]) >= 0).all()
+    assert (np.diff(course[phases >= 0.35]) <= 1e-9).all()
+    filling = -np.diff(course)
+    early, between, late = (
+        filling[(phases[1:] > a) & (phases[1:] < b)].mean() for a, b in ((0.42, 0.5), (0.65, 0.8), (0.84, 0.92))
+    )
+    assert early > 5 * between
+    assert late > 5 * between
+
+
+def test_slices_are_put_beside_those_of_the_same_place():
+    rng = np.random.default_rng(0)
+    heart = np.cumsum(rng.standard_normal((14, 24, 24)), axis=0)  # neighbors are alike
+    ed = heart[2:12] + 0.1 * rng.standard_normal((10, 24, 24))
+    offset, alike = aligned(ed, heart[5:11])
+    assert offset == 3
+    assert alike > 0.95
+    assert aligned(heart[4:9], heart[2:12])[0] == -2
+
+
+def test_tissue_goes_half_its_way_at_half_the_contraction():
+    ed, es = disc(18.0), disc(12.0)
+    field = displacement(ed, es)
+    radii = [radius_of(frame) for frame in moved(ed, es, field, np.array([0.0, 0.5, 1.0]))]
+    assert radii == pytest.approx([18, 15, 12], abs=0.6)
+
+
+def test_both_ends_of_the_way_are_the_acquired_images():
+    ed, es = disc(17.0), disc(13.0, center=(31.0, 32.0))
+    first, last = moved(ed, es, displacement(ed, es), np.array([0.0, 1.0]))
+    np.testing.assert_allclose(first, ed, atol=1e-3)
+    assert np.abs(last - es).mean() < 0.01
+
+
+def test_a_blend_alone_would_not_move():
+    """The oracle of the test above can fail: without displacement the half-way edge is two edges."""
+    ed, es = disc(18.0), disc(12.0)
+    still = moved(ed, es, np.zeros((2, 64, 64), np.float32), np.array([0.5]))[0]
+    np.testing.assert_allclose(still, (ed + es) / 2, atol=1e-3)
+
+
+def test_every_frame_has_noise_of_its_own():
+    images = np.full((6, 2, 40, 40), 0.5, np.float32)
+    noise = with_noise(np.random.default_rng(0), images, 0.02) - 0.5
+    assert noise.std() == pytest.approx(0.02, rel=0.02)
+    between_frames = np.corrcoef(noise.reshape(6, -1))[np.triu_indices(6, 1)]
+    assert np.abs(between_frames).max() < 0.06
+
+
+def test_the_command_makes_cines_of_pairs_and_keeps_the_split(tmp_path):
+    cases = []
+    for seed, split in ((0, "train"), (1, "validation")):
+        for series, contraction_ in (("LV_ED", 1.0), ("LV_ES", 0.7)):
+            cases.append(Case("chla", f"{seed}", series, split, *beating_stack(seed, (contraction_,)), (1, 2, 3)))
+    cases.append(Case("chla", "2", "LV_ED", "train", *beating_stack(2, (1.0,)), (1, 2, 3)))  # has no ES
+    write_cases(cases, tmp_path / "prepared")
+    out = tmp_path / "cine"
+    command = ["cine", "--prepared", str(tmp_path / "prepared"), "--out", str(out), "--datasets", "chla"]
+    assert main(command) == 0
+    entries = {entry.patient: entry for entry in read_index(out)}
+    assert {patient: entry.split for patient, entry in entries.items()} == {"0": "train", "1": "validation"}
+    assert entries["0"].shape[0] == 20
+    (case,) = load_cases(out, datasets=["chla"], split="train")
+    middle = case.images[:, case.images.shape[1] // 2].astype(np.float32)
+    change = np.abs(middle - middle[0]).mean(axis=(1, 2))
+    assert 4 <= change.argmax() <= 10  # it is furthest from end-diastole in systole, and comes back
+    assert change[-1] < 0.6 * change.max()
+
+
+# --- clips ---
+
+
+def test_clips_go_around_a_cycle_and_not_over_the_end_of_a_part(cines):
+    rng = np.random.default_rng(0)
+    (case, *_) = load_cases(cines, datasets=["phantom"], split="train")
+    triplet = Triplet(case, np.zeros(2), 0, 1, 1)
+    drawn = [draw_frames(rng, Moving(triplet, True), count=4, pace=pace) for pace in (0.0, 0.99) for _ in range(20)]
+    steps = [set(np.diff(frames) % FRAMES) for frames, _ in drawn]
+    assert steps[0] == {1}
+    assert steps[-1] == {2}
+    assert [closed for _, closed in drawn] == [False] * 20 + [True] * 20
+    assert any((np.diff(frames) < 0).any() for frames, _ in drawn)
+    parts = [draw_frames(rng, Moving(triplet, False), count=4, pace=pace) for pace in (0.0, 0.5) for _ in range(20)]
+    assert all((np.diff(frames) > 0).all() and not closed for frames, closed in parts)
+
+
+def test_a_clip_is_one_crop_of_all_its_frames(tmp_path):
+    """A picture that does not move must not move in the clip, whatever crop was drawn."""
+    picture = np.random.default_rng(0).random((5, 40, 40))
+    stack = Stack(np.repeat(picture[None], 6, axis=0), np.diag([1.5, 1.5, 8, 1]), np.arange(6) * 50.0)
+    write_cases([Case("phantom", "0", "cine", "train", stack)], tmp_path)
+    sources = moving(list(load_cases(tmp_path, datasets=["phantom"], split="train")), frames=4, max_gap_mm=22.0)
+    batch = clip_batch(np.random.default_rng(1), sources, 3, 32, frames=4, identity=0.0)
+    assert batch["target"].shape == (3, 1, 4, 32, 32)
+    for name in ("before", "target", "after"):
+        torch.testing.assert_close(batch[name][:, :, 1:], batch[name][:, :, :-1])
+    assert (batch["target"] - batch["before"]).abs().mean() > 0.1
+
+
+def test_cines_with_too_few_frames_are_left_out(cines):
+    cases = list(load_cases(cines, datasets=["phantom"], split="train"))
+    assert moving(cases, frames=FRAMES, max_gap_mm=22.0)
+    assert moving(cases, frames=FRAMES + 1, max_gap_mm=22.0) == []
+
+
+def test_a_real_cine_on_disk_gives_clips_with_the_shipped_config(tmp_path):
+    """UK Biobank's layout as converted: one 4D file for each subject."""
+    course = tuple(1 - 0.3 * contraction(Beat(), np.arange(12) / 12))
+    for subject in ("1000001", "1000002"):
+        (tmp_path / "data" / "ukbb" / subject).mkdir(parents=True)
+        write_stack(beating_stack(1, course)[0], tmp_path / "data" / "ukbb" / subject / "sa.nii.gz")
+    prepare(tmp_path / "data", tmp_path / "prepared", datasets=["ukbb"])
+    from calid_training.cine_data import ClipData
+
+    shipped = yaml.safe_load((CONFIGS / "cine-denoiser.yaml").read_text())["data"]
+    data = ClipData(
+        **{**shipped, "prepared": tmp_path / "prepared", "datasets": ["ukbb"], "sizes": [32], "size_weights": [1]}
+    )
+    sources = data.sources("train")
+    batch = data.batch_maker("train")(np.random.default_rng(0), sources, 2, 32)
+    assert batch["target"].shape == (2, 1, shipped["frames"], 32, 32)
+    assert all(source.spans_cycle for source in sources)
+
+
+# --- the stage ---
+
+
+def test_frames_share_the_asked_part_of_their_noise():
+    torch.manual_seed(0)
+    shares = torch.tensor([0.0, 0.5, 1.0])
+    noise = joint_noise(shares, torch.randn(3, 4, 6, 32, 32))
+    assert noise.std().item() == pytest.approx(1.0, abs=0.02)
+    for share, sample in zip(shares, noise, strict=True):
+        correlation = np.corrcoef(sample.transpose(0, 1).flatten(1).numpy())
+        assert correlation[np.triu_indices(6, 1)].mean() == pytest.approx(float(share), abs=0.03)
+
+
+SMALL = ["--data.frames", "4", "--data.batches", "10", "--data.batch_size", "2", "--data.validation_batches", "1"]
+
+
+def test_temporal_layers_learn_on_a_2d_model_that_stays_and_ship_with_its_name(cines, random_models, tmp_path):
+    from calid.device import choose_device
+    from calid.interpolator import load_interpolator
+    from calid.weights import find_model, load_model, read_tensors
+
+    base = random_models / "calid-2d.safetensors"
+    run, models = tmp_path / "run", tmp_path / "models"
+    models.mkdir()
+    for name in ("calid-2d.safetensors", "models.json"):
+        (models / name).write_bytes((random_models / name).read_bytes())
+    options = [*SMALL, "--model.base", str(base)]
+    train("cine-denoiser", cines, run, options, epochs=1)
+    half = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    train("cine-denoiser", cines, run, options, epochs=2)  # the same command with a later end
+    whole = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (half["global_step"], whole["global_step"]) == (10, 20)
+    assert (
+        main(
+            ["export", "cine", "--run", str(run), "--models", str(models), "--noise-share", "0.8", "--strength", "0.5"]
+        )
+        == 0
+    )
+
+    entry = find_model("calid-2dt", models)
+    assert (entry.base, entry.base_sha256) == ("calid-2d", find_model("calid-2d", models).sha256)
+    tensors, _ = read_tensors(models / entry.file)
+    assert all(key.startswith("denoiser.temporal.") for key in tensors)
+    assert any(value.abs().max() > 1e-4 for key, value in tensors.items() if key.endswith("mix.weight"))
+    for key, value in tensors.items():
+        learned = whole["state_dict"][key.replace("denoiser.", "network.")]
+        torch.testing.assert_close(value, 0.5 * learned, rtol=1e-3, atol=1e-6)
+    trained, _ = load_model("calid-2dt", models)
+    for key, value in read_tensors(base)[0].items():
+        torch.testing.assert_close(trained[key], value, rtol=0, atol=0)
+    assert load_interpolator(choose_device("cpu"), name="calid-2dt", models_folder=models).noise_share == 0.8
+
+
+def test_a_run_does_not_go_on_with_another_2d_model(random_models):
+    stage = CineDenoiserStage(base=str(random_models / "calid-2d.safetensors"))
+    with pytest.raises(ValueError, match="another 2D model"):
+        stage.on_load_checkpoint({"base_sha256": "0" * 64})
+
+
+def test_layers_are_not_exported_beside_another_2d_model(random_models, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": {}, "base_sha256": "0" * 64}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="extends is not in"):
+        main(["export", "cine", "--run", str(tmp_path / "run"), "--models", str(random_models)])
+
+
+def test_only_temporal_layers_are_trained_and_flicker_costs(cines, random_models):
+    stage = CineDenoiserStage(base=str(random_models / "calid-2d.safetensors"), difference_weight=3.0)
+    learning = {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+    assert learning
+    assert all(name.startswith("network.temporal.") for name in learning)
+    stage.log_dict = lambda figures, **_: logged.update(figures)
+    logged: dict[str, torch.Tensor] = {}
+    sources = moving(list(load_cases(cines, datasets=["phantom"], split="train")), frames=4, max_gap_mm=30.0)
+    batch = clip_batch(np.random.default_rng(0), sources, 2, 32, frames=4, identity=0.0)
+    loss = stage.training_step(batch, 0)
+    assert loss.item() == pytest.approx((logged["train/loss"] + 3 * logged["train/difference"]).item(), rel=1e-5)
+    loss.backward()
+    assert all(stage.get_parameter(name).grad is not None for name in learning)
+
+
+def test_the_papers_2dt_networks_are_3d_throughout():
+    """Every convolution 3D and all axes strided: 32 frames of 128 x 128 become 8 x 32 x 32 latents."""
+    from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
+    from calid.weights import config_from
+
+    coding = yaml.safe_load((CONFIGS / "cine-autoencoder.yaml").read_text())["model"]["network"]
+    network = yaml.safe_load((CONFIGS / "cine-paper.yaml").read_text())["model"]["network"]
+    with torch.device("meta"):
+        images = torch.empty(1, 1, 32, 128, 128)
+        latents = Autoencoder(config_from(AutoencoderConfig, coding)).encode(images)[0]
+        assert latents.shape == (1, 3, 8, 32, 32)
+        denoiser = Denoiser(config_from(DenoiserConfig, network))
+        z_c = denoiser.condition(images, images)
+        assert denoiser(latents, torch.zeros(1, dtype=torch.long), z_c).shape == latents.shape
+    flat = [name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert flat == []
+
+
+def test_both_2dt_models_are_one_code():
+    from calid.networks import DenoiserConfig
+
+    with pytest.raises(ValueError, match="spatial_dims to 2"):
+        DenoiserConfig(spatial_dims=3, temporal=True)
+
+
+def test_the_manifest_of_shipped_models_joins_2dt_to_its_2d_model():
+    from calid.weights import models_folder
+
+    records = {model["name"]: model for model in json.loads((models_folder() / "models.json").read_text())["models"]}
+    extended = [model for model in records.values() if model.get("base")]
+    for model in extended:
+        assert records[model["base"]]["sha256"] == model["base_sha256"], (
+            f"train {model['name']} on the new {model['base']}"
+        )
+        assert model["bytes"] <= 4.5e6

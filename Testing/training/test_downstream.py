@@ -1,0 +1,140 @@
+"""The segmenter's tables (CaLID, Table II; DMCVR, Table 1): figures by hand, empty masks, rows and files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
+
+from calid_training import systems
+from calid_training.systems import Named
+from calid_training.tables import downstream, reconstruction
+from scipy import ndimage
+
+LINEAR = Named("linear", systems.linear)
+
+
+def square(column: int) -> np.ndarray:
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, column : column + 10] = True
+    return mask
+
+
+def disc(radius: float) -> np.ndarray:
+    rows, columns = np.indices((64, 64)) - 31.5
+    return rows**2 + columns**2 <= radius**2
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    return mask ^ ndimage.binary_erosion(mask)
+
+
+class Expert:
+    """Knows the labels of the true slices by heart; sees background in all others."""
+
+    def __init__(self, asked) -> None:
+        self.known = {
+            image.tobytes(): labels for one in asked for image, labels in zip(one.images, one.stack_labels, strict=True)
+        }
+
+    def foreground(self, images):
+        shape = images.shape[2:]
+        found = [self.known.get(image[0].numpy().tobytes(), np.zeros(shape)) for image in images]
+        return torch.stack([torch.stack([torch.from_numpy(x == label) for label in (1, 2, 3)]) for x in found]).float()
+
+
+def test_figures_of_a_shifted_square_are_as_worked_out_by_hand():
+    figures = downstream.compare_masks(np.stack([square(13)]), np.stack([square(10)]))
+    assert figures["dice"] == figures["dice_per_slice"] == pytest.approx(0.7)
+    assert figures["hd_px"] == pytest.approx(3)
+    assert figures["hd_mm"] == pytest.approx(3 * 1.8)
+    to_truth = ndimage.distance_transform_edt(~boundary(square(10)))[boundary(square(13))]
+    assert figures["asd_px"] == pytest.approx(to_truth.mean(), rel=1e-5)
+    assert figures["one_empty"] == 0
+
+
+def test_the_hausdorff_distance_of_two_discs_is_the_difference_of_their_radii():
+    figures = downstream.compare_masks(np.stack([disc(25)]), np.stack([disc(18)]))
+    assert figures["hd_px"] == pytest.approx(7, abs=0.8)
+    assert figures["assd_px"] == pytest.approx(7, abs=0.5)
+
+
+def test_a_slice_that_only_one_of_them_has_counts_as_no_overlap_and_has_no_distance():
+    nothing = np.zeros_like(square(10))
+    made, truth = np.stack([square(10), nothing, nothing]), np.stack([square(10), square(10), nothing])
+    figures = downstream.compare_masks(made, truth)
+    assert figures["dice_per_slice"] == pytest.approx(0.5)
+    assert figures["dice"] == pytest.approx(2 * 100 / 300)
+    assert figures["hd_px"] == 0
+    assert figures["one_empty"] == 1
+    nowhere = downstream.compare_masks(made[2:], truth[2:])
+    assert np.isnan(nowhere["dice"])
+    assert np.isnan(nowhere["asd_mm"])
+
+
+def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nought(asked):
+    tables = downstream.evaluate(asked, downstream.answers([LINEAR], Expert(asked)))
+    rows = tables["phantom ED 16 mm"]
+    assert rows["original"]["mean"]["dice"]["mean"] == 1
+    assert rows["original"]["mean"]["hd_mm"]["mean"] == 0
+    assert rows["linear"]["mean"]["dice"]["mean"] == 0
+    assert rows["linear"]["mean"]["hd_mm"] is None
+    assert rows["linear"]["lv"]["one_empty"] == sum((q.labels == 1).any(axis=(1, 2)).sum() for q in asked)
+    assert 0.4 < rows[downstream.SHAPE_BASED]["mean"]["dice"]["mean"] < 1
+    assert "shape-based (labels given)" in downstream.markdown(tables)
+
+
+def test_only_what_the_expert_drew_is_judged(asked):
+    from dataclasses import replace
+
+    partial = [replace(question, annotated=(1,)) for question in asked]
+    rows = downstream.evaluate(partial, downstream.answers([LINEAR], Expert(asked)))["phantom ED 16 mm"]
+    assert set(rows["original"]) == {"patients", "lv", "mean"}
+
+
+def test_distances_in_3d_are_in_voxels_as_in_dmcvrs_code_and_in_millimetres():
+    truth = np.zeros((12, 40, 40), bool)
+    truth[3:7, 10:20, 10:20] = True
+    made = np.roll(truth, 1, axis=0)
+    figures = reconstruction.compare_volumes(made, truth, spacing_mm=10.0)
+    assert figures["dice"] == pytest.approx(0.75)
+    assert figures["voe"] == pytest.approx(100 * (1 - 300 / 500), abs=1e-4)
+    assert figures["hd_px"] == pytest.approx(1)
+    assert figures["hd_mm"] == pytest.approx(10)
+    there, back = (ndimage.distance_transform_edt(~boundary(b))[boundary(a)] for a, b in ((made, truth), (truth, made)))
+    assert figures["assd_means_px"] == pytest.approx((there.mean() + back.mean()) / 2, rel=1e-5)
+    assert figures["assd_px"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
+
+
+def test_an_empty_volume_has_no_distance():
+    mask, nothing = np.ones((2, 4, 4), bool), np.zeros((2, 4, 4), bool)
+    missed = reconstruction.compare_volumes(nothing, mask, spacing_mm=8.0)
+    assert (missed["dice"], missed["voe"]) == (0, 100)
+    assert np.isnan(missed["hd_mm"])
+    assert np.isnan(reconstruction.compare_volumes(nothing, nothing, spacing_mm=8.0)["dice"])
+
+
+def test_a_slice_is_reconstructed_from_itself_alone(asked):
+    seen = []
+
+    def exact(before, after):
+        seen.append((before, after))
+        return before
+
+    tables = reconstruction.evaluate(asked, [Named("DiffAE", exact)], Expert(asked))
+    np.testing.assert_array_equal(*seen[0])
+    rows = tables["phantom ED 16 mm"]
+    assert rows["DiffAE"]["all labels"]["dice"]["mean"] == 1
+    assert rows["DiffAE"]["images"]["ssim_3d"]["mean"] == pytest.approx(1)
+    assert rows["original"]["rv"]["hd_px"]["mean"] == 0
+    assert "images" not in rows["original"]
+
+
+def test_psnr_of_a_stack_is_that_of_all_its_voxels():
+    truth = np.zeros((8, 16, 16), np.float32)
+    made = truth.copy()
+    made[:4] += 0.1
+    figures = reconstruction.compare_images(truth, made)
+    assert figures["psnr_3d"] == pytest.approx(-10 * np.log10(0.01 / 2), abs=1e-3)

@@ -1,0 +1,91 @@
+"""The motion between slices on phantoms, by the commands a user types: it learns, and the denoiser builds on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
+
+import torch
+from calid.__main__ import main as calid
+from calid.files import read_stack, write_stack
+from calid.weights import below, find_model, read_motion, read_tensors
+from calid_training.train import main
+from phantoms import beating_case
+from training_runs import SMALL_DENOISER, averaging, scalars, train
+
+FEW_STEPS = ["--data.batches", "4", "--data.batch_size", "2", "--data.validation_batches", "1"]
+
+
+@pytest.fixture(scope="module")
+def hearts(phantom_set) -> Path:
+    return phantom_set(6)
+
+
+@pytest.fixture(scope="module")
+def motion_run(hearts, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("motion")
+    options = [
+        *averaging(run, 0.9),
+        *("--model.network.features", "[8,8,8,16,16,8]", "--model.learning_rate", "3e-3", "--model.warmup_steps", "10"),
+        *("--model.anneals", "true", "--data.sizes", "[64]", "--data.batches", "50", "--data.validation_batches", "4"),
+    ]
+    train("motion", hearts, run, options, epochs=4)
+    return run
+
+
+@pytest.fixture(scope="module")
+def motion_file(motion_run) -> Path:
+    out = motion_run / "motion.safetensors"
+    assert main(["export", "motion", "--run", str(motion_run), "--out", str(out)]) == 0
+    return out
+
+
+def test_neighbors_learn_to_arrive_on_the_slice_between(motion_run):
+    linear, moved = (scalars(motion_run, f"val/psnr_{name}") for name in ("linear", "moved"))
+    assert len(moved) == 4
+    assert len(set(linear)) == 1
+    assert moved[-1] > moved[0]
+    assert moved[-1] > linear[-1] + 1.0
+
+
+def test_the_exported_motion_is_the_trained_one(motion_run, motion_file):
+    checkpoint = torch.load(motion_run / "checkpoints" / "last.ckpt", weights_only=True)
+    motion = read_motion(motion_file)
+    assert motion.config.features == (8, 8, 8, 16, 16, 8)
+    for key, value in below(checkpoint["state_dict"], "network.").items():
+        torch.testing.assert_close(motion.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_file, random_models, tmp_path):
+    run, models = tmp_path / "denoiser", tmp_path / "models"
+    models.mkdir()
+    parts = ["--model.autoencoder", str(random_models / "calid-2d.safetensors"), "--model.motion", str(motion_file)]
+    options = [*SMALL_DENOISER, *FEW_STEPS, *parts, "--model.network.anchored", "true"]
+    train("denoiser", hearts, run, options, epochs=1)
+    assert main(["export", "model", "--run", str(run), "--models", str(models)]) == 0
+    config = find_model("calid-2d", models).config
+    assert config["motion"]["features"] == [8, 8, 8, 16, 16, 8]
+    assert config["denoiser"]["anchored"]
+    shipped = below(read_tensors(models / "calid-2d.safetensors")[0], "motion.")
+    for key, value in read_motion(motion_file).state_dict().items():
+        torch.testing.assert_close(shipped[key], value, rtol=1e-3, atol=1e-6)
+
+    sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"
+    stack, _ = beating_case(seed=9)
+    write_stack(stack, sparse)
+    settings = ["--factor", "2", "--models", str(models), "--device", "cpu"]
+    assert calid(["upsample", str(sparse), str(dense), *settings]) == 0
+    assert read_stack(dense).num_slices == 2 * stack.num_slices - 1
+
+
+def test_a_finished_models_denoiser_is_trained_on(hearts, random_models, tmp_path):
+    finished = random_models / "calid-2d.safetensors"
+    options = [*SMALL_DENOISER, *FEW_STEPS, "--model.network.anchored", "false", "--model.network.num_res_blocks", "1"]
+    options += [part for name in ("autoencoder", "motion", "start") for part in (f"--model.{name}", str(finished))]
+    train("denoiser", hearts, tmp_path, [*options, "--model.learning_rate", "0"], epochs=1)
+    learned = below(torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"], "network.")
+    for key, value in below(read_tensors(finished)[0], "denoiser.").items():
+        torch.testing.assert_close(learned[key], value, rtol=0, atol=1e-6)

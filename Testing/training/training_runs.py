@@ -1,0 +1,43 @@
+"""Short runs of `calid-train` on a processor, and what they logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from calid_training.train import main
+
+ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"]
+SMALL_CROPS = ["--data.datasets", "[phantom]", "--data.sizes", "[32]", "--data.size_weights", "[1.0]"]
+SMALL_DENOISER = [
+    *("--model.network.channels", "[16,16,32]", "--model.network.tau1_channels", "[16,16,16]"),
+    *("--model.network.attention", "[false,false,true]", "--model.network.condition_attention", "[false,false,true]"),
+    *("--model.network.norm_num_groups", "16", "--model.network.head_channels", "16"),
+]
+
+
+def train(stage: str, prepared: Path, run: Path, options: list[str], *, epochs: int) -> None:
+    """Run a stage on crops of 32 pixels of the set "phantom"; options come after these."""
+    places = ["--data.prepared", str(prepared), "--trainer.default_root_dir", str(run)]
+    assert main([stage, *ON_CPU, *SMALL_CROPS, *places, "--trainer.max_epochs", str(epochs), *options]) == 0
+
+
+def averaging(folder: Path, decay: float) -> list[str]:
+    """Options for an average over few steps; one over 1000 would hide what a short run learns."""
+    path = folder / "averaging.yaml"
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": decay}}
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [average]}}))
+    return ["--config", str(path)]
+
+
+def scalars(run: Path, tag: str) -> list[float]:
+    """A logged curve, over all starts of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points = []
+    for folder in sorted(run.glob("lightning_logs/version_*")):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        if tag in events.Tags()["scalars"]:
+            points += [(event.step, event.value) for event in events.Scalars(tag)]
+    return [value for _, value in sorted(points)]
