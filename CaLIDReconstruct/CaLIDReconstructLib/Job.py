@@ -193,11 +193,13 @@ class UpsampleJob:
 
     def _startSegmentation(self) -> None:
         self._labelsFile = self._workspace.file("labels.seq.nrrd" if self._isCine else "labels.nrrd")
+        self._surfacesFolder = self._workspace.subfolder("surfaces")
         self._requestId = self.client.request(
             "segment",
             self._guarding(self._onSegmentation),
             input=str(self._outputFile),
             output=str(self._labelsFile),
+            surfaces_folder=str(self._surfacesFolder),
             device=self.settings.device,
             models=self.settings.modelsFolder or None,
         )
@@ -216,7 +218,7 @@ class UpsampleJob:
 
     def _readLabels(self) -> None:
         self._labels = files.read_stack(self._labelsFile)
-        self._segmentations = SegmentationNodes(self._nodes, self._labels, self._transaction)
+        self._segmentations = SegmentationNodes(self._nodes, self._labels, self._transaction, self._surfacesFolder)
         for frame in range(self._labels.num_frames):
             self._steps.append(lambda frame=frame: self._addSegmentation(frame))
         self._steps.append(self._finishSegmentation)

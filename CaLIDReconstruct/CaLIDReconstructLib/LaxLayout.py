@@ -19,7 +19,7 @@ from . import Inputs, Nodes
 from .Messages import ModuleError, failure
 from .Results import isGenerated
 
-MOST_PLANES = 4
+PLANES_AT_FIRST = 4  # more rows make small pictures; the user may choose more
 SMALLEST_TILT_DEGREES = 45.0
 FIRST_LAYOUT_ID = 15730
 FIRST_VIEW_GROUP = 1573
@@ -94,9 +94,7 @@ def acquiredPlanes(stackVolume) -> list[LaxPlane]:
     images = [node for node in images if _crosses(ijkToWorld(node), stackMatrix, size)]
     images.sort(key=lambda node: node.GetName())
     center = _heartCenter([ijkToWorld(node) for node in images], stackMatrix, size)
-    return [
-        LaxPlane(Inputs.resolve(node).name, sliceToRas(ijkToWorld(node), center), node) for node in images[:MOST_PLANES]
-    ]
+    return [LaxPlane(Inputs.resolve(node).name, sliceToRas(ijkToWorld(node), center), node) for node in images]
 
 
 def derivedPlanes(labels: Stack, resultVolume) -> list[LaxPlane]:
@@ -186,10 +184,9 @@ def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str]) -> str:
 
 
 def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
-    label = f"{plane.name} {_columnTitle(column)}"
     properties = (
         ("orientation", "Axial"),
-        ("viewlabel", label),
+        ("viewlabel", _viewLabel(plane, column)),
         ("viewcolor", COLORS[row % len(COLORS)]),
         ("viewgroup", str(FIRST_VIEW_GROUP + row)),
     )
@@ -197,6 +194,10 @@ def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
         f'<property name="{name}" action="default">{quoteattr(v)[1:-1]}</property>' for name, v in properties
     )
     return f'<item><view class="vtkMRMLSliceNode" singletontag="{viewTag(row, column)}">{inside}</view></item>'
+
+
+def _viewLabel(plane: LaxPlane, column: str) -> str:
+    return f"{plane.name} {_columnTitle(column)}"
 
 
 def _columnTitle(column: str) -> str:
@@ -218,14 +219,27 @@ class LaxComparison:
             raise ModuleError(failure("no-long-axis"))
         self.original, self.upsampled, self.planes = original, upsampled, list(planes)
         self.generatedMask = generatedMask
-        hasAcquired = any(plane.volume is not None for plane in planes)
-        self.columns = COLUMNS if hasAcquired else COLUMNS[1:]
-        self._rowsIn3d = crossingPair(self.planes)
         self.previousLayout: int | None = None
         self._frameLink: FrameLink | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What stands beside each other; no acquired image where every plane is derived."""
+        hasAcquired = any(plane.volume is not None for plane in self.planes)
+        return COLUMNS if hasAcquired else COLUMNS[1:]
+
     def enter(self) -> None:
         """Arrange the views and fill them."""
+        self.previousLayout = _layoutNode().GetViewArrangement()
+        self._arrange()
+
+    def show(self, planes: Sequence[LaxPlane]) -> None:
+        """Show other planes; the user's own layout is still the one from before `enter`."""
+        self._release()
+        self.planes = list(planes)
+        self._arrange()
+
+    def _arrange(self) -> None:
         layoutNode = _layoutNode()
         layoutId = FIRST_LAYOUT_ID + 10 * len(self.planes) + len(self.columns)
         xml = layoutXml(self.planes, self.columns)
@@ -233,26 +247,33 @@ class LaxComparison:
             layoutNode.SetLayoutDescription(layoutId, xml)
         else:
             layoutNode.AddLayoutDescription(layoutId, xml)
-        self.previousLayout = layoutNode.GetViewArrangement()
         layoutNode.SetViewArrangement(layoutId)
         self.fill()
         self._frameLink = FrameLink(self.original, [plane.volume for plane in self.planes if plane.volume is not None])
 
-    def fill(self) -> None:
-        """Put volumes and planes into the views; called again when the views have got their size."""
-        for row, plane in enumerate(self.planes):
-            for column in self.columns:
-                self._fillView(row, plane, column)
-
-    def leave(self) -> None:
-        """Give the user's own layout back."""
+    def _release(self) -> None:
         if self._frameLink is not None:
             self._frameLink.remove()
+            self._frameLink = None
         for row in range(len(self.planes)):
             for column in self.columns:
                 sliceNode = _sliceNode(row, column)
                 if sliceNode is not None:
                     sliceNode.SetSliceVisible(False)
+
+    def fill(self) -> None:
+        """Put volumes and planes into the views; called again when the views have got their size."""
+        shownIn3d = crossingPair(self.planes)
+        for row, plane in enumerate(self.planes):
+            for column in self.columns:
+                self._fillView(row, plane, column)
+                sliceNode = _sliceNode(row, column)
+                if sliceNode is not None:
+                    sliceNode.SetSliceVisible(column == "upsampled" and row in shownIn3d)
+
+    def leave(self) -> None:
+        """Give the user's own layout back."""
+        self._release()
         if self.previousLayout is not None:
             _layoutNode().SetViewArrangement(self.previousLayout)
             self.previousLayout = None
@@ -278,11 +299,12 @@ class LaxComparison:
         sliceNode, composite = _sliceNode(row, column), _compositeNode(row, column)
         if sliceNode is None:
             return
+        # A view that is there already keeps the label of the plane that it showed before.
+        sliceNode.SetLayoutLabel(_viewLabel(plane, column))
         sliceNode.SetViewGroup(FIRST_VIEW_GROUP + row)
         right, _up, normal, center = plane.sliceToRas[:3].T
         sliceNode.SetSliceToRASByNTP(*normal, *right, *center, 0)
         self._setFieldOfView(sliceNode)
-        sliceNode.SetSliceVisible(column == "upsampled" and row in self._rowsIn3d)
         if composite is not None:
             shown = {"acquired": plane.volume, "original": self.original, "upsampled": self.upsampled}[column]
             composite.SetBackgroundVolumeID(shown.GetID() if shown is not None else None)

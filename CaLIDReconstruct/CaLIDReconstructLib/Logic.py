@@ -158,9 +158,9 @@ class Reconstruction:
     def estimate(
         self, node, settings: RunSettings, onAnswer: Callable[[dict | None, Failure | None], None]
     ) -> str | None:
-        """Ask how long a run of these settings would take; the temporary file is gone when the answer is there.
+        """Ask what a run of these settings would take; the temporary file is gone when the answer is there.
 
-        One frame is sent and the time multiplied, because writing a whole cine would hold up the panel.
+        One frame is sent with the number of all, because writing a whole cine would hold up the panel.
         """
         from calid import files
 
@@ -173,14 +173,13 @@ class Reconstruction:
 
         def answered(event, reason) -> None:
             workspace.remove()
-            if event is not None and event.get("seconds") is not None:
-                event = {**event, "seconds": stack.num_frames * float(event["seconds"])}
             onAnswer(event, reason)
 
         try:
             files.write_stack(stack.frame(0), path)
             request = settings.request(path, roi=roi)
-            return self.ask("estimate", answered, uncertainty=settings.uncertainty, **request)
+            fields = {"uncertainty": settings.uncertainty, "num_frames": stack.num_frames}
+            return self.ask("estimate", answered, **fields, **request)
         except OSError:
             workspace.remove()
             raise

@@ -8,7 +8,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import DemoCase, Inputs, Installation, SaxAssembly
+from . import DemoCase, Inputs, Installation, Licenses, SaxAssembly
 from .Job import RunResult
 from .Logic import Reconstruction
 from .Messages import Failure, ModuleError, memoryText, timeText
@@ -77,6 +77,7 @@ class Panel:
             return
         self._checkInput()
         self._prepareRegion()
+        self._showLicense()
         self.setup.refresh()
         self._showGroups()
         self._showButtons()
@@ -123,6 +124,13 @@ class Panel:
             chosen = Inputs.resolve(self.parameters.inputNode)
             Inputs.centerRegion(region, chosen.volume or chosen.reference)
 
+    def _showLicense(self) -> None:
+        found = Licenses.segmenterLicense(self.logic.preferences.modelsFolder)
+        self.ui.licenseLabel.visible = found is not None
+        if found is not None:
+            self.ui.licenseLabel.text = found.notice()
+            self.ui.licenseLabel.toolTip = _("Trained on {data}.").format(data=found.trainedOn)
+
     def _showGroups(self) -> None:
         self.groups = SaxAssembly.findGroups() if self.problem is not None else []
         self.ui.groupComboBox.clear()
@@ -149,33 +157,38 @@ class Panel:
 
     def askEstimate(self) -> None:
         """Ask the engine, in the background, what the chosen run would take; it warms the engine up as well."""
-        if self.parameters is None or self.problem is not None or (self.logic.job and not self.logic.job.isDone):
+        if self.parameters is None or (self.logic.job and not self.logic.job.isDone):
             return
-        if not Installation.isReady(self.logic.preferences.interpreter):
+        if self.problem is not None or not Installation.isReady(self.logic.preferences.interpreter):
             self.ui.estimateLabel.text = ""
             return
         if self._estimateId is not None:
-            return  # the answer under way will ask again if the settings changed meanwhile
-        settings = self._settings()
+            return  # the answer under way will ask again if the input or the settings changed meanwhile
+        asked = self._asked()
         try:
-            self._estimateId = self.logic.estimate(
-                self.parameters.inputNode, settings, lambda event, reason: self._onEstimate(settings, event, reason)
-            )
+            self._estimateId = self.logic.estimate(*asked, lambda event, reason: self._onEstimate(asked, event, reason))
         except (ModuleError, OSError) as error:
             self.ui.estimateLabel.text = str(error)
             return
         self.startPolling()
 
-    def _onEstimate(self, settings: RunSettings, event: dict | None, reason: Failure | None) -> None:
+    def _asked(self) -> tuple:
+        """The input node and the settings that an estimate is about."""
+        return self.parameters.inputNode, self._settings()
+
+    def _onEstimate(self, asked: tuple, event: dict | None, reason: Failure | None) -> None:
         self._estimateId = None
-        if event is not None:
+        if self.parameters is None:
+            return
+        if asked != self._asked():
+            self.estimateTimer.start()
+        elif event is not None:
+            settings = asked[1]
             self.ui.estimateLabel.text = estimateText(event, withSegmentation=settings.segment)
             self._askDevice(settings)
         elif reason is not None:
             self.ui.estimateLabel.text = reason.text()
             self.log("warning", "\n".join(filter(None, [reason.text(), reason.details])))
-        if self.parameters is not None and settings != self._settings():
-            self.estimateTimer.start()
 
     def _askDevice(self, settings: RunSettings) -> None:
         """Show the device with the reason for it and its memory; asked again when another one is chosen."""
@@ -210,6 +223,9 @@ class Panel:
         if not Installation.isReady(self.logic.preferences.interpreter) and not self.setup.install():
             self.ui.statusLabel.text = _("The engine's packages are not installed; nothing was done.")
             return
+        if not self._isLicenseAgreed():
+            self.ui.statusLabel.text = _("Nothing was done. Untick the segmentation to run without it.")
+            return
         self._startTime = time.monotonic()
         self._chosen = Inputs.resolve(self.parameters.inputNode)
         self.ui.statusLabel.text = ""
@@ -217,6 +233,12 @@ class Panel:
         self.log("info", _("Run: {settings}").format(settings=settings.summary()))
         self.logic.start(self.parameters.inputNode, settings, self)
         self.startPolling()
+
+    def _isLicenseAgreed(self) -> bool:
+        if not self.parameters.segmentResult:
+            return True
+        preferences = self.logic.preferences
+        return Licenses.isAgreed(Licenses.segmenterLicense(preferences.modelsFolder), preferences)
 
     def _settings(self) -> RunSettings:
         return RunSettings.fromParameters(self.parameters, self.logic.preferences.modelsFolder)
@@ -333,15 +355,27 @@ def _describe(stack) -> str:
 
 
 def estimateText(event: dict, *, withSegmentation: bool) -> str:
-    """The time that the engine expects and the device it would take; segmenting comes on top of it."""
+    """The time and memory that the engine expects and the device it would take; segmenting comes on top of it."""
     parts = []
     if event.get("seconds") is not None:
         parts.append(_("Expected time: {time}").format(time=timeText(float(event["seconds"]))))
+    if event.get("memory_bytes") is not None:
+        needed, free = (memoryText(float(event[name])) for name in ("memory_bytes", "free_bytes"))
+        parts.append(_("memory: {needed} of {free} free").format(needed=needed, free=free))
     if event.get("device"):
         parts.append(_("on {device}").format(device=event["device"]))
     if parts and withSegmentation:
         parts.append(_("and the segmentation after it"))
-    return ", ".join(parts)
+    text = ", ".join(parts)
+    return text if event.get("fits", True) else f"{text}\n{tooLargeText()}"
+
+
+def tooLargeText() -> str:
+    """What to do about a run that is expected not to fit."""
+    return _(
+        "This will probably not fit into memory: choose a region of interest, the shown frame only, fewer samples, a "
+        "smaller factor, or close other programs."
+    )
 
 
 def deviceText(information: dict) -> str:

@@ -39,6 +39,19 @@ class Method(enum.Enum):
         }[self]
 
 
+class Model(enum.Enum):
+    AUTO = "auto"
+    FRAMES = "2d"
+    CINE = "2d+t"
+
+    def label(self) -> str:
+        return {
+            Model.AUTO: _("Automatic (by the input)"),
+            Model.FRAMES: _("2D (each frame by itself)"),
+            Model.CINE: _("2D+T (all frames of a cine together)"),
+        }[self]
+
+
 class Mode(enum.Enum):
     DETAIL = "detail"
     FIDELITY = "fidelity"
@@ -79,7 +92,7 @@ class CaLIDReconstructParameterNode:
 
     inputNode - the short-axis stack: a volume, or a sequence (or the volume shown of one).
     frames - which frames of a cine are upsampled.
-    factor, method, mode, samples, steps, seed - see `calid.reconstruct.Settings`.
+    factor, method, model, mode, samples, steps, seed - see `calid.settings.Settings`.
     region - only the part of each slice inside this region is worked on; the rest is linear.
     device - where the engine computes.
     outputName - name of the result; empty for an automatic one.
@@ -90,6 +103,7 @@ class CaLIDReconstructParameterNode:
     frames: Frames = Frames.ALL
     factor: Factor = Factor.ISOTROPIC
     method: Method = Method.CALID_PLUS
+    model: Model = Model.AUTO
     mode: Mode = Mode.DETAIL
     samples: Annotated[int, WithinRange(1, 64)] = 8
     steps: Annotated[int, WithinRange(1, 1000)] = 8
@@ -127,3 +141,12 @@ class Preferences:
     @modelsFolder.setter
     def modelsFolder(self, path: str) -> None:
         self._settings.setValue(self.PREFIX + "ModelsFolder", path)
+
+    @property
+    def agreedLicense(self) -> str:
+        """The licence of the segmenter's weights that the user agreed to; empty before."""
+        return str(self._settings.value(self.PREFIX + "AgreedLicense", "") or "")
+
+    @agreedLicense.setter
+    def agreedLicense(self, identifier: str) -> None:
+        self._settings.setValue(self.PREFIX + "AgreedLicense", identifier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from .Transaction import Transaction
 PROVENANCE = "CaLID.Provenance"
 GENERATED = "CaLID.GeneratedSlices"
 SOURCE = "CaLID.Source"
+LICENSE = "CaLID.License"
 GENERATED_COLOR = (0.30, 0.75, 0.95)
 
 
@@ -139,8 +141,7 @@ class ResultNodes:
             copyWindowLevel(source, node)
 
     def _note(self, node, stack: Stack, requested: dict) -> None:
-        provenance = {**stack.provenance, "requested": requested}
-        node.SetAttribute(PROVENANCE, json.dumps(provenance, sort_keys=True, default=str))
+        noteProvenance(node, {**stack.provenance, "requested": requested})
         node.SetAttribute(GENERATED, ",".join(map(str, np.flatnonzero(stack.generated))))
         node.SetAttribute(SOURCE, self.chosen.name)
 
@@ -155,6 +156,13 @@ def readResult(node) -> Stack:
     generated = np.zeros(stack.num_slices, bool)
     generated[[int(index) for index in (node.GetAttribute(GENERATED) or "").split(",") if index]] = True
     return replace(stack, generated=generated, provenance=json.loads(node.GetAttribute(PROVENANCE) or "{}"))
+
+
+def noteProvenance(node, provenance: Mapping) -> None:
+    """Write on a node what made it, and under which licences its models' weights are."""
+    node.SetAttribute(PROVENANCE, json.dumps(dict(provenance), sort_keys=True, default=str))
+    licenses = [provenance.get("model_license"), provenance.get("segmenter", {}).get("license")]
+    node.SetAttribute(LICENSE, ", ".join(filter(None, licenses)) or None)
 
 
 def isGenerated(node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,15 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
-from .Results import ResultNodes, placeInStudy
+from .Results import ResultNodes, noteProvenance, placeInStudy
 from .Transaction import Transaction
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - CaLID"
 TERMINOLOGY_FILE = (
     Path(__file__).resolve().parents[1] / "Resources" / "SegmentationCategoryTypeModifier-CaLID.term.json"
 )
-SMOOTHING = 0.3
+LABELMAP, SURFACE = "Binary labelmap", "Closed surface"
+SMOOTHING = 0.5  # where Slicer makes the surfaces (after editing, after loading a scene): nearest to the engine's look
 WALL_OPACITY_3D = 0.4  # lets the LV cavity be seen through its wall
 
 
@@ -54,18 +56,19 @@ def loadTerminology() -> None:
         terminologies.logic().LoadTerminologyFromFile(str(TERMINOLOGY_FILE))
 
 
-def fillSegmentation(node, labels: Stack, frame: int = 0) -> None:
+def fillSegmentation(node, labels: Stack, frame: int = 0, surfaceFiles: Mapping[str, Path] | None = None) -> None:
     """Replace a segmentation node's segments by the labels of one frame; all share one labelmap.
 
     Args:
         node: segmentation node, in a scene or not.
         labels: uint8 stack, 1 LV cavity, 2 LV myocardium, 3 RV cavity.
         frame: which frame.
+        surfaceFiles: label key -> file with the engine's closed surface in LPS; Slicer makes those that are not there.
     """
     image = _orientedImage(labels, frame)
     segmentation = node.GetSegmentation()
     segmentation.RemoveAllSegments()
-    segmentation.SetSourceRepresentationName("Binary labelmap")
+    segmentation.SetSourceRepresentationName(LABELMAP)
     segmentation.SetConversionParameter("Smoothing factor", str(SMOOTHING))
     for label in LABELS:
         segment = slicer.vtkSegment()
@@ -73,9 +76,24 @@ def fillSegmentation(node, labels: Stack, frame: int = 0) -> None:
         segment.SetColor(color(label))
         segment.SetLabelValue(label.value)
         segment.SetTag(segment.GetTerminologyEntryTagName(), terminology(label))
-        segment.AddRepresentation("Binary labelmap", image)
+        segment.AddRepresentation(LABELMAP, image)
+        if surfaceFiles and label.key in surfaceFiles:
+            segment.AddRepresentation(SURFACE, readSurface(surfaceFiles[label.key]))
         segmentation.AddSegment(segment, label.key)
     node.CreateClosedSurfaceRepresentation()
+
+
+def readSurface(path: Path):
+    """A surface of the engine (LPS mm) as polygons in RAS mm."""
+    reader = vtk.vtkXMLPolyDataReader()
+    reader.SetFileName(str(path))
+    toRas = vtk.vtkTransform()
+    toRas.Scale(-1, -1, 1)  # a half turn: triangles keep facing outwards
+    turn = vtk.vtkTransformPolyDataFilter()
+    turn.SetTransform(toRas)
+    turn.SetInputConnection(reader.GetOutputPort())
+    turn.Update()
+    return turn.GetOutput()
 
 
 def _orientedImage(labels: Stack, frame: int):
@@ -95,8 +113,11 @@ class SegmentationNodes:
     `addFrame` is called once per frame, so that the application stays usable while surfaces are made.
     """
 
-    def __init__(self, result: ResultNodes, labels: Stack, transaction: Transaction) -> None:
+    def __init__(
+        self, result: ResultNodes, labels: Stack, transaction: Transaction, surfacesFolder: Path | None = None
+    ) -> None:
         self.result, self.labels, self.transaction = result, labels, transaction
+        self.surfacesFolder = surfacesFolder
         self.name = f"{result.name} segmentation"
         self.sequence = None
         self.node = None
@@ -108,12 +129,20 @@ class SegmentationNodes:
                 self._addToSequence(frame)
             else:
                 self.node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.name)
-                fillSegmentation(self.node, self.labels, frame)
+                self._fill(self.node, frame)
                 self._prepare(self.node)
+
+    def _fill(self, node, frame: int) -> None:
+        files = {}
+        if self.surfacesFolder is not None:
+            files = {path.stem.split("-")[1]: path for path in self.surfacesFolder.glob(f"frame{frame:04d}-*.vtp")}
+        fillSegmentation(node, self.labels, frame, files)
+        noteProvenance(node, self.labels.provenance)
 
     def finish(self) -> None:
         """Show the frame that the browser shows."""
         if self.sequence is not None:
+            noteProvenance(self.sequence, self.labels.provenance)
             slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(self.result.browser)
 
     def _addToSequence(self, frame: int) -> None:
@@ -127,7 +156,7 @@ class SegmentationNodes:
             self.sequence.SetNumericIndexValueTolerance(source.GetNumericIndexValueTolerance())
         item = slicer.vtkMRMLSegmentationNode()
         item.SetName(self.name)
-        fillSegmentation(item, self.labels, frame)
+        self._fill(item, frame)
         self.sequence.SetDataNodeAtValue(item, self.result.sequence.GetNthIndexValue(frame))
         if self.node is None:
             browser.AddSynchronizedSequenceNode(self.sequence)
@@ -141,6 +170,7 @@ class SegmentationNodes:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetOpacity2DFill(0.25)
         node.GetDisplayNode().SetSegmentOpacity3D(MYOCARDIUM.key, WALL_OPACITY_3D)
+        noteProvenance(node, self.labels.provenance)
         node.SetAndObserveTransformNodeID(self.result.volume.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(self.result.volume)
         placeInStudy(node, self.result.volume)
@@ -159,6 +189,7 @@ def addFunctionNodes(result: ResultNodes, labels: Stack, transaction: Transactio
         table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{result.name} volumes")
         slicer.util.updateTableFromArray(table, _columns(function, labels), _columnNames(result))
         table.SetDescription(functionText(function))
+        noteProvenance(table, labels.provenance)
         placeInStudy(table, result.volume)
         chart = _chart(result, table)
     return table, chart

@@ -7,6 +7,7 @@ from pathlib import Path
 
 FACTORS = ("isotropic", 2, 4, 8, 16)
 METHODS = ("calid+", "calid", "linear")
+MODELS = ("auto", "2d", "2d+t")
 MODES = ("detail", "fidelity")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -18,6 +19,7 @@ class RunSettings:
     Args:
         factor: gaps are divided by this, or "isotropic".
         method: "calid+", "calid" or "linear".
+        model: "2d" makes each frame by itself, "2d+t" all frames of a cine together, "auto" chooses by the input.
         mode: "detail" (one sample) or "fidelity" (mean of `samples`).
         samples: number of samples that the mean is made of.
         steps: diffusion steps.
@@ -34,6 +36,7 @@ class RunSettings:
 
     factor: int | str = "isotropic"
     method: str = "calid+"
+    model: str = "auto"
     mode: str = "detail"
     samples: int = 8
     steps: int = 8
@@ -48,7 +51,8 @@ class RunSettings:
     modelsFolder: str = ""
 
     def __post_init__(self) -> None:
-        for name, choices in (("factor", FACTORS), ("method", METHODS), ("mode", MODES), ("device", DEVICES)):
+        allowed = {"factor": FACTORS, "method": METHODS, "model": MODELS, "mode": MODES, "device": DEVICES}
+        for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
         if self.samples < 1 or self.steps < 1 or self.seed < 0:
@@ -60,6 +64,7 @@ class RunSettings:
         return cls(
             factor=parameters.factor.value,
             method=parameters.method.value,
+            model=parameters.model.value,
             mode=parameters.mode.value,
             samples=parameters.samples,
             steps=parameters.steps,
@@ -79,6 +84,7 @@ class RunSettings:
         shown = (
             "factor",
             "method",
+            "model",
             "mode",
             "samples",
             "steps",
@@ -97,7 +103,9 @@ class RunSettings:
             inputFile: the stack as the engine reads it.
             roi: [first column, end column, first row, end row] in voxels, or None.
         """
-        chosen = {name: getattr(self, name) for name in ("factor", "method", "mode", "steps", "seed", "device")}
+        chosen = {
+            name: getattr(self, name) for name in ("factor", "method", "model", "mode", "steps", "seed", "device")
+        }
         needsSamples = self.mode == "fidelity" or self.uncertainty
         chosen["samples"] = self.samples if needsSamples else None
         return {**chosen, "input": str(inputFile), "roi": roi, "models": self.modelsFolder or None}

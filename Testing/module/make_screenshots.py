@@ -1,6 +1,7 @@
 """Make the README's pictures from the bundled demo case: the panel and the long-axis comparison.
 
     python Testing/module/make_screenshots.py [--method calid+|linear] [--factor isotropic] [--frames current|all]
+                                              [--folder FOLDER]
 
 The panel is the real .ui and widget under the test host's stand-ins for Slicer's own widgets; the views are drawn by
 Slicer's own displayable managers. The method used is written on the picture.
@@ -41,20 +42,25 @@ def main() -> int:
     parser.add_argument("--method", default="calid+", choices=["calid+", "calid", "linear"])
     parser.add_argument("--factor", default="isotropic")
     parser.add_argument("--frames", default="current", choices=["current", "all"], help="all takes 25 times as long")
+    parser.add_argument("--folder", type=Path, help="put the pictures here instead of where the README looks for them")
     options = parser.parse_args()
+    target, thumbnail = options.folder or TARGET, (options.folder or THUMBNAIL.parent) / THUMBNAIL.name
     application = host.install()
     from host.application import MODULE_FOLDER, loadModule, openWidget
 
     module, _ = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
+    from CaLIDReconstructLib.Licenses import segmenterLicense
+
     widget = openWidget(module, "CaLIDReconstruct")
+    widget.logic.preferences.agreedLicense = segmenterLicense().identifier  # nobody is there to be asked
     widget.parent.resize(500, 1180)
     widget.parent.show()
     try:
         runDemo(application, widget, options)
-        TARGET.mkdir(parents=True, exist_ok=True)
-        save(comparisonPicture(widget, options.method), TARGET / "comparison.png")
-        savePanel(application, widget, TARGET / "panel.png")
-        saveThumbnail(widget)
+        target.mkdir(parents=True, exist_ok=True)
+        save(comparisonPicture(widget, options.method), target / "comparison.png")
+        savePanel(application, widget, target / "panel.png")
+        saveThumbnail(widget, thumbnail)
     finally:
         widget.cleanup()
     return 0
@@ -124,7 +130,7 @@ def comparisonPicture(widget, method: str) -> Image.Image:
     return canvas
 
 
-def saveThumbnail(widget) -> None:
+def saveThumbnail(widget, path: Path) -> None:
     """The picture on the Sample Data module's button: a slice of the demo case's short-axis cine."""
     import slicer
 
@@ -136,7 +142,7 @@ def saveThumbnail(widget) -> None:
     scale = max(width / grey.width, height / grey.height)
     grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS)
     left, top = (grey.width - width) // 2, (grey.height - height) // 2
-    grey.crop((left, top, left + width, top + height)).quantize(64).save(THUMBNAIL, optimize=True)
+    grey.crop((left, top, left + width, top + height)).quantize(64).save(path, optimize=True)
 
 
 def write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:

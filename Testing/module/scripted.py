@@ -7,9 +7,12 @@ from pathlib import Path
 
 import hearts
 import numpy as np
+import vtk
 from calid import files
+from calid.surfaces import write_surface
 
 SPREAD = np.float32(7.5)
+SEGMENTER = {"name": "segmenter", "license": "CC-BY-NC-SA-4.0"}
 
 
 class ScriptedTransport:
@@ -80,12 +83,33 @@ def upsample(request: dict) -> list[dict]:
 
 
 def segment(request: dict) -> list[dict]:
-    """The phantom's own labels on the grid of the result."""
+    """The phantom's own labels on the grid of the result, with a provenance like the segmenter's."""
     stack = files.read_stack(Path(request["input"]))
     sparse = hearts.labels(stack.num_frames)
     factor = (stack.num_slices - 1) // (sparse.num_slices - 1)
-    files.write_labels(hearts.dense(sparse, factor), Path(request["output"]))
+    files.write_labels(hearts.dense(sparse, factor).noted(segmenter=SEGMENTER), Path(request["output"]))
     return [progress(0.5), {"event": "result", "output": request["output"]}]
+
+
+def segmentWithSurfaces(request: dict) -> list[dict]:
+    """As `segment`, with a tetrahedron for every frame's LV surface, which no conversion of Slicer's would make."""
+    events = segment(request)
+    for frame in range(files.read_stack(Path(request["output"])).num_frames):
+        write_surface(tetrahedron(), Path(request["surfaces_folder"]) / f"frame{frame:04d}-LV.vtp")
+    return events
+
+
+def tetrahedron():
+    """Corners (LPS mm) at (10, 20, 30) and 5 mm further along each axis, faces outwards."""
+    points = vtk.vtkPoints()
+    for corner in ((10, 20, 30), (15, 20, 30), (10, 25, 30), (10, 20, 35)):
+        points.InsertNextPoint(corner)
+    mesh, faces = vtk.vtkPolyData(), vtk.vtkCellArray()
+    for face in ((0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)):
+        faces.InsertNextCell(3, face)
+    mesh.SetPoints(points)
+    mesh.SetPolys(faces)
+    return mesh
 
 
 def good(request: dict) -> list[dict]:
@@ -94,8 +118,9 @@ def good(request: dict) -> list[dict]:
 
 
 def estimate(request: dict) -> list[dict]:
-    del request
-    return [{"event": "result", "seconds": 42.0, "device": "CPU (no CUDA GPU was found)"}]
+    frames = request["num_frames"]
+    facts = {"seconds": 42.0 * frames, "memory_bytes": 7e8 * frames, "free_bytes": 6e9, "fits": frames < 8}
+    return [{"event": "result", "device": "CPU (no CUDA GPU was found)", **facts}]
 
 
 def info(request: dict) -> list[dict]:

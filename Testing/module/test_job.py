@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import scripted
 import slicer
 import vtk
 from calid import files
-from CaLIDReconstructLib import Inputs, Nodes, Segmentations
+from CaLIDReconstructLib import Inputs, Nodes, Results, Segmentations
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.Job import UpsampleJob
 from CaLIDReconstructLib.Logic import Quiet
@@ -238,6 +239,44 @@ def test_surfaces_lie_where_the_heart_lies():
     inside = np.argwhere(hearts.labels().voxels[0] == 1)[:, ::-1]
     ras = hearts.labels().to_lps(inside) * [-1, -1, 1]
     assert np.allclose(bounds.mean(axis=1), (ras.min(axis=0) + ras.max(axis=0)) / 2, atol=6)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_engines_surfaces_are_shown_in_their_place_facing_outwards(frames):
+    volume, _ = hearts.addPicture(frames)
+
+    def script(request):
+        return scripted.segmentWithSurfaces(request) if request["command"] == "segment" else scripted.good(request)
+
+    run = Run(script, volume, segment=True).toTheEnd()
+    node = run.listener.result.segmentation
+    if frames > 1:
+        Inputs.resolve(volume).browser.SetSelectedItemNumber(2)
+    surface = vtk.vtkPolyData()
+    node.GetClosedSurfaceRepresentation("LV", surface)
+    corners = [surface.GetPoint(index) for index in range(surface.GetNumberOfPoints())]
+    assert corners == [(-10, -20, 30), (-15, -20, 30), (-10, -25, 30), (-10, -20, 35)]
+    normals = vtk.vtkPolyDataNormals()
+    normals.SetInputData(surface)
+    normals.ComputePointNormalsOff()
+    normals.ComputeCellNormalsOn()
+    normals.ConsistencyOff()
+    normals.SplittingOff()
+    normals.Update()
+    bottom = normals.GetOutput().GetCellData().GetNormals().GetTuple(0)
+    assert bottom == pytest.approx((0, 0, -1), abs=1e-6)  # the face at the lowest S
+    node.GetClosedSurfaceRepresentation("RV", surface)
+    assert surface.GetNumberOfPoints() > 100  # what the engine did not write is made by Slicer
+
+
+def test_a_segmentation_says_what_made_it_and_under_which_licence():
+    volume, _ = hearts.addPicture(frames=2)
+    result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
+    Inputs.resolve(volume).browser.SetSelectedItemNumber(1)
+    for node in (result.segmentation, result.functionTable):
+        assert json.loads(node.GetAttribute(Results.PROVENANCE))["segmenter"] == scripted.SEGMENTER
+        assert node.GetAttribute(Results.LICENSE) == "CC-BY-NC-SA-4.0"
+    assert result.sequence.GetAttribute(Results.LICENSE) is None  # this engine named no model
 
 
 def test_volumes_over_time_agree_with_the_phantoms_formula():

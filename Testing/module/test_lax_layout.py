@@ -125,6 +125,45 @@ def test_the_two_planes_that_cross_most_squarely_are_shown_in_3d(case, views):
     assert not views.views[LaxLayout.viewTag(0, "original")].node.GetSliceVisible()
 
 
+@pytest.fixture
+def fivePlanes(case):
+    """The case with five long-axis cines, as the demo case has."""
+    for index, name in enumerate(("lvot", "rv-2ch", "rvot")):
+        Nodes.addStack(hearts.longAxis(hearts.picture(FRAMES), HEART, angle=0.3 + 0.4 * index), name)
+    return LaxLayout.acquiredPlanes(case[0])
+
+
+def test_every_long_axis_image_of_the_scene_can_be_compared(case, fivePlanes, views):
+    assert [plane.name for plane in fivePlanes] == ["2ch", "4ch", "lvot", "rv-2ch", "rvot"]
+    LaxLayout.LaxComparison(case[0], case[1], fivePlanes).enter()
+    shown = [composite(views, row, "acquired").GetBackgroundVolumeID() for row in range(5)]
+    assert shown == [plane.volume.GetID() for plane in fivePlanes]
+    pictures = [views.views[LaxLayout.viewTag(row, "upsampled")].pixels() for row in range(5)]
+    assert all(picture.std() > 20 for picture in pictures)
+
+
+def test_other_planes_take_the_place_of_the_first_ones(case, fivePlanes, views):
+    before = views.layoutNode.GetViewArrangement()
+    comparison = LaxLayout.LaxComparison(case[0], case[1], fivePlanes[:2])
+    comparison.enter()
+    first = views.views[LaxLayout.viewTag(0, "acquired")]
+    oldLabel = first.node.GetLayoutLabel()
+    comparison.show(fivePlanes[3:])
+    assert composite(views, 0, "acquired").GetBackgroundVolumeID() == fivePlanes[3].volume.GetID()
+    assert np.allclose(
+        slicer.util.arrayFromVTKMatrix(first.node.GetSliceToRAS())[:3, 2], fivePlanes[3].sliceToRas[:3, 2]
+    )
+    assert (oldLabel, first.node.GetLayoutLabel()) == ("2ch acquired", "rv-2ch acquired")
+    Inputs.resolve(case[0]).browser.SetSelectedItemNumber(3)
+    followed = [Inputs.resolve(plane.volume).browser.GetSelectedItemNumber() for plane in fivePlanes]
+    assert followed[3:] == [3, 3]  # only what is shown follows the short-axis cine's frame
+    assert followed[:2] == [0, 0]
+    comparison.show(fivePlanes[2:3])
+    assert not views.views[LaxLayout.viewTag(1, "upsampled")].node.GetSliceVisible()
+    comparison.leave()
+    assert views.layoutNode.GetViewArrangement() == before
+
+
 def test_toggling_shows_the_original_in_the_upsampled_views_and_back(case, views):
     original, upsampled, _, _ = case
     comparison = comparisonOf(case)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
+from types import SimpleNamespace
 
 import hearts
+import phantoms
 import pytest
 import scripted
 import slicer
-from CaLIDReconstructLib import Installation, Nodes
+from CaLIDReconstructLib import Installation, LaxLayout, Nodes
 from CaLIDReconstructLib.Installation import TorchState
-from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Preferences
+from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Model, Preferences
 from host.application import MODULE_FOLDER, loadModule, openWidget
 
 MODULE, MODULE_INSTANCE = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
@@ -19,11 +22,12 @@ MODULE, MODULE_INSTANCE = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
 class Opened:
     """A panel on a scripted engine."""
 
-    def __init__(self, script=scripted.good, **options) -> None:
+    def __init__(self, script=scripted.good, *, agreedLicense: str = "CC-BY-NC-SA-4.0", **options) -> None:
         self.transports: list[scripted.ScriptedTransport] = []
         self.confirmations: list[str] = []
         preferences = Preferences()
         preferences.interpreter = preferences.modelsFolder = ""
+        preferences.agreedLicense = agreedLicense
         logic = MODULE.CaLIDReconstructLogic(preferences, lambda: self._engine(script, options))
         installation = Installation.Installation(installer=object(), confirm=self._confirm)
         self.widget = openWidget(MODULE, "CaLIDReconstruct", logic=logic, installation=installation)
@@ -100,11 +104,13 @@ def test_an_unsuitable_volume_is_explained_before_any_run(opened):
     assert panel.commands == []
 
 
-def test_time_and_device_are_shown_before_the_click(opened):
+def test_time_memory_and_device_are_shown_before_the_click(opened):
     hearts.addPicture()
     panel = opened()
     panel.until(lambda: panel.ui.estimateLabel.text)
     assert "42 s" in panel.ui.estimateLabel.text
+    assert "700 MB of 6.0 GB free" in panel.ui.estimateLabel.text
+    assert "not fit" not in panel.ui.estimateLabel.text
     assert "CPU" in panel.ui.estimateLabel.text
     assert "segmentation" in panel.ui.estimateLabel.text
     assert panel.commands[0] == "estimate"
@@ -118,6 +124,40 @@ def test_the_estimate_of_a_cine_counts_its_frames_but_sends_one(opened):
     panel = opened()
     panel.until(lambda: panel.ui.estimateLabel.text)
     assert "2 min" in panel.ui.estimateLabel.text  # three times 42 s
+
+
+def test_a_run_that_will_not_fit_is_warned_of_before_the_click(opened):
+    hearts.addPicture(frames=9)
+    panel = opened()
+    panel.until(lambda: panel.ui.estimateLabel.text)
+    assert "6.3 GB of 6.0 GB free" in panel.ui.estimateLabel.text
+    assert "not fit into memory" in panel.ui.estimateLabel.text
+    panel.parameters.frames = Frames.CURRENT
+    panel.until(lambda: "not fit" not in panel.ui.estimateLabel.text)
+
+
+def test_an_estimate_of_another_input_is_not_shown(opened):
+    volume, _ = hearts.addPicture(name="still")
+    cine, _ = hearts.addPicture(frames=3, name="cine")
+    held = []
+
+    def script(request):
+        if request["command"] == "estimate" and not held:
+            held.append({"id": request["id"], **scripted.estimate(request)[0]})
+            return []
+        return scripted.good(request)
+
+    panel = opened(script)
+    panel.parameters.inputNode = volume
+    panel.until(lambda: held)
+    panel.parameters.inputNode = cine
+    panel.transports[0].events += held
+    panel.until(lambda: panel.ui.estimateLabel.text)
+    assert "2 min" in panel.ui.estimateLabel.text  # of the cine, three times 42 s
+    assert panel.commands.count("estimate") == 2
+    stack = hearts.picture()
+    panel.parameters.inputNode = Nodes.addVolume(stack.with_voxels(stack.voxels[:, :1], generated=None), "localizer")
+    panel.until(lambda: not panel.ui.estimateLabel.text)  # there is nothing to expect of what cannot be run
 
 
 def test_a_click_while_the_estimate_is_under_way_runs_all_the_same(opened):
@@ -258,6 +298,51 @@ def test_parameters_and_widgets_follow_each_other(opened):
     assert panel.parameters.outputName == "mine"
 
 
+def test_the_chosen_model_is_what_the_engine_is_asked_for(opened):
+    hearts.addPicture(frames=2)
+    panel = opened()
+    assert panel.parameters.model is Model.AUTO
+    panel.ui.modelComboBox.setCurrentIndex(2)
+    panel.run()
+    request = next(r for t in panel.transports for r in t.requests if r["command"] == "upsample")
+    assert request["model"] == "2d+t"
+
+
+def test_a_button_that_cannot_be_clicked_says_what_it_waits_for(opened):
+    hearts.addPicture()
+    panel = opened()
+    assert "no result yet" in panel.ui.show3DButton.toolTip
+    panel.parameters.segmentResult = False
+    panel.run()
+    assert "Segmentation" in panel.ui.show3DButton.toolTip
+    assert "cine" in panel.ui.functionButton.toolTip
+    panel.parameters.segmentResult = True
+    panel.run()
+    assert panel.ui.show3DButton.enabled
+    assert panel.ui.show3DButton.toolTip == "Show the ventricles in 3D."
+
+
+class ThreeDViews:
+    """The part of a layout manager that knows the 3D views."""
+
+    threeDViewCount = 2
+
+    def __init__(self) -> None:
+        self.centred: list[int] = []
+
+    def threeDWidget(self, index: int):
+        view = SimpleNamespace(resetFocalPoint=lambda: self.centred.append(index))
+        return SimpleNamespace(threeDView=lambda: view)
+
+
+def test_the_3d_views_turn_to_a_new_segmentation(opened, monkeypatch):
+    shown = ThreeDViews()
+    monkeypatch.setattr(slicer.app, "layoutManager", lambda: shown)
+    hearts.addPicture()
+    opened().run()
+    assert shown.centred == [0, 1]
+
+
 def test_the_frames_choice_is_there_for_a_cine_only(opened):
     hearts.addPicture(name="still")
     panel = opened()
@@ -318,8 +403,6 @@ def test_the_result_can_be_taken_away_again(opened):
 def test_the_comparison_is_entered_and_left_with_one_button(opened, views):
     hearts.addPicture(frames=2)
     stack = hearts.picture(2)
-    import phantoms
-
     Nodes.addStack(hearts.longAxis(stack, phantoms.heart_frame(3)), "4ch")
     panel = opened()
     panel.run()
@@ -339,6 +422,102 @@ def test_without_long_axis_images_planes_come_from_the_segmentation(opened):
     panel = opened()
     panel.run()
     assert {plane.name for plane in panel.panel.results.planes()} == {"2ch", "3ch", "4ch"}
+
+
+def test_the_planes_of_the_comparison_can_be_chosen(opened, views):
+    hearts.addPicture(frames=2)
+    for index, name in enumerate(("a", "b", "c", "d", "e")):
+        image = hearts.longAxis(hearts.picture(2), phantoms.heart_frame(3), angle=0.5 * index)
+        Nodes.addStack(image, name)
+    panel = opened()
+    panel.run()
+    before = views.layoutNode.GetViewArrangement()
+    assert not panel.ui.planesButton.enabled
+    panel.ui.compareButton.click()
+    actions = panel.ui.planesButton.menu().actions()
+    assert [(action.text, action.checked) for action in actions] == [(name, name != "e") for name in "abcde"]
+    panel.ui.toggleButton.click()
+    actions[4].trigger()
+    for action in actions[:3]:
+        action.trigger()
+    comparison = panel.panel.results.comparison
+    assert [plane.name for plane in comparison.planes] == ["d", "e"]
+    shown = views.views[LaxLayout.viewTag(1, "upsampled")].composite.GetBackgroundVolumeID()
+    assert shown == comparison.original.GetID()  # the toggle holds for the new planes too
+    for action in actions[3:]:
+        action.trigger()
+    assert [plane.name for plane in comparison.planes] == ["e"]  # the last one stays
+    assert actions[4].checked
+    panel.ui.compareButton.click()
+    assert views.layoutNode.GetViewArrangement() == before
+    assert not panel.ui.planesButton.enabled
+
+
+def test_the_licence_of_the_segmentation_is_told_before_anything_is_clicked(opened):
+    panel = opened()
+    assert panel.ui.licenseLabel.isVisibleTo(panel.widget.parent)
+    assert "non-commercial use only" in panel.ui.licenseLabel.text
+    assert "https://creativecommons.org/licenses/by-nc-sa/4.0/" in panel.ui.licenseLabel.text
+    assert "ACDC" in panel.ui.licenseLabel.toolTip
+
+
+def asked(monkeypatch, answer: bool) -> list[str]:
+    """The questions that the user answers from now on."""
+    questions = []
+    confirm = lambda text, **_: questions.append(text) or answer  # noqa: E731
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", confirm)
+    return questions
+
+
+def test_nothing_runs_until_the_non_commercial_licence_is_agreed_to(opened, monkeypatch):
+    questions = asked(monkeypatch, answer=False)
+    hearts.addPicture()
+    panel = opened(agreedLicense="")
+    assert questions == []
+    panel.ui.upsampleButton.click()
+    assert len(questions) == 1
+    assert "CC BY-NC-SA 4.0" in questions[0]
+    assert "Untick the segmentation" in panel.ui.statusLabel.text
+    assert "upsample" not in panel.commands
+    panel.parameters.segmentResult = False
+    panel.run()
+    assert "Done" in panel.ui.statusLabel.text
+    assert len(questions) == 1
+
+
+def test_the_agreement_is_remembered_for_this_licence_only(opened, monkeypatch, tmp_path):
+    questions = asked(monkeypatch, answer=True)
+    hearts.addPicture()
+    panel = opened(agreedLicense="")
+    panel.run()
+    panel.run()
+    assert len(questions) == 1
+    assert Preferences().agreedLicense == "CC-BY-NC-SA-4.0"
+    other = {"models": [{"name": "segmenter", "license": "CC-BY-NC-ND-4.0", "trained_on": "other hearts"}]}
+    (tmp_path / "models.json").write_text(json.dumps(other), encoding="utf-8")
+    panel.logic.preferences.modelsFolder = str(tmp_path)
+    panel.run()
+    assert len(questions) == 2
+    assert "other hearts" in questions[1]
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"models": [{"name": "segmenter", "license": "MIT"}]}'])
+def test_a_licence_for_every_use_or_an_unreadable_one_asks_nothing(opened, monkeypatch, tmp_path, manifest):
+    questions = asked(monkeypatch, answer=False)
+    hearts.addPicture()
+    panel = opened(agreedLicense="")
+    (tmp_path / "models.json").write_text(manifest, encoding="utf-8")
+    panel.logic.preferences.modelsFolder = str(tmp_path)
+    panel.panel.refresh()
+    isTold = panel.ui.licenseLabel.isVisibleTo(panel.widget.parent)
+    assert isTold == ("MIT" in manifest)
+    if isTold:
+        assert (
+            panel.ui.licenseLabel.text
+            == 'Its weights are licensed <a href="https://spdx.org/licenses/MIT.html">MIT</a>.'
+        )
+    panel.run()
+    assert questions == []
 
 
 def test_the_interpreter_is_kept_in_the_settings_and_not_in_the_scene(opened):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import tempfile
 import time
 
 import hearts
 import numpy as np
 import pytest
 import slicer
+import vtk
 from calid import files
-from CaLIDReconstructLib import DemoCase, Nodes
+from calid.labels import LABELS
+from CaLIDReconstructLib import DemoCase, Nodes, Results
 from CaLIDReconstructLib.Messages import ModuleError
 from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Preferences
 from host.application import MODULE_FOLDER, loadModule, openWidget
@@ -141,6 +144,33 @@ def test_the_batch_call_uses_one_warm_engine_and_survives_a_bad_case(logic):
     assert engineProcess(logic) is process
     assert first.volume.GetImageData().GetDimensions()[2] == 2 * stack.num_slices - 1
     assert second.volume.GetImageData().GetDimensions()[2] == 4 * stack.num_slices - 3
+
+
+@pytest.fixture
+def foreignFolder(tmp_path, monkeypatch):
+    """A temporary folder as of a user whose name is not ASCII."""
+    folder = tmp_path / "J\u00fcrgen \u5fc3\u81d3"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.usefixtures("foreignFolder")
+def test_a_segmentation_brings_smooth_surfaces_with_the_volume_of_its_labels(logic):
+    volume, _ = hearts.addPicture()
+    result = logic.upsample(volume, method="linear", factor=4, segment=True)
+    assert result.warnings == []
+    assert result.segmentation.GetAttribute(Results.LICENSE) == "CC-BY-NC-SA-4.0"
+    voxel_mm3 = float(np.prod(result.labels.spacing_mm))
+    for label in LABELS:
+        surface = vtk.vtkPolyData()
+        result.segmentation.GetClosedSurfaceRepresentation(label.key, surface)
+        properties = vtk.vtkMassProperties()
+        properties.SetInputData(surface)
+        assert properties.GetVolume() == pytest.approx(
+            (result.labels.voxels == label.value).sum() * voxel_mm3, rel=0.02
+        )
 
 
 def loadScript():

@@ -8,6 +8,7 @@ import hearts
 import numpy as np
 import scripted
 import slicer
+import vtk
 from CaLIDReconstructLib import Inputs, Results
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.Job import UpsampleJob
@@ -85,6 +86,11 @@ def test_a_segmentation_survives_saving_and_loading(scene, tmp_path):
     segmentation = node.GetSegmentation()
     names = {segmentation.GetNthSegment(index).GetName() for index in range(3)}
     assert names == {"LV cavity", "LV myocardium", "RV cavity"}
+    assert node.GetAttribute(Results.LICENSE) == "CC-BY-NC-SA-4.0"
+    assert node.CreateClosedSurfaceRepresentation()  # the file holds labels only; Slicer makes the surfaces of them
+    surface = vtk.vtkPolyData()
+    assert node.GetClosedSurfaceRepresentation("LV", surface)
+    assert surface.GetNumberOfPoints() > 100
 
 
 def test_the_users_choices_survive_saving_and_loading(scene, tmp_path):

@@ -14,6 +14,10 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 CUSTOM_WIDGETS: dict[str, type] = {}
 
+# Left as methods. The readers of all but objectName are virtual: shiboken would take the descriptor for an override in
+# Python, which asks for the property again, and so on until the stack is used up.
+LEFT_AS_THEY_ARE = {"objectName", "sizeHint", "minimumSizeHint", "duration"}
+
 
 class _Property:
     """On an instance the Qt property's value, on the class what PySide6 has under that name (a static method)."""
@@ -35,7 +39,7 @@ def _givePropertyRules(cls: type) -> None:
         return
     for index in range(meta.propertyOffset(), meta.propertyCount()):
         name = meta.property(index).name()
-        if name != "objectName":
+        if name not in LEFT_AS_THEY_ARE:
             with contextlib.suppress(TypeError, AttributeError):
                 setattr(cls, name, _Property(name, getattr(cls, name, None)))
 
