@@ -53,5 +53,6 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors |= {f"motion.{key}": value for key, value in motion.state_dict().items()}
     folder = tmp_path_factory.mktemp("models")
     config = {"autoencoder": asdict(autoencoder), "denoiser": asdict(denoiser), "motion": asdict(motion.config)}
+    config["strength"] = {"detail": 1.0, "fidelity": 1.0}
     write_model(folder, "calid-2d", tensors, config, license="none", trained_on="nothing")
     return folder

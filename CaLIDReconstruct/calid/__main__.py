@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled
+from calid.errors import CalidError, Cancelled, is_out_of_memory, out_of_memory
 from calid.settings import DEVICES, METHODS, MODELS, MODES, Settings
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
@@ -36,11 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), EXIT_ERROR)
     except (Cancelled, KeyboardInterrupt):
         return _fail("cancelled; nothing was written", EXIT_CANCELLED)
-    except MemoryError:
-        from calid.serve import out_of_memory
-
-        return _fail(str(out_of_memory()), EXIT_ERROR)
     except Exception as error:  # noqa: BLE001 (the last door: one line, and the traceback for those who ask)
+        if is_out_of_memory(error):
+            return _fail(str(out_of_memory()), EXIT_ERROR)
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         said = " ".join(str(error).split())

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from calid import geometry
-from calid.checks import Finding
+from calid.checks import Finding, holes
 from calid.geometry import Plane
 
 MIN_STEP_MS = 1.0
 MIN_CINE_STEPS = 7
+
+PHASE_TOLERANCE = 0.5
+"""Of the time from one frame to the next: beyond it, a frame of one slice belongs to another one of the others."""
+
+STILL_TOLERANCE_MS = 50.0
+"""Still slices further apart in the heart beat than this show the heart in different phases."""
+
+BEAT_RATIO = 4 / 3
+"""A heart beat lasts at most so many times as long in one breath-hold as it usually does in the others."""
 
 
 def plane_findings(planes: Sequence[Plane], names: Sequence[str]) -> list[Finding]:
@@ -151,16 +161,31 @@ def count_findings(counts: Sequence[int], names: Sequence[str]) -> list[Finding]
     return [_duplicates("duplicate-slices", f"Slice {index + 1} of {len(names)} ({names[index]}) is there twice.")]
 
 
-def phase_findings(times_ms: Sequence[np.ndarray], names: Sequence[str]) -> list[Finding]:
+def phase_findings(
+    times_ms: Sequence[np.ndarray], names: Sequence[str], beats_ms: Sequence[float] | None = None
+) -> list[Finding]:
     """What keeps the images of each position from being the same cardiac phases.
 
     Args:
-        times_ms: one sorted array per slice, the times of its images after the R wave.
+        times_ms: one sorted array per slice, the times of its images after the R wave. A single slice is compared with
+            nothing, and may leave frames out.
         names: what to call each slice's source, in the same order.
+        beats_ms: length of the heart beat during each slice, NaN where it was not noted.
     """
     places = [f"slice {index + 1} of {len(names)} ({name})" for index, name in enumerate(names)]
     usual, share = Counter(map(len, times_ms)).most_common(1)[0]
-    return list(_distinct_times(times_ms, places)) or list(_equal_counts(times_ms, places, usual, share))
+    unequal = list(_distinct_times(times_ms, places)) or list(_equal_counts(times_ms, places, usual, share))
+    if unequal or len(times_ms) == 1:
+        return unequal
+    times = np.array(times_ms)
+    if usual == 1:
+        return list(_same_moment(times[:, 0], places))
+    beats = np.full(len(times), np.nan) if beats_ms is None else np.array(beats_ms)
+    return (
+        list(_without_holes(times, places))
+        or list(_same_start(times, places))
+        or list(_same_phases(times, beats, places))
+    )
 
 
 def _duplicates(code: str, message: str) -> Finding:
@@ -200,7 +225,7 @@ def _equal_counts(times_ms: Sequence[np.ndarray], places: Sequence[str], usual: 
             "error",
             f"{_start(places[odd])} has {len(times)} frames, the others have {usual}: "
             f"frame {_missing_index(times) + 1} is missing.",
-            "Load the missing image, or choose frames that every slice has.",
+            "Load the missing image.",
         )
         return
     yield Finding(
@@ -220,3 +245,92 @@ def _missing_index(times_ms: np.ndarray) -> int:
     if steps.max() > 1.5 * usual:
         return int(steps.argmax()) + 1
     return 0 if times_ms[0] > 0.75 * usual else len(times_ms)
+
+
+def _same_moment(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
+    """Still slices, one at each of (Z,) times, that do not show the heart at one moment of its beat."""
+    usual = _usual(times_ms)
+    odd = int(np.abs(times_ms - usual).argmax())
+    if np.ptp(times_ms) > STILL_TOLERANCE_MS:
+        yield _other_phase(
+            f"{_start(places[odd])} was taken {times_ms[odd]:.0f} ms after the R wave, the others at about "
+            f"{usual:.0f} ms; they may be {STILL_TOLERANCE_MS:g} ms apart."
+        )
+
+
+def _other_phase(message: str) -> Finding:
+    remedy = "Load slices that show the same phases of the heart beat, all acquired in one way."
+    return Finding("different-phases", "error", message, remedy)
+
+
+def _without_holes(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
+    """The first slice whose (Z, T) times leave a frame out; the others may leave out another one, and be as many."""
+    for times, place in zip(times_ms, places, strict=True):
+        for index in holes(times)[:1]:
+            steps = np.diff(times)
+            yield Finding(
+                "missing-frame",
+                "error",
+                f"{_start(place)} has no image between {times[index]:.1f} and {times[index + 1]:.1f} ms after the "
+                f"R wave, its frames are usually {geometry.typical_gap(steps):.1f} ms apart: a frame is missing.",
+                "Load the missing image.",
+            )
+            return
+
+
+def _same_start(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
+    """Slices whose first frame lies elsewhere in the beat, of (Z, T) times."""
+    starts = times_ms[:, 0]
+    usual = _usual(starts)
+    limit_ms = PHASE_TOLERANCE * _usual_step(times_ms)
+    odd = int(np.abs(starts - usual).argmax())
+    if abs(starts[odd] - usual) > limit_ms:
+        yield _other_phase(
+            f"{_start(places[odd])} starts {starts[odd]:.1f} ms after the R wave, the others at {usual:.1f} ms; "
+            f"at most {limit_ms:.1f} ms more or less are tolerated."
+        )
+
+
+def _same_phases(times_ms: np.ndarray, beats_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
+    """Slices whose frames drift away from the others' phases, of (Z, T) times and (Z,) beats.
+
+    Frames are the same phases where they lie at the same share of the beat, as a scanner sorts them afterwards, or at
+    the same time after the R wave, as it takes them when it counts from the trigger.
+    """
+    since_first = times_ms - times_ms[:, :1]
+    shares = since_first / _beats(times_ms, beats_ms)[:, None]
+    if _drift(since_first).max() <= PHASE_TOLERANCE or _drift(shares).max() <= PHASE_TOLERANCE:
+        return
+    odd, frame = divmod(int(_drift(shares).argmax()), shares.shape[1])
+    usual = _usual(shares)[frame]
+    yield _other_phase(
+        f"Frame {frame + 1} of {places[odd]} lies at {100 * shares[odd, frame]:.0f} % of the heart beat, in the other "
+        f"slices at {100 * usual:.0f} %; at most {100 * PHASE_TOLERANCE * _usual_step(shares):.1f} % more or less are "
+        "tolerated."
+    )
+
+
+def _drift(phases: np.ndarray) -> np.ndarray:
+    """How far each of (Z, T) phases lies from the usual one of its frame, in steps from frame to frame."""
+    return np.abs(phases - _usual(phases)) / _usual_step(phases)
+
+
+def _usual(values: np.ndarray) -> Any:
+    """The median over slices, the first axis; of two middle ones the smaller, so that one of two can be the odd one."""
+    return np.quantile(values, 0.5, axis=0, method="lower")
+
+
+def _usual_step(phases: np.ndarray) -> float:
+    return float(np.median(np.diff(phases, axis=1)))
+
+
+def _beats(times_ms: np.ndarray, noted_ms: np.ndarray) -> np.ndarray:
+    """(Z,) lengths of the heart beat, from (Z, T) times where any was not noted.
+
+    Frames are then taken to span the beat, unless that were longer or shorter than a heart changes its rate.
+    """
+    if np.isfinite(noted_ms).all():
+        return noted_ms
+    spans = np.ptp(times_ms, axis=1)
+    usual = _usual(spans)
+    return np.clip(spans, usual / BEAT_RATIO, usual * BEAT_RATIO) * times_ms.shape[1] / (times_ms.shape[1] - 1)

@@ -6,7 +6,7 @@ put together; here the whole `Stack` is. Slices and frames are counted from 1 in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +23,9 @@ ISOTROPIC_RATIO = 1.5
 """Slices nearer to each other than this many pixels leave nothing to fill in."""
 
 PIXEL_LIMITS_MM = (0.2, 5.0)
-SLICE_LIMITS_MM = (0.5, 40.0)
-"""Cardiac MR has pixels of 0.5 to 3 mm and slices 2 to 20 mm apart; beyond these limits the unit is wrong."""
+SLICE_LIMITS_MM = (0.2, 40.0)
+"""Cardiac MR has pixels of 0.5 to 3 mm and slices up to 20 mm apart, upsampled ones as near to each other as pixels;
+beyond these limits the unit is wrong."""
 
 LARGEST_LABEL = 16
 """Whole numbers from 0 to this, and nothing else, are labels and not MR signal."""
@@ -32,8 +33,18 @@ LARGEST_LABEL = 16
 LARGEST_SIGNAL = 1e9
 """MR signal reaches some 10,000; a larger value comes from damaged or misread memory."""
 
-FRAME_LIMITS_MS = (1.0, 1000.0)
-"""Cine frames are 10 to 100 ms apart; beyond these limits the times were numbers or in another unit."""
+FRAME_LIMITS_MS = (1.0, 500.0)
+"""Cine frames are 10 to 100 ms apart, end-diastole and end-systole up to half a second; beyond these limits the times
+were numbers or in another unit."""
+
+MIN_EVEN_FRAMES = 4
+"""With fewer frames (end-diastole and end-systole, say) uneven steps are the rule."""
+
+HOLE_STEPS = 1.75
+"""Where so many times the usual step pass between two frames, one is missing."""
+
+TIMES_KEY = "frame_times"
+"""What a stack's provenance calls the way in which its frame times were guessed."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,23 @@ class Finding:
     remedy: str
 
 
-def check_stack(stack: Stack, *, source: str = "") -> None:
+def check_stack(stack: Stack, *, source: str = "", harmless: Collection[str] = ()) -> None:
     """Return if the stack can be upsampled.
 
+    Args:
+        stack: the input.
+        source: how the error names it, a file or node name.
+        harmless: codes of findings that do not block this use of it.
+
     Raises:
-        InputError: the first blocking finding, its message led by `source` (a file or node name) where one is given.
+        InputError: the first blocking finding, its message led by `source` where one is given.
     """
-    raise_first(findings(stack), source=source)
+    raise_first((finding for finding in findings(stack) if finding.code not in harmless), source=source)
+
+
+def warnings(stack: Stack) -> list[Finding]:
+    """What a person should know of a stack although it does not block a run."""
+    return [finding for finding in findings(stack) if finding.severity == "warning"]
 
 
 def raise_first(found: Iterable[Finding], *, source: str = "") -> None:
@@ -243,16 +264,22 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
         return
     steps = np.diff(stack.frame_times_ms)
     usual = geometry.typical_gap(steps)
-    if not FRAME_LIMITS_MS[0] < usual <= FRAME_LIMITS_MS[1]:
+    if TIMES_KEY in stack.provenance:
+        yield Finding(
+            "guessed-frame-times",
+            "warning",
+            f"The file does not say for certain when frames were taken ({stack.provenance[TIMES_KEY]}); they count as "
+            f"{usual:.4g} ms apart.",
+            "Voxels are not affected; heart rate and timing in the report are.",
+        )
+    elif not FRAME_LIMITS_MS[0] < usual <= FRAME_LIMITS_MS[1]:
         yield Finding(
             "implausible-frame-times",
             "warning",
             f"Frames are {usual:.4g} ms apart; the times may be frame numbers or in another unit.",
             "Voxels are not affected; heart rate and timing in the report are.",
         )
-    # With fewer than four frames (end-diastole and end-systole, say) uneven steps are the rule.
-    if stack.num_frames >= 4 and steps.max() > 1.75 * usual:
-        index = int(steps.argmax())
+    for index in holes(stack.frame_times_ms)[:1]:
         yield Finding(
             "missing-frame",
             "error",
@@ -260,6 +287,19 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
             "a frame is missing.",
             "Load the missing frame, or choose frames on one side of the hole.",
         )
+
+
+def holes(times_ms: np.ndarray) -> np.ndarray:
+    """Indices of the frames after which one is missing, in (T,) sorted times.
+
+    Example:
+        >>> holes(np.array([0.0, 30.0, 60.0, 120.0, 150.0])).tolist()
+        [2]
+    """
+    if len(times_ms) < MIN_EVEN_FRAMES:
+        return np.array([], dtype=int)
+    steps = np.diff(times_ms)
+    return np.flatnonzero(steps > HOLE_STEPS * geometry.typical_gap(steps))
 
 
 def _marks(stack: Stack) -> Iterator[Finding]:

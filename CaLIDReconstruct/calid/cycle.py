@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,22 +77,48 @@ class Window:
 
 
 def window_at(
-    start: int, *, num_frames: int, size: int, is_periodic: bool = False, context: int = CONTEXT_FRAMES
+    start: int,
+    *,
+    num_frames: int,
+    size: int,
+    is_periodic: bool = False,
+    context: int = CONTEXT_FRAMES,
+    multiple: int = 1,
 ) -> Window:
     """The window of at most `size` frames that keeps frame `start` and those after it.
 
     Args:
         start: the first frame to keep.
         num_frames: of the cine.
-        size: frames that can be made together.
+        size: frames that can be made together, a multiple of `multiple`.
         is_periodic: whether the last frame is followed by the first.
         context: frames to see on both sides, at most a quarter of `size`.
+        multiple: what the number of frames has to be a multiple of, for networks that halve time and cannot be told
+            that a window is a whole cycle; 1 for those that take any number and can.
 
     >>> window_at(6, num_frames=12, size=8).frames
     (4, 5, 6, 7, 8, 9, 10, 11)
     >>> window_at(8, num_frames=12, size=8, is_periodic=True).frames
     (6, 7, 8, 9, 10, 11, 0, 1)
+    >>> window_at(0, num_frames=5, size=8, is_periodic=True, multiple=8).frames
+    (4, 0, 1, 2, 3, 4, 0, 1)
+    >>> window_at(0, num_frames=5, size=8, multiple=8).frames
+    (0, 1, 2, 3, 4, 4, 4, 4)
     """
+    window = _window_at(start, num_frames=num_frames, size=size, is_periodic=is_periodic, context=context)
+    if multiple == 1:
+        return window
+    if not window.is_periodic:
+        missing = -len(window.frames) % multiple
+        return replace(window, frames=window.frames + window.frames[-1:] * missing)
+    length = min(-(-(num_frames + 2 * context) // multiple) * multiple, size)
+    before = (length - num_frames) // 2
+    around = tuple(frame % num_frames for frame in range(-before, length - before))
+    return Window(around, slice(before, before + num_frames), is_periodic=False)
+
+
+def _window_at(start: int, *, num_frames: int, size: int, is_periodic: bool, context: int) -> Window:
+    """The window of any number of frames."""
     if size >= num_frames:
         return Window(tuple(range(num_frames)), slice(0, num_frames), is_periodic)
     context = min(context, size // 4)
@@ -106,9 +132,9 @@ def window_at(
     return Window(frames, slice(first, first + stop - start), is_periodic=False)
 
 
-def windows(*, num_frames: int, size: int, is_periodic: bool = False) -> list[Window]:
+def windows(*, num_frames: int, size: int, is_periodic: bool = False, multiple: int = 1) -> list[Window]:
     """The windows of a whole cine; every frame is kept once, in order."""
     made: list[Window] = []
     while (start := sum(window.num_kept for window in made)) < num_frames:
-        made.append(window_at(start, num_frames=num_frames, size=size, is_periodic=is_periodic))
+        made.append(window_at(start, num_frames=num_frames, size=size, is_periodic=is_periodic, multiple=multiple))
     return made

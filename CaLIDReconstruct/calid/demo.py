@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from calid.errors import InputError, OutputError
+from calid.errors import InputError, OutputError, SettingsError
 from calid.files import LaxImage, read_lax_folder, read_stack, write_stack
 from calid.progress import progress_bar, shown_on
 from calid.reconstruct import upsample
@@ -17,6 +17,7 @@ from calid.stack import Stack
 
 CASE_FOLDER = Path(__file__).parent.parent / "Resources" / "Demo"
 SAX_NAME, DENSE_NAME = "sax.seq.nrrd", "dense.seq.nrrd"
+SHEET_NAME, MOVIE_NAME, INDEX_NAME = "lax.png", "lax.gif", "index.html"
 SETTINGS = Settings(factor=8, method="calid+")
 MOVIE_VIEW = "4ch"
 
@@ -36,22 +37,20 @@ def run(options: argparse.Namespace) -> int:
     sparse, lax = read_case(CASE_FOLDER)
     sparse = _every(sparse, options.every)
     folder: Path = options.folder
-    if (folder / "index.html").exists() and not options.overwrite:
-        raise OutputError("exists", f"{folder} holds a demo already.", "Choose another folder, or ask to overwrite it.")
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare_folder(folder, overwrite=options.overwrite)
     start = time.monotonic()
     with progress_bar() as bar:
         dense = upsample(sparse, SETTINGS, progress=shown_on(bar)).stack
     seconds = time.monotonic() - start
-    write_stack(dense, folder / DENSE_NAME, overwrite=True)
+    write_stack(dense, folder / DENSE_NAME, overwrite=options.overwrite)
     columns = standard_columns(sparse, dense)
-    figures = lax_sheet(lax, columns, folder / "lax.png")
+    figures = lax_sheet(lax, columns, folder / SHEET_NAME)
     view = next((image for image in lax if MOVIE_VIEW in image.name.lower()), lax[0])
     index = write_index(
         folder,
         figures=figures,
-        sheets={"Long-axis planes": folder / "lax.png"},
-        movie=lax_movie(view, lax, columns[-2:], folder / "lax.gif"),
+        sheets={"Long-axis planes": folder / SHEET_NAME},
+        movie=lax_movie(view, lax, columns[-2:], folder / MOVIE_NAME),
         case={
             "acquired": f"{sparse.num_slices} slices, {sparse.spacing_mm[2]:.1f} mm apart",
             "upsampled": f"{dense.num_slices} slices, {dense.spacing_mm[2]:.1f} mm apart",
@@ -75,5 +74,22 @@ def read_case(folder: Path) -> tuple[Stack, tuple[LaxImage, ...]]:
     return read_stack(folder / SAX_NAME), read_lax_folder(folder)
 
 
+def _prepare_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder; nothing in it that the demo would write may be there already, unless that is asked for."""
+    taken = [name for name in (DENSE_NAME, SHEET_NAME, MOVIE_NAME, INDEX_NAME) if (folder / name).exists()]
+    if taken and not overwrite:
+        raise OutputError(
+            "exists", f"{folder} holds {', '.join(taken)} already.", "Choose another folder, or ask to overwrite."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "unwritable", f"The folder {folder} cannot be made: {error.strerror}.", "Choose another folder."
+        ) from error
+
+
 def _every(stack: Stack, step: int) -> Stack:
+    if step < 1:
+        raise SettingsError("every", f"Every {step}th phase is not possible.", "Give 1 or more.")
     return stack.with_voxels(stack.voxels[::step], frame_times_ms=stack.frame_times_ms[::step])

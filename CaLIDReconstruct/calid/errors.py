@@ -4,6 +4,9 @@ Every error a user can cause or mend is a `CalidError`. The classes say who can 
 Slicer module translates; the message names the place and the measured value; the remedy says what to do.
 """
 
+# CUDA's and Metal's words, those of torch's own allocator, and oneDNN's.
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "could not create a primitive")
+
 
 class CalidError(Exception):
     """Base of every error the engine reports in one line and exit code 2.
@@ -42,6 +45,23 @@ class WeightsError(CalidError):
 
 class ResourceError(CalidError):
     """The machine lacks what is needed: memory, a device, a package."""
+
+
+def out_of_memory() -> ResourceError:
+    """The error for a run that does not fit this machine's memory."""
+    return ResourceError(
+        "memory",
+        "There is not enough memory for this run.",
+        "Choose a region of interest, fewer frames or a smaller factor, or close other programs.",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, numpy or torch says that there was not enough memory; knows torch by its words."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
 
 
 class Cancelled(Exception):  # noqa: N818 (an outcome, not an error)

@@ -8,20 +8,18 @@ in a header extension in NIfTI.
 
 from __future__ import annotations
 
-import errno
-import gzip
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from calid import geometry, output
+from calid.checks import TIMES_KEY
 from calid.errors import InputError, OutputError
 from calid.formats import dicom, metaimage, nifti, nrrd
-from calid.formats.header import Header, fault, quiet_itk
+from calid.formats.header import Header, fault, gzipped
 from calid.labels import LABELS
 from calid.stack import Stack
 from calid.study import LaxImage, Study, read_file, read_lax, read_sax, read_study
@@ -181,16 +179,17 @@ def _need_increase(times: np.ndarray, header: Header) -> None:
 
 
 def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Times in ms. Without a unit, whole steps of one are frame numbers, and steps below one can only be seconds."""
-    if unit:
-        return times * _MILLISECONDS[unit], {}
-    if len(times) < 2:
-        return times, {}
+    """Times in ms. Whole steps of one are frame numbers, whatever unit a program wrote beside them.
+
+    Without a unit, steps below one can only be seconds.
+    """
     steps = np.diff(times)
-    if np.allclose(steps, 1):
-        return times, {"frame_times": "frame numbers"}
+    if len(steps) and np.allclose(steps, 1):
+        return times, {TIMES_KEY: "frame numbers"}
+    if unit or not len(steps):
+        return times * _MILLISECONDS[unit or "ms"], {}
     unit = "s" if np.median(steps) < 1 else "ms"
-    return times * _MILLISECONDS[unit], {"frame_times": f"assumed to be in {unit}"}
+    return times * _MILLISECONDS[unit], {TIMES_KEY: f"assumed to be in {unit}"}
 
 
 def _generated(header: Header, count: int) -> np.ndarray:
@@ -336,40 +335,13 @@ def _write_nrrd(stack: Stack, path: Path, segments: Mapping[str, str]) -> None:
 
 
 def _write_nifti(stack: Stack, path: Path) -> None:
-    """By SimpleITK, without compression, and then once more with our entries in a header extension."""
     shear = geometry.shear_degrees(stack.affine)
     if shear > MAX_NIFTI_SHEAR_DEGREES:
         message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
         raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
-    plain = path.with_name(f"{path.name}-plain.nii")
-    try:
-        with quiet_itk():
-            sitk.WriteImage(_image(stack), str(plain))
-        # SimpleITK may stay silent on a full disk.
-        nifti.read(plain)
-        contents = nifti.with_entries(plain.read_bytes(), _entries(stack))
-    except (RuntimeError, InputError) as err:
-        raise OSError(errno.ENOSPC, str(err).strip().splitlines()[-1]) from err
-    finally:
-        plain.unlink(missing_ok=True)
+    pieces = nifti.written(stack, _entries(stack))
     is_zipped = path.name.lower().endswith(".gz")
-    _write_pieces(path, [gzip.compress(contents, COMPRESSION_LEVEL, mtime=0) if is_zipped else contents])
-
-
-def _image(stack: Stack) -> sitk.Image:
-    """The stack as a 3D or 4D image, the mean time between frames in seconds as fourth spacing."""
-    is_cine = stack.num_frames > 1
-    voxels = stack.voxels.astype(stack.voxels.dtype.newbyteorder("="), copy=False)
-    image = sitk.GetImageFromArray(voxels if is_cine else voxels[0], isVector=False)
-    directions = np.eye(4)
-    directions[:3, :3] = stack.directions_lps
-    times = stack.frame_times_ms / 1000
-    spacing = [*stack.spacing_mm, np.ptp(times) / max(len(times) - 1, 1)]
-    count = image.GetDimension()
-    image.SetSpacing([float(value) for value in spacing[:count]])
-    image.SetOrigin([float(value) for value in (*stack.origin_lps, times[0])[:count]])
-    image.SetDirection(directions[:count, :count].ravel().tolist())
-    return image
+    _write_pieces(path, gzipped(pieces, COMPRESSION_LEVEL) if is_zipped else pieces)
 
 
 def _write_metaimage(stack: Stack, path: Path) -> None:

@@ -5,7 +5,9 @@ preferred direction: left and right, up and down, before and after can be exchan
 over what the networks do differently in a mirror, and start from other noise.
 
 A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine together, all of them where they fit
-into memory, else window by window (`cycle.py`).
+into memory, else window by window (`cycle.py`). The latents of the paper's 2D+T networks are also fewer over time.
+
+Images and latents are (frames, draws, slots, C, rows, columns) throughout.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from monai.networks.layers import GaussianFilter
 
 from calid.bisection import Gap, Plan
 from calid.cycle import Window, window_at, windows
-from calid.device import BYTES_PER_PIXEL, MEMORY_SHARE, free_system_bytes, is_out_of_memory
+from calid.device import BYTES_PER_PIXEL, MEMORY_SHARE, free_system_bytes
 from calid.diffusion import slerp
+from calid.errors import is_out_of_memory
 from calid.interpolator import Interpolator
 from calid.preparation import Preparation
 from calid.progress import Watch
@@ -65,15 +68,19 @@ def frames_together(interpolator: Interpolator, plan: Plan, *, pixels: int, draw
         return max(1, interpolator.device.batch_size(pixels) // ((plan.num_acquired - 1) * draws))
     frame_bytes = pixels * (BYTES_PER_PIXEL + HELD_BYTES * plan.num_slots * draws)
     free_bytes = min(interpolator.device.free_bytes(), free_system_bytes())  # networks there, what they made here
-    return max(1, int(free_bytes * MEMORY_SHARE / frame_bytes))
+    multiple = interpolator.frame_multiple
+    return max(1, int(free_bytes * MEMORY_SHARE / frame_bytes) // multiple) * multiple
 
 
-def frames_made(interpolator: Interpolator, plan: Plan, *, frames: int, pixels: int, draws: int) -> int:
+def frames_made(
+    interpolator: Interpolator, plan: Plan, *, frames: int, pixels: int, draws: int, is_periodic: bool = False
+) -> int:
     """How many frames a run makes; those that windows share are made in each of them."""
     if not interpolator.is_over_time:
         return frames
     size = frames_together(interpolator, plan, pixels=pixels, draws=draws)
-    return sum(len(window.frames) for window in windows(num_frames=frames, size=size))
+    made = windows(num_frames=frames, size=size, is_periodic=is_periodic, multiple=interpolator.frame_multiple)
+    return sum(len(window.frames) for window in made)
 
 
 def work(plan: Plan, settings: Settings, *, frames: int, draws: int) -> int:
@@ -108,15 +115,15 @@ class Generation:
 
     def frames(self, voxels: np.ndarray) -> Iterator[Frame]:
         """Dense frames of acquired voxels (T, Z, Y, X), in order; frames that do not fit are halved and tried again."""
-        start, size = 0, self._frames_together()
+        start, size, multiple = 0, self._frames_together(), self.interpolator.frame_multiple
         while start < len(voxels):
             window = self._window(start, size, len(voxels))
             try:
                 images = self._made(voxels, window)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or len(window.frames) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(window.frames) == multiple:
                     raise
-                size = len(window.frames) // 2
+                size = len(window.frames) // 2 // multiple * multiple
                 continue
             for index in range(window.kept.start, window.kept.stop):
                 yield self._restored(images[index], voxels[window.frames[index]])
@@ -128,9 +135,10 @@ class Generation:
         return frames_together(self.interpolator, self.plan, pixels=pixels, draws=self.draws)
 
     def _window(self, start: int, size: int, num_frames: int) -> Window:
-        if self.interpolator.is_over_time:
-            return window_at(start, num_frames=num_frames, size=size, is_periodic=self.is_periodic)
-        return window_at(start, num_frames=num_frames, size=size, context=0)
+        if not self.interpolator.is_over_time:
+            return window_at(start, num_frames=num_frames, size=size, context=0)
+        multiple = self.interpolator.frame_multiple
+        return window_at(start, num_frames=num_frames, size=size, is_periodic=self.is_periodic, multiple=multiple)
 
     def _made(self, voxels: np.ndarray, window: Window) -> torch.Tensor:
         """Images (frames, draws, slots, 1, H, W) of a window."""
@@ -154,10 +162,7 @@ class Generation:
         seen = _swapped(_mirrored(images[:, :, before]), _mirrored(images[:, :, after]))
         moved = _over_slices(self.interpolator.halfway, *seen).unbind(3)
         z_0 = self._by_model(self.interpolator.interpolate, window, *moved, _mirrored(starts[:, :, target]))
-        made = _over_slices(self._between, *moved, z_0)
-        if self.settings.mode == "detail":
-            made = _over_slices(with_texture_of, *seen, made)
-        images[:, :, target] = _mirrored(made.clamp(-1, 1))
+        images[:, :, target] = _mirrored(self._pictured(z_0, moved, seen).clamp(-1, 1))
 
     def _by_model(self, run: Callable[..., torch.Tensor], window: Window, *tensors: torch.Tensor) -> torch.Tensor:
         """What the denoiser makes of tensors (frames, draws, slots, ...): frame by frame, or the frames together."""
@@ -166,31 +171,45 @@ class Generation:
             return _over_slices(asked, *tensors)
         return _over_sequences(partial(asked, is_periodic=window.is_periodic), *tensors)
 
-    def _between(self, before: torch.Tensor, after: torch.Tensor, z_0: torch.Tensor) -> torch.Tensor:
-        """The slices (N, 1, H, W) between neighbors that have been brought half-way, from the latents made of them.
+    def _pictured(self, z_0: torch.Tensor, moved: Sequence[torch.Tensor], seen: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The slices between: D(z_0) and nothing else, as in the paper, or as much of it as the model's strength says.
 
-        What is taken from the diffusion is how z_0 differs from the latents of the neighbors' mean. So the texture that
-        the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken at less than its
-        full strength. Differs from the paper, which decodes z_0 and is done.
+        With a strength, what is taken from the diffusion is how z_0 differs from the latents of the neighbors' mean. So
+        the texture that the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken
+        at less than its full strength.
+
+        Args:
+            z_0: latents that the denoiser made.
+            moved: both neighbors, brought half-way.
+            seen: both neighbors as they are.
         """
-        mean = (before + after) / 2
-        change = self.interpolator.decode(z_0) - self.interpolator.decode(self.interpolator.encode(mean))
-        self.watch.tick(len(mean) * 3 * CODING_EVALUATIONS)
-        return with_brightness_of(mean, mean + self.interpolator.strength(self.settings.mode) * change)
+        decoded = self._coded(self.interpolator.decode, z_0)
+        self.watch.tick(decoded.shape[:3].numel() * 3 * CODING_EVALUATIONS)
+        strength = self.interpolator.strength(self.settings.mode)
+        if strength is None:
+            return decoded
+        mean = (moved[0] + moved[1]) / 2
+        change = decoded - self._coded(self.interpolator.decode, self._coded(self.interpolator.encode, mean))
+        made = _over_slices(with_brightness_of, mean, mean + strength * change)
+        return _over_slices(with_texture_of, *seen, made) if self.settings.mode == "detail" else made
+
+    def _coded(self, run: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+        """What E or D makes of a tensor."""
+        return (_over_sequences if self.interpolator.codes_sequences else _over_slices)(run, tensor)
 
     def _starts(self, acquired: torch.Tensor, window: Window) -> torch.Tensor:
-        """z_T of every slot: (frames, draws, slots, C, h, w).
+        """z_T of every slot: (frames of the latents, draws, slots, C, h, w).
 
         CaLID: noise that is a function of (seed, slot, draw), and of the frame only in the share of its power that the
         model wants: a slice flickers for having drawn other noise. CaLID+: the inverted acquired slices, from which the
         levels interpolate.
         """
         shape = self.interpolator.latent_shape(acquired.shape[-2:])
-        starts = self._noises(shape)
-        starts = starts.expand(len(acquired), *starts.shape).clone()
+        starts, frames = self._noises(shape), window.frames[:: self.interpolator.frames_per_latent]
+        starts = starts.expand(len(frames), *starts.shape).clone()
         share = self.interpolator.noise_share
         if share < 1:
-            own = torch.stack([self._noises(shape, frame + 1) for frame in window.frames])  # 0 is no key
+            own = torch.stack([self._noises(shape, frame + 1) for frame in frames])  # 0 is no key
             starts = share**0.5 * starts + (1 - share) ** 0.5 * own
         if self.settings.method == "calid+":
             noise = starts[:, :, :: self.plan.factor]
@@ -207,7 +226,7 @@ class Generation:
         """z_T of the acquired slices in every draw; draws after the first start between them and noise."""
         self.watch.stage = "inverting the acquired slices"
         images = acquired[:, None]
-        latents = _over_slices(self.interpolator.encode, images)
+        latents = self._coded(self.interpolator.encode, images)
         self.watch.tick(images.shape[:3].numel() * CODING_EVALUATIONS)
         inverted = self._by_model(self.interpolator.invert, window, images, latents)
         inverted = inverted.expand_as(noise)
@@ -234,7 +253,7 @@ class Generation:
         if self.draws == 1:
             return dense, None
         spread = np.zeros_like(dense)
-        strength = self.interpolator.strength(self.settings.mode)
+        strength = self.interpolator.strength(self.settings.mode) or 1.0
         spread[:, y0:y1, x0:x1] = inside * draws.std(axis=0, ddof=1) / strength  # as wide as the model's own draws
         return dense, spread
 

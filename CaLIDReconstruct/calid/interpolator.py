@@ -1,7 +1,8 @@
 """The trained model at work: from two neighboring slices to the slice between them, in batches of any size.
 
 Shapes: images are (N, 1, H, W) in [-1, 1], latents (N, C, H / f, W / f), N any number of gaps, frames and samples. A
-2D+T model interpolates sequences: images (N, 1, T, H, W), latents (N, C, T, H / f, W / f).
+2D+T model interpolates sequences: images (N, 1, T, H, W), latents (N, C, T, H / f, W / f), or (N, C, T / f, H / f,
+W / f) where its convolutions are 3D.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 import torch
 
 from calid.cycle import is_cine
-from calid.device import Device, is_out_of_memory
+from calid.device import Device
 from calid.diffusion import Schedule, invert, sample
+from calid.errors import is_out_of_memory
 from calid.motion import Motion, halfway
 from calid.networks import Denoiser, DenoiserConfig, LatentSpace
 from calid.settings import Mode, Model
@@ -47,14 +49,33 @@ class Interpolator:
     motion: Motion | None = None
     noise_share: float = 1.0
 
-    def strength(self, mode: Mode) -> float:
-        """How far a slice goes from the mean of its moved neighbors, 0, to what the diffusion makes of them, 1."""
-        return self.entry.config.get("strength", {}).get(mode, 1.0)
+    def strength(self, mode: Mode) -> float | None:
+        """How far a slice goes from the mean of its moved neighbors, 0, to what the diffusion makes of them, 1.
+
+        None where a slice is what D makes of z_0 and nothing else, as in the paper.
+        """
+        strengths = self.entry.config.get("strength")
+        return None if strengths is None else strengths[mode]
 
     @property
     def is_over_time(self) -> bool:
         """Whether it interpolates sequences of frames."""
-        return self.denoiser.config.temporal
+        return self.denoiser.config.is_over_time
+
+    @property
+    def codes_sequences(self) -> bool:
+        """Whether E and D read frames together, as the paper's 2D+T networks do, or one by one."""
+        return self.latent_space.autoencoder.config.spatial_dims == 3
+
+    @property
+    def frames_per_latent(self) -> int:
+        """How many frames of a sequence one frame of its latents stands for."""
+        return self._downsampling if self.codes_sequences else 1
+
+    @property
+    def frame_multiple(self) -> int:
+        """What the number of frames that are made together has to be a multiple of: 3D networks halve time as well."""
+        return self._downsampling * self.denoiser.config.downsampling if self.codes_sequences else 1
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H / f, W / f) of images with the shape `image_shape` (H, W)."""
@@ -135,10 +156,9 @@ class Interpolator:
     def _model(self, z_c: torch.Tensor, is_periodic: bool) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         return lambda z, t: self.denoiser(z, t, z_c, is_periodic=is_periodic)
 
-    @staticmethod
-    def _walk(states: Iterable[torch.Tensor], tick: Tick) -> torch.Tensor:
+    def _walk(self, states: Iterable[torch.Tensor], tick: Tick) -> torch.Tensor:
         for state in states:
-            tick(len(state) * (state.shape[2] if state.ndim == 5 else 1))
+            tick(len(state) * (state.shape[2] * self.frames_per_latent if state.ndim == 5 else 1))
         return state
 
     def _batched(
@@ -157,7 +177,7 @@ class Interpolator:
             try:
                 with torch.inference_mode(), self.device.autocast():
                     done.append(run(*batch).cpu())
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(batch[0]) == 1:
                     raise
                 size = len(batch[0]) // 2

@@ -107,6 +107,15 @@ class DenoiserConfig:
     temporal: bool = False
     prediction: Prediction = "velocity"
 
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def is_over_time(self) -> bool:
+        """Whether frames of a cine are interpolated together."""
+        return self.temporal or self.spatial_dims == 3
+
     def __post_init__(self) -> None:
         if self.temporal and self.spatial_dims != 2:
             raise ValueError("temporal layers join the frames of 2D networks: set spatial_dims to 2")
@@ -318,7 +327,8 @@ class Denoiser(nn.Module):
         Args:
             z_t, z_c: (N, C, *size / f), or (N, C, frames, *size / f) for a temporal model.
             t: (N,), the same for all frames.
-            is_periodic: whether the frames span the cardiac cycle, so that the last is followed by the first.
+            is_periodic: whether the frames span the cardiac cycle, so that the last is followed by the first. 3D
+                convolutions see zeros beyond the ends in any case: give them a cycle with more around it.
         """
         if z_t.ndim == self.config.spatial_dims + 2:
             return self._predict(z_t, t, z_c)

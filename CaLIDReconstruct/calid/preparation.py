@@ -19,6 +19,7 @@ from calid.stack import Stack
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5
 WORKING_PIXEL_MM = (1.0, 2.2)  # the networks saw 1.2 to 2.0 mm; a little beyond is harmless, further is resampled
 GRID_MULTIPLE = 16  # the autoencoder halves twice, the denoiser twice more
+MIN_PADDED_PIXELS = 32  # the motion halves five times
 ROI_FEATHER_PIXELS = 6  # over which the generated region fades into the linear interpolation around it
 MIN_ROI_PIXELS = 16
 
@@ -45,7 +46,7 @@ class Preparation:
         low, high: intensities mapped to -1 and 1; what lies beyond is carried by linear interpolation.
         roi: (x0, x1, y0, y1), half-open column and row ranges of the generated region.
         working_shape: (rows, columns) of the region on the networks' grid, before padding.
-        padded_shape: the same, padded to multiples of `GRID_MULTIPLE`.
+        padded_shape: the same, padded to multiples of `GRID_MULTIPLE`, at least `MIN_PADDED_PIXELS`.
     """
 
     low: float
@@ -111,7 +112,7 @@ def plan_preparation(stack: Stack, *, roi: tuple[int, int, int, int] | None = No
     low, high = intensity_window(stack.voxels[:, :, y0:y1, x0:x1])
     x_mm, y_mm, _ = stack.spacing_mm
     working = _working_size(y1 - y0, y_mm), _working_size(x1 - x0, x_mm)
-    padded = tuple(-(-size // GRID_MULTIPLE) * GRID_MULTIPLE for size in working)
+    padded = tuple(max(-(-size // GRID_MULTIPLE) * GRID_MULTIPLE, MIN_PADDED_PIXELS) for size in working)
     return Preparation(low=low, high=high, roi=region, working_shape=working, padded_shape=(padded[0], padded[1]))
 
 

@@ -21,10 +21,17 @@ from calid.device import Device, choose_device
 from calid.errors import SettingsError
 from calid.generation import Frame, Generation, frames_made, linear_slices, work
 from calid.interpolator import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
-from calid.preparation import plan_preparation
+from calid.preparation import Preparation, plan_preparation
 from calid.progress import Progress, Watch
 from calid.settings import Settings
 from calid.stack import Stack
+
+RUN_FACTS = (
+    *("calid", "method", "mode", "factor", "roi", "frames", "acquired_slices", "acquired_spacing_mm", "note", "input"),
+    *("model", "model_sha256", "model_base_sha256", "is_periodic", "model_license", "model_choice"),
+    *("steps", "seed", "draws", "device", "precision", "torch", "platform"),
+)
+"""What a run adds to the provenance."""
 
 
 @dataclass(frozen=True)
@@ -69,28 +76,107 @@ def upsample(
         WeightsError, ResourceError: if the model or the device is not usable.
         Cancelled: if `is_cancelled` said so.
     """
-    settings = settings.resolved(uncertainty=uncertainty)
-    stack = _chosen_frames(stack, settings.frames)
-    check_stack(stack, source=source)
-    plan = plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack))
-    provenance = _provenance(stack, settings, plan)
-    if settings.method == "linear":
-        if uncertainty:
-            raise SettingsError("uncertainty", "Linear interpolation has no uncertainty.", "Choose calid or calid+.")
-        frames = _linear_frames(stack, plan, Watch(stack.num_frames, progress, is_cancelled))
+    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
+    watch = Watch(run.work, progress, is_cancelled)
+    if run.interpolator is None:
+        frames = _linear_frames(run, watch)
     else:
-        preparation = plan_preparation(stack, roi=settings.roi)
-        model, reason = choose_model(settings.model, frames=stack.num_frames, models_folder=models_folder)
-        interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
-        draws = settings.draws(uncertainty=uncertainty)
-        is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
-        pixels = math.prod(preparation.padded_shape)
-        made = frames_made(interpolator, plan, frames=stack.num_frames, pixels=pixels, draws=draws)
-        watch = Watch(work(plan, settings, frames=made, draws=draws), progress, is_cancelled)
-        generation = Generation(interpolator, preparation, plan, settings, draws, watch, is_periodic)
-        frames = generation.frames(stack.voxels)
-        provenance |= _model_provenance(generation) | {"model_choice": reason}
-    return _collect(stack, plan, frames, provenance, uncertainty=uncertainty, on_frame=on_frame)
+        frames = Generation(
+            run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
+        ).frames(run.stack.voxels)
+    return _collect(run, frames, uncertainty=uncertainty, on_frame=on_frame)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is decided before the first slice is made.
+
+    Args:
+        stack: the chosen frames, checked.
+        settings: as they are really used.
+        plan: which slices are made from which.
+        preparation: how the stack is shown to the networks.
+        draws: of every slice.
+        num_frames: of the whole run, more than the stack's where that is a sample of it.
+        interpolator: the model, or None for linear interpolation.
+        model_choice: why it is that one.
+        is_periodic: whether the frames show one whole cardiac cycle, and the model makes use of it.
+    """
+
+    stack: Stack
+    settings: Settings
+    plan: Plan
+    preparation: Preparation
+    draws: int
+    num_frames: int
+    interpolator: Interpolator | None = None
+    model_choice: str = ""
+    is_periodic: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Of an image as the networks see it."""
+        return math.prod(self.preparation.padded_shape)
+
+    @property
+    def work(self) -> int:
+        """The cost in network evaluations of one slice; of linear interpolation in frames."""
+        if self.interpolator is None:
+            return self.num_frames
+        made = frames_made(
+            self.interpolator,
+            self.plan,
+            frames=self.num_frames,
+            pixels=self.pixels,
+            draws=self.draws,
+            is_periodic=self.is_periodic,
+        )
+        return work(self.plan, self.settings, frames=made, draws=self.draws)
+
+
+def plan_run(
+    stack: Stack,
+    settings: Settings,
+    *,
+    uncertainty: bool = False,
+    models_folder: Path | None = None,
+    num_frames: int | None = None,
+    source: str = "",
+) -> Run:
+    """Check the input and the settings against each other and load the model.
+
+    Args:
+        stack: sparse SAX stack, or one frame of it.
+        settings: what to do.
+        uncertainty: whether the standard deviation over the draws is asked for.
+        models_folder: where the manifest lies; None takes the bundled models.
+        num_frames: of the whole input, where `stack` is one frame of it.
+        source: how errors name the input.
+
+    Raises:
+        InputError, SettingsError, WeightsError, ResourceError: as `upsample`.
+    """
+    if settings.method == "linear" and uncertainty:
+        raise SettingsError("uncertainty", "Linear interpolation has no uncertainty.", "Choose calid or calid+.")
+    settings = settings.resolved(uncertainty=uncertainty)
+    if num_frames is None:
+        stack = _chosen_frames(stack, settings.frames)
+        num_frames = stack.num_frames
+    check_stack(stack, source=source)
+    run = Run(
+        stack=stack,
+        settings=settings,
+        plan=plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack)),
+        preparation=plan_preparation(stack, roi=settings.roi),
+        draws=settings.draws(uncertainty=uncertainty),
+        num_frames=num_frames,
+    )
+    if settings.method == "linear":
+        return run
+    model, reason = choose_model(settings.model, frames=num_frames, models_folder=models_folder)
+    interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
+    is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
+    return replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
 
 
 @lru_cache(maxsize=2)
@@ -112,31 +198,24 @@ def _chosen_frames(stack: Stack, frames: tuple[int, int] | None) -> Stack:
     return stack.frames(first, end)
 
 
-def _linear_frames(stack: Stack, plan: Plan, watch: Watch) -> Iterator[Frame]:
+def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
     watch.stage = "interpolating"
-    for images in stack.voxels:
+    for images in run.stack.voxels:
         watch.tick(1)
-        yield linear_slices(images, plan), None
+        yield linear_slices(images, run.plan), None
 
 
 def _collect(
-    stack: Stack,
-    plan: Plan,
-    frames: Iterator[Frame],
-    provenance: dict[str, Any],
-    *,
-    uncertainty: bool,
-    on_frame: Callable[[int, Stack], None] | None,
+    run: Run, frames: Iterator[Frame], *, uncertainty: bool, on_frame: Callable[[int, Stack], None] | None
 ) -> Reconstruction:
     """Put frames into the stack's own type, with the acquired slices as they came."""
+    stack, plan = run.stack, run.plan
     affine = stack.affine.copy()
     affine[:3, 2] /= plan.factor
     generated = np.ones(plan.num_slots, bool)
     generated[:: plan.factor] = stack.generated
     shape = (stack.num_frames, plan.num_slots, *stack.voxels.shape[2:])
-    dense = Stack(
-        np.zeros(shape, stack.voxels.dtype), affine, stack.frame_times_ms, generated, {**stack.provenance, **provenance}
-    )
+    dense = Stack(np.zeros(shape, stack.voxels.dtype), affine, stack.frame_times_ms, generated, _provenance(run))
     spread = np.zeros(shape, np.float32) if uncertainty else None
     for index, (values, deviation) in enumerate(frames):
         dense.voxels[index] = _as_dtype(values, stack.voxels.dtype)
@@ -157,32 +236,42 @@ def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _provenance(stack: Stack, settings: Settings, plan: Plan) -> dict[str, Any]:
+def _provenance(run: Run) -> dict[str, Any]:
+    """What the input's history says of its acquisition, and all of this run; an earlier run's facts become `input`."""
+    stack, settings, plan = run.stack, run.settings, run.plan
+    history = dict(stack.provenance)
+    earlier = {key: history.pop(key) for key in RUN_FACTS if key in history}
     return {
+        **history,
+        **({"input": earlier} if earlier else {}),
         "calid": __version__,
         "method": settings.method,
         "mode": settings.mode,
         "factor": plan.factor,
         "roi": settings.roi and list(settings.roi),
         "frames": settings.frames and list(settings.frames),
-        "acquired_slices": plan.num_acquired,
+        "acquired_slices": plan.num_acquired - int(np.asarray(stack.generated).sum()),
         "acquired_spacing_mm": float(stack.spacing_mm[2]),
         "note": STANDING_NOTE,
+        **_model_provenance(run),
     }
 
 
-def _model_provenance(generation: Generation) -> dict[str, Any]:
-    interpolator, settings = generation.interpolator, generation.settings
+def _model_provenance(run: Run) -> dict[str, Any]:
+    interpolator, settings = run.interpolator, run.settings
+    if interpolator is None:
+        return {}
     entry, device = interpolator.entry, interpolator.device
-    over_time = {"model_base_sha256": entry.base_sha256, "is_periodic": generation.is_periodic}
+    over_time = {"model_base_sha256": entry.base_sha256, "is_periodic": run.is_periodic}
     return {
         "model": entry.name,
         "model_sha256": entry.sha256,
         **(over_time if interpolator.is_over_time else {}),
         "model_license": entry.license,
+        "model_choice": run.model_choice,
         "steps": settings.steps,
         "seed": settings.seed,
-        "draws": generation.draws,
+        "draws": run.draws,
         "device": device.reason,
         "precision": str(device.autocast_dtype or torch.float32).removeprefix("torch."),
         "torch": torch.__version__,

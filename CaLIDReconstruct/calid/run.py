@@ -6,7 +6,9 @@ import math
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,18 @@ import numpy as np
 import torch
 
 from calid import __version__
-from calid.bisection import Plan, plan_bisection, resolve_factor
-from calid.checks import check_stack
+from calid.bisection import Plan
 from calid.device import Device, choose_device, free_system_bytes
-from calid.errors import OutputError
-from calid.files import check_output, read_stack, write_stack
-from calid.generation import HELD_BYTES, frames_made, frames_together, work
-from calid.interpolator import Interpolator, choose_model
-from calid.preparation import plan_preparation
+from calid.errors import OutputError, WeightsError
+from calid.files import SUFFIXES, check_output, read_stack, write_stack
+from calid.generation import HELD_BYTES, frames_together
+from calid.interpolator import Interpolator
+from calid.output import whole_file
 from calid.progress import Progress, Watch
-from calid.reconstruct import Reconstruction, upsample, warm_interpolator
+from calid.reconstruct import Reconstruction, Run, plan_run, upsample
 from calid.settings import Settings
 from calid.stack import Stack
-from calid.weights import read_manifest
+from calid.weights import Entry, check_file, read_manifest
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
 TRIAL_BATCH, TRIAL_STEPS = 4, 2
@@ -85,10 +86,16 @@ class Job:
             on_frame=on_frame,
             source=self.source.name,
         )
-        if self.uncertainty is not None and made.uncertainty is not None:
-            write_stack(made.uncertainty, self.uncertainty, overwrite=self.overwrite)
-        write_stack(made.stack, self.output, overwrite=self.overwrite)
+        with self._uncertainty_file() as spread:  # takes its name when the result has been written as well
+            if spread is not None and made.uncertainty is not None:
+                write_stack(made.uncertainty, spread)
+            write_stack(made.stack, self.output, overwrite=self.overwrite)
         return made
+
+    def _uncertainty_file(self) -> AbstractContextManager[Path | None]:
+        if self.uncertainty is None:
+            return nullcontext()
+        return whole_file(self.uncertainty, SUFFIXES, overwrite=self.overwrite)
 
 
 def estimate(
@@ -110,32 +117,29 @@ def estimate(
         num_frames: of the whole input, where `stack` is a part of it.
         is_cancelled: asked at every network evaluation.
     """
-    settings = settings.resolved(uncertainty=uncertainty)
-    check_stack(stack)
-    frames = num_frames or stack.num_frames
-    plan = plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack))
-    facts = {"factor": plan.factor, "slices": plan.num_slots, "frames": frames}
-    device = choose_device("cpu" if settings.method == "linear" else settings.device)
-    draws = settings.draws(uncertainty=uncertainty)
-    if settings.method == "linear":
-        memory = expected_memory(stack, plan, device, frames=frames, draws=draws, pixels=0)
-        return facts | memory | {"seconds": 0.1 * frames, "device": "CPU"}
-    model, _ = choose_model(settings.model, frames=frames, models_folder=models_folder)
-    interpolator = warm_interpolator(device, models_folder, model)
-    shape = plan_preparation(stack, roi=settings.roi).padded_shape
-    pixels = math.prod(shape)
-    one = _seconds_per_evaluation(interpolator, shape, Watch(1, is_cancelled=is_cancelled))
-    made = frames_made(interpolator, plan, frames=frames, pixels=pixels, draws=draws)
-    evaluations = work(plan, settings, frames=made, draws=draws)
-    together = min(frames, frames_together(interpolator, plan, pixels=pixels, draws=draws))
-    together = together if interpolator.is_over_time else 1
-    memory = expected_memory(stack, plan, device, frames=frames, draws=draws, pixels=pixels, together=together)
-    return facts | memory | {"seconds": round(one * evaluations, 1), "device": device.reason, "model": model}
+    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, num_frames=num_frames)
+    facts: dict[str, Any] = {"factor": run.plan.factor, "slices": run.plan.num_slots, "frames": run.num_frames}
+    memory = partial(expected_memory, stack, run.plan, frames=run.num_frames, draws=run.draws)
+    interpolator = run.interpolator
+    if interpolator is None:
+        return facts | memory(choose_device("cpu"), pixels=0) | {"seconds": 0.1 * run.num_frames, "device": "CPU"}
+    one = _seconds_per_evaluation(interpolator, run.preparation.padded_shape, Watch(1, is_cancelled=is_cancelled))
+    facts |= memory(interpolator.device, pixels=run.pixels, together=_frames_together(interpolator, run))
+    facts |= {"device": interpolator.device.reason, "model": interpolator.entry.name}
+    return facts | {"seconds": round(one * run.work, 1)}
+
+
+def _frames_together(interpolator: Interpolator, run: Run) -> int:
+    """How many frames a 2D+T model makes at once; 1 for a 2D model."""
+    if not interpolator.is_over_time:
+        return 1
+    return min(run.num_frames, frames_together(interpolator, run.plan, pixels=run.pixels, draws=run.draws))
 
 
 def _seconds_per_evaluation(interpolator: Interpolator, shape: tuple[int, int], watch: Watch) -> float:
-    images = torch.zeros(min(TRIAL_BATCH, interpolator.device.batch_size(math.prod(shape))), 1, *shape)
-    z_T = torch.zeros(len(images), *interpolator.latent_shape(shape))
+    count = max(min(TRIAL_BATCH, interpolator.device.batch_size(math.prod(shape))), interpolator.frame_multiple)
+    images = torch.zeros(count, 1, *shape)
+    z_T = torch.zeros(count // interpolator.frames_per_latent, *interpolator.latent_shape(shape))
     if interpolator.is_over_time:  # as many images, but of one sequence
         images, z_T = (tensor.transpose(0, 1)[None] for tensor in (images, z_T))
     interpolator.interpolate(images, images, z_T, steps=1, tick=watch.tick)  # the first call is slow
@@ -164,7 +168,8 @@ def expected_memory(
     networks = device.working_bytes(pixels, plan.num_generated * draws) if pixels else 0
     networks = max(networks, pixels * SEQUENCE_BYTES_PER_PIXEL * together)
     voxels = plan.num_slots * math.prod(stack.voxels.shape[2:])
-    kept = frames * voxels * RESULT_COPIES * stack.voxels.itemsize
+    spread_bytes = np.dtype(np.float32).itemsize if draws > 1 else 0
+    kept = frames * voxels * (RESULT_COPIES * stack.voxels.itemsize + spread_bytes)
     frame_bytes = HELD_BYTES if together > 1 else WORKING_COPIES * np.dtype(np.float32).itemsize
     working = together * voxels * draws * frame_bytes
     free, free_system = device.free_bytes(), free_system_bytes()
@@ -186,10 +191,16 @@ def information(device: str = "auto", models_folder: Path | None = None) -> dict
         "device": chosen.reason,
         "precision": str(chosen.autocast_dtype or torch.float32).removeprefix("torch."),
         "free_memory_gb": round(chosen.free_bytes() / 1e9, 1),
-        "models": [_summary(entry) for entry in read_manifest(models_folder).values()],
+        "models": [_summary(entry, models_folder) for entry in read_manifest(models_folder).values()],
     }
 
 
-def _summary(entry: Any) -> dict[str, Any]:
+def _summary(entry: Entry, folder: Path | None) -> dict[str, Any]:
+    """What a user wants to know of a model, and whether its file is the one that the manifest means."""
     shown = ("name", "bytes", "license", "trained_on")
-    return {key: value for key, value in asdict(entry).items() if key in shown}
+    facts = {key: value for key, value in asdict(entry).items() if key in shown}
+    try:
+        check_file(entry, folder)
+    except WeightsError as error:
+        return facts | {"problem": str(error)}
+    return facts

@@ -22,13 +22,13 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from calid.checks import findings, raise_first
-from calid.device import Device, choose_device, is_out_of_memory
-from calid.errors import WeightsError
+from calid.device import Device, choose_device
+from calid.errors import is_out_of_memory
 from calid.medformer import NUM_SCALES, MedFormer, MedFormerConfig
 from calid.progress import Progress, Watch, progress_bar, shown_on
 from calid.settings import DEVICES
 from calid.stack import Stack
-from calid.weights import Entry, config_from, find_model, load_model
+from calid.weights import Entry, built_for, config_from, find_model, load_model
 
 DEFAULT_MODEL = "segmenter"
 PIXEL_MM = 1.5
@@ -146,7 +146,7 @@ class Segmenter:
         try:
             with torch.inference_mode(), self.device.autocast():
                 return self._foreground(images.to(self.device.torch_device)).cpu()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(images) == 1:
                 raise
         return torch.cat([self.foreground(half) for half in images.chunk(2)])
@@ -167,15 +167,10 @@ def load_segmenter(device: Device, *, name: str = DEFAULT_MODEL, models_folder: 
         WeightsError: if it is missing, damaged or does not fit.
     """
     state, entry = load_model(name, models_folder)
-    try:
+    with built_for(name):
         model = MedFormer(config_from(MedFormerConfig, entry.config["network"]))
         model.load_state_dict(state)
         pixel_mm, mirrored = float(entry.config["pixel_mm"]), bool(entry.config["mirrored"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            "bad-config", f"The model '{name}' does not fit this version of CaLID: {reason}.", "Update CaLID."
-        ) from error
     model = model.eval().to(device.torch_device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Segmenter(model, device, pixel_mm, mirrored, entry)
 

@@ -16,17 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled, ResourceError, SettingsError
+from calid.errors import CalidError, Cancelled, SettingsError, is_out_of_memory, out_of_memory
+from calid.settings import Settings
 
 PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
 SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
+SETTINGS = tuple(field.name for field in fields(Settings))
 Request = dict[str, Any]
 Emit = Callable[..., None]
 
@@ -111,7 +114,7 @@ class Server:
     def _work(self, request: Request, is_cancelled: Callable[[], bool]) -> None:
         identity = request.get("id")
         try:
-            answer = _command(request)
+            answer = _answer_of(request)
             started = time.monotonic()
             result = answer(request, is_cancelled, self._emit_for(identity))
             self.emit("result", id=identity, **{"seconds": round(time.monotonic() - started, 3), **result})
@@ -119,9 +122,9 @@ class Server:
             self.emit("cancelled", id=identity)
         except CalidError as error:
             self._refuse(identity, error)
-        except MemoryError:
-            self._refuse(identity, out_of_memory())
         except Exception as error:
+            if is_out_of_memory(error):
+                return self._refuse(identity, out_of_memory())
             logging.getLogger("calid").exception("unexpected")
             self.emit(
                 "error",
@@ -149,39 +152,73 @@ class _LogEvents(logging.Handler):
         self._emit("log", id=None, level=record.levelname.lower(), message=self.format(record))
 
 
-def out_of_memory() -> ResourceError:
-    """The error for a run that does not fit this machine's memory."""
-    return ResourceError(
-        "memory",
-        "There is not enough memory for this run.",
-        "Choose a region of interest, fewer frames or a smaller factor, or close other programs.",
-    )
-
-
 Answer = Callable[[Request, Callable[[], bool], Emit], dict[str, Any]]
 
 
-def _command(request: Request) -> Answer:
+@dataclass(frozen=True)
+class Command:
+    """What a request may ask.
+
+    Args:
+        answer: does it.
+        required: paths it cannot do without.
+        paths: further paths it takes.
+        others: further fields it takes.
+    """
+
+    answer: Answer
+    required: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def check(self, request: Request) -> None:
+        """A misspelt field would otherwise be a setting that is silently not used.
+
+        Raises:
+            SettingsError: "bad-request" naming what is missing, unknown or no path.
+        """
+        missing = [key for key in self.required if not request.get(key)]
+        if missing:
+            raise _bad_request(f"The request lacks {', '.join(missing)}.", "Name the file.")
+        known = {"id", "command", *self.required, *self.paths, *self.others}
+        unknown = sorted(request.keys() - known)
+        if unknown:
+            raise _bad_request(f"The request has unknown fields: {', '.join(unknown)}.", f"Known: {sorted(known)}.")
+        for key in (*self.required, *self.paths):
+            if not isinstance(request.get(key), str | None):
+                raise _bad_request(f"'{key}' is no path: {request[key]!r}.", "Send a text.")
+
+
+def _bad_request(message: str, remedy: str) -> SettingsError:
+    return SettingsError("bad-request", message, remedy)
+
+
+def _answer_of(request: Request) -> Answer:
     name = request["command"]
     if name not in COMMANDS:
         raise SettingsError(
             "unknown-command", f"The command '{name}' is not known.", f"Send one of: {', '.join(COMMANDS)}."
         )
-    return COMMANDS[name]
+    COMMANDS[name].check(request)
+    return COMMANDS[name].answer
 
 
 def _path(request: Request, key: str) -> Path | None:
     return Path(request[key]) if request.get(key) else None
 
 
-def _settings(request: Request) -> Any:
-    from calid.settings import Settings
-
-    values = {key: request[key] for key in Settings.__dataclass_fields__ if request.get(key) is not None}
+def _settings(request: Request) -> Settings:
+    values = {key: request[key] for key in SETTINGS if request.get(key) is not None}
     for key in ("roi", "frames"):
         if key in values:
-            values[key] = tuple(int(value) for value in values[key])
+            values[key] = _whole_numbers(values[key], key)
     return Settings(**values)
+
+
+def _whole_numbers(values: Any, key: str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+        raise _bad_request(f"'{key}' is no list of whole numbers: {values!r}.", "Send [first, end, ...].")
+    return tuple(values)
 
 
 def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
@@ -232,8 +269,6 @@ class _Throttled:
 
 
 def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from calid.checks import findings
     from calid.files import read_stack
 
@@ -300,10 +335,12 @@ def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
         watch.tick(1)
 
 
-COMMANDS: dict[str, Answer] = {
-    "upsample": _upsample,
-    "segment": _segment,
-    "check": _check,
-    "estimate": _estimate,
-    "info": _info,
+COMMANDS = {
+    "upsample": Command(
+        _upsample, ("input", "output"), ("uncertainty", "frames_folder", "models"), ("overwrite", *SETTINGS)
+    ),
+    "segment": Command(_segment, ("input", "output"), ("surfaces_folder", "models"), ("raw", "device", "overwrite")),
+    "check": Command(_check, ("input",)),
+    "estimate": Command(_estimate, ("input",), ("models",), ("uncertainty", "num_frames", *SETTINGS)),
+    "info": Command(_info, (), ("models",), ("device",)),
 }

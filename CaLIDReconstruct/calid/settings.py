@@ -90,5 +90,5 @@ def _require_choice(name: str, value: object, choices: Sequence[object]) -> None
 
 
 def _require_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise SettingsError(name, f"{name} is {value}.", f"Give a whole number from {low} to {high}.")
+    if not isinstance(value, int) or not low <= value <= high:
+        raise SettingsError(name, f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.")

@@ -2,12 +2,13 @@
 
 Images are told apart by what their headers say about space and time, never by file, series or description: a stack may
 be spread over one series per slice or per phase, or lie in one series, or in one multi-frame file. The short axis is
-the group of parallel planes with the most distinct positions, cines before still images; the long-axis views are the
-images of the same kind in other planes.
+the group of parallel planes with the most distinct positions, cines before still images, and of several cine stacks the
+one that the long-axis views cut at a right angle; the views are the images of the same kind in other planes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +18,19 @@ import numpy as np
 
 from calid import geometry
 from calid.assembly import count_findings, phase_findings, plane_findings
-from calid.checks import raise_first
+from calid.checks import TIMES_KEY, raise_first
 from calid.cycle import BEAT_KEY
 from calid.errors import InputError
 from calid.formats.dicom import DicomImage, read_images, read_pixels
 from calid.formats.header import colour_fault, narrowed, real_values
-from calid.geometry import Plane
+from calid.groups import MAX_VIEW_POSITIONS, Group, groups_of, positions_of
 from calid.stack import Stack
 
-STRAY_DEGREES = 20.0
-"""An image tilted against the short axis by less than this is a crooked short-axis slice and not a long-axis view."""
+MIN_LEAD_DEGREES = 10.0
+"""By so much nearer to a right angle must the long-axis views cut the short axis than any other stack."""
 
-MAX_VIEW_POSITIONS = 3
-"""More parallel planes than this are a stack and not a long-axis view."""
-
-MIN_CINE_IMAGES = 3
-"""So many images at one place are a cine; two may be end-diastole and end-systole, or one image exported twice."""
+NEAR_GAPS = 0.3
+"""Slices nearer to one of the short axis than this share of its gaps are another acquisition, and not its own."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Study:
     Args:
         sax: the short-axis stack.
         lax: the long-axis views, in the order of their series.
-        left_out: one sentence for each group of images that is neither.
+        left_out: one sentence for each group of images that is neither; also in the short axis' provenance.
     """
 
     sax: Stack
@@ -64,16 +62,17 @@ class Study:
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """Images of one kind in parallel planes; `is_cine` tells moving from still ones."""
+class _Sorted:
+    """Images told apart: the short axis, the groups that hold long-axis views, and a sentence on each group left."""
 
-    kind: tuple[str, ...]
-    is_cine: bool
-    images: tuple[DicomImage, ...]
+    sax: Group
+    views: tuple[Group, ...]
+    left_out: tuple[str, ...]
 
-    @property
-    def plane(self) -> Plane:
-        return self.images[0].plane
+    def stack(self) -> Stack:
+        """The short axis, with a note of the series it was chosen from, where there was anything to choose from."""
+        chosen = {"series": self.sax.description, "left_out": list(self.left_out)} if self.left_out else {}
+        return _stack(self.sax.images).noted(**chosen)
 
 
 def read_study(folder: Path) -> Study:
@@ -82,9 +81,8 @@ def read_study(folder: Path) -> Study:
     Raises:
         InputError: there are no images, one is damaged, or the slices of a stack or view do not fit together.
     """
-    sax, others = _sax_and_others(_images_in(folder))
-    lax, left_out = _views(others, sax)
-    return Study(_stack(sax.images), lax, left_out)
+    found = _told_apart(_images_in(folder))
+    return Study(found.stack(), _views(found.views), found.left_out)
 
 
 def read_sax(folder: Path) -> Stack:
@@ -93,7 +91,7 @@ def read_sax(folder: Path) -> Stack:
     Raises:
         InputError: as for `read_study`.
     """
-    return _stack(_sax_and_others(_images_in(folder))[0].images)
+    return _told_apart(_images_in(folder)).stack()
 
 
 def read_file(path: Path) -> Stack:
@@ -102,7 +100,7 @@ def read_file(path: Path) -> Stack:
     Raises:
         InputError: as for `read_study`.
     """
-    return _stack(_sax_and_others(_need_images(read_images(path, path.name), path))[0].images)
+    return _told_apart(_need_images(read_images(path, path.name), path)).stack()
 
 
 def read_lax(folder: Path) -> tuple[LaxImage, ...]:
@@ -112,9 +110,11 @@ def read_lax(folder: Path) -> tuple[LaxImage, ...]:
         InputError: there are no images of long-axis views, or one is damaged.
     """
     images = _images_in(folder)
-    sax, others = _sax_and_others(images)
-    has_stack = len(_positions(sax.images)) > MAX_VIEW_POSITIONS
-    views, _ = _views(others if has_stack else _groups(images), sax)
+    found = _told_apart(images)
+    if len(found.sax.positions) > MAX_VIEW_POSITIONS:
+        views = _views(found.views)
+    else:
+        views = _views(group for group in groups_of(images) if not _why_no_view(group, found.sax))
     if not views:
         remedy = "Choose the folder that holds the 2-, 3- or 4-chamber images."
         raise InputError("no-long-axis", f"{folder} holds no long-axis images.", remedy)
@@ -149,73 +149,73 @@ def _need_images(images: list[DicomImage], source: Path) -> list[DicomImage]:
     return images
 
 
-def _sax_and_others(images: Sequence[DicomImage]) -> tuple[_Group, list[_Group]]:
-    """The short axis with its crooked slices, if it has any, and the groups that are left."""
-    first, *others = _groups(images)
-    strays = [group for group in others if _is_same_kind(group, first) and _tilt(group, first) < STRAY_DEGREES]
-    sax = replace(first, images=(*first.images, *(image for group in strays for image in group.images)))
-    return sax, [group for group in others if group not in strays]
-
-
-def _groups(images: Sequence[DicomImage]) -> list[_Group]:
-    """What looks most like the short axis first, then the other groups in the order of their series."""
-    kinds: dict[tuple, list[DicomImage]] = {}
-    for image in images:
-        kinds.setdefault(image.kind, []).append(image)
-    parts = [(kind, part) for kind, members in kinds.items() for part in _parallel(members)]
-    groups = [group for kind, part in parts for group in _by_motion(kind, part)]
-    first = max(groups, key=_rank)
+def _told_apart(images: Sequence[DicomImage]) -> _Sorted:
+    """The short axis with its flawed slices, if it has any, and what the other images are."""
+    groups = groups_of(images)
+    first = _short_axis(groups)
     others = [group for group in groups if group is not first]
-    return [first, *sorted(others, key=lambda group: min((image.series, image.name) for image in group.images))]
+    flawed = [group for group in others if _is_flawed_part(group, first)]
+    sax = replace(first, images=(*first.images, *(image for group in flawed for image in group.images)))
+    views: list[Group] = []
+    left: Counter[tuple[str, str]] = Counter()
+    for group in (group for group in others if group not in flawed):
+        reason = _why_no_view(group, sax)
+        if not reason and group.is_beside(sax):
+            reason = "another acquisition of the short axis"
+        if reason:
+            left[group.description, reason] += len(group.images)
+        else:
+            views.append(group)
+    sentences = (f"{count} images of {description}: {reason}." for (description, reason), count in left.items())
+    return _Sorted(sax, tuple(views), tuple(sentences))
 
 
-def _by_motion(kind: tuple[str, ...], images: Sequence[DicomImage]) -> list[_Group]:
-    """Parallel images of one kind, the moving ones apart from the still ones."""
-    moving: list[DicomImage] = []
-    still: list[DicomImage] = []
-    for position in _positions(images):
-        is_cine = len(position) >= MIN_CINE_IMAGES or any(image.num_phases > 1 for image in position)
-        (moving if is_cine else still).extend(position)
-    return [_Group(kind, part is moving, tuple(part)) for part in (moving, still) if part]
+def _short_axis(groups: Sequence[Group]) -> Group:
+    """What looks most like the short axis.
+
+    Raises:
+        InputError: there are cine stacks in several directions, and no long-axis views that tell which one it is.
+    """
+    stacks = [group for group in groups if group.is_stack]
+    if not stacks:
+        return max(groups, key=_rank)
+    others = [group for group in groups if not any(group.is_beside(stack) for stack in stacks)]
+    misses = [_miss_of_right_angle(stack, others) for stack in stacks]
+    best = stacks[int(np.argmin(misses))]
+    rivals = [miss for stack, miss in zip(stacks, misses, strict=True) if not stack.is_beside(best)]
+    if rivals and min(rivals) - min(misses) < MIN_LEAD_DEGREES:
+        named = ", ".join(f"{len(stack.images)} images of {stack.description}" for stack in stacks)
+        message = f"There are cine stacks in different directions, and no long-axis views tell the short axis: {named}."
+        remedy = "Keep the short axis alone in the folder, or add the long-axis views."
+        raise InputError("several-stacks", message, remedy)
+    return max((stack for stack in stacks if stack.is_beside(best)), key=_rank)
 
 
-def _parallel(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """Images grouped so that planes within the tolerance of each other are together, whatever their order."""
-    groups: list[list[DicomImage]] = []
-    by_normal: dict[tuple, list[DicomImage]] = {}
-    for image in images:
-        by_normal.setdefault(tuple(np.round(image.plane.normal, 4)), []).append(image)
-    for members in by_normal.values():
-        near = [group for group in groups if any(_is_parallel(image, members[0]) for image in group)]
-        groups = [group for group in groups if group not in near]
-        groups.append([image for group in near for image in group] + members)
-    return groups
+def _miss_of_right_angle(stack: Group, others: Sequence[Group]) -> float:
+    """By how many degrees the long-axis views miss a right angle with a stack on average; 90 without any."""
+    angles = [view.tilt_degrees(stack) for view in others if not _why_no_view(view, stack)]
+    return 90.0 - float(np.mean(angles)) if angles else 90.0
 
 
-def _is_parallel(first: DicomImage, second: DicomImage) -> bool:
-    return geometry.tilt_degrees(first.plane, second.plane) <= geometry.PARALLEL_TOLERANCE_DEGREES
-
-
-def _tilt(first: _Group, second: _Group) -> float:
-    return geometry.tilt_degrees(first.plane, second.plane)
-
-
-def _is_same_kind(first: _Group, second: _Group) -> bool:
-    return first.kind == second.kind and first.is_cine == second.is_cine
-
-
-def _rank(group: _Group) -> tuple:
+def _rank(group: Group) -> tuple:
     """How much a group looks like the short axis: a cine stack, many positions, many images."""
-    positions = len(_positions(group.images))
-    return group.is_cine and positions > MAX_VIEW_POSITIONS, positions, len(group.images)
+    return group.is_stack, len(group.positions), len(group.images)
 
 
-def _positions(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """Images sorted along the normal, those at one position together."""
-    along = geometry.positions_along(images[0].plane.normal, [image.plane for image in images])
-    order = np.argsort(along, kind="stable")
-    starts = np.flatnonzero(np.diff(along[order]) >= geometry.SAME_POSITION_MM) + 1
-    return [[images[index] for index in part] for part in np.split(order, starts)]
+def _is_flawed_part(group: Group, sax: Group) -> bool:
+    """Whether images are slices of the short axis that do not fit in: crooked, of another size, with frames missing.
+
+    Slices that lie between those of the short axis, or on them, are another acquisition instead.
+    """
+    if not group.is_same_kind(sax) or not group.is_beside(sax):
+        return False
+    known, found = (
+        geometry.positions_along(sax.plane.normal, [position[0].plane for position in part.positions])
+        for part in (sax, group)
+    )
+    gaps = np.diff(np.sort(known))
+    near_mm = NEAR_GAPS * geometry.typical_gap(gaps) if len(gaps) else geometry.SAME_POSITION_MM
+    return bool((np.abs(known[:, None] - found) >= near_mm).all())
 
 
 # --- Putting images together ------------------------------------------------------------------------------------------
@@ -227,14 +227,14 @@ def _stack(images: Sequence[DicomImage]) -> Stack:
     Raises:
         InputError: the planes or phases do not fit together, or pixels cannot be decoded.
     """
-    positions = _positions(images)
+    positions = positions_of(images)
     names = [position[0].name for position in positions]
     planes = [position[0].plane for position in positions]
     raise_first(plane_findings(planes, names))
     _need_one_place(images, positions)
     raise_first(count_findings(list(map(len, positions)), names))
     phases, times_ms, note = _in_time(positions)
-    raise_first(phase_findings(times_ms, names))
+    raise_first(phase_findings(times_ms, names, list(map(_beat_ms, positions))))
     thickness = images[0].thickness_mm if images[0].thickness_mm > 0 else 1.0
     stack = Stack(
         voxels=_voxels(phases),
@@ -270,19 +270,40 @@ def _in_time(
     if all(map(_has_times, positions)):
         phases = [sorted(position, key=lambda image: image.time_ms) for position in positions]
         return phases, [np.array([image.time_ms for image in phase]) for phase in phases], {}
-    phases = [sorted(position, key=lambda image: image.order) for position in positions]
-    for phase in phases:
-        orders = np.array([image.order for image in phase])
-        if len(phase) > 1 and not (np.diff(orders) > 0).all():
-            message = f"{phase[0].name} and the other images of this slice have neither trigger times nor numbers."
-            raise InputError("unordered-frames", message, "Export the images with their trigger times.")
+    phases = _numbered(positions)
     if max(map(len, phases)) == 1:
         return phases, [np.zeros(1)] * len(phases), {}
     intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
     steps = [np.median(intervals) / len(phase) if intervals else 1.0 for phase in phases]
     note = "from the heart beat's length" if intervals else "frame numbers"
     times = [np.arange(len(phase)) * step for phase, step in zip(phases, steps, strict=True)]
-    return phases, times, {"frame_times": note}
+    return phases, times, {TIMES_KEY: note}
+
+
+def _numbered(positions: Sequence[Sequence[DicomImage]]) -> list[list[DicomImage]]:
+    """The images of each position, sorted by the first kind of number that tells all of them apart.
+
+    Raises:
+        InputError: there is none.
+    """
+    for numbers in range(len(positions[0][0].orders)):
+        orders = [np.array([image.orders[numbers] for image in position]) for position in positions]
+        unclear = [index for index, order in enumerate(orders) if not (np.diff(np.sort(order)) > 0).all()]
+        if not unclear:
+            return [
+                [position[index] for index in np.argsort(order)]
+                for position, order in zip(positions, orders, strict=True)
+            ]
+    message = (
+        f"{positions[unclear[0]][0].name} and the other images of this slice have neither trigger times nor numbers."
+    )
+    raise InputError("unordered-frames", message, "Export the images with their trigger times.")
+
+
+def _beat_ms(position: Sequence[DicomImage]) -> float:
+    """The length of the heart beat while the images of one slice were taken; NaN where no header notes it."""
+    noted = [image.interval_ms for image in position if image.interval_ms > 0]
+    return float(np.median(noted)) if noted else np.nan
 
 
 def _has_times(position: Sequence[DicomImage]) -> bool:
@@ -297,8 +318,7 @@ def _voxels(phases: Sequence[Sequence[DicomImage]]) -> np.ndarray:
     stored = {path: read_pixels(path, name) for path, name in files.items()}
 
     def real(image: DicomImage) -> np.ndarray:
-        pixels, is_scaled = stored[image.path]
-        return pixels[image.index] if is_scaled else real_values(pixels[image.index], *image.scale)
+        return real_values(stored[image.path][image.index], *image.scale)
 
     return narrowed(np.stack([[real(image) for image in phase] for phase in phases], axis=1))
 
@@ -318,26 +338,19 @@ def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:
 # --- Long-axis views --------------------------------------------------------------------------------------------------
 
 
-def _views(groups: Iterable[_Group], sax: _Group) -> tuple[tuple[LaxImage, ...], tuple[str, ...]]:
-    """The long-axis views among groups of images, and why each other group is none."""
+def _views(groups: Iterable[Group]) -> tuple[LaxImage, ...]:
+    """The long-axis views in groups of images that hold nothing else."""
     views: list[LaxImage] = []
-    left_out: list[str] = []
-    for group in groups:
-        reason = _why_no_view(group, sax)
-        if reason:
-            description = group.images[0].description or "a series without description"
-            left_out.append(f"{len(group.images)} images of {description}: {reason}.")
-            continue
-        for images in (part for position in _positions(group.images) for part in _acquisitions(position)):
-            views.append(LaxImage(_new_name(images[0], [view.name for view in views]), _stack(images)))
-    return tuple(views), tuple(left_out)
+    for images in (part for group in groups for position in group.positions for part in _acquisitions(position)):
+        views.append(LaxImage(_new_name(images[0], [view.name for view in views]), _stack(images)))
+    return tuple(views)
 
 
-def _why_no_view(group: _Group, sax: _Group) -> str:
+def _why_no_view(group: Group, sax: Group) -> str:
     """In words; empty if the group holds long-axis views."""
-    if not _is_same_kind(group, sax):
+    if not group.is_same_kind(sax):
         return "another kind of image than the short axis"
-    if len(_positions(group.images)) > MAX_VIEW_POSITIONS:
+    if len(group.positions) > MAX_VIEW_POSITIONS:
         return "another stack of parallel planes"
     if {image.reference for image in group.images} != {image.reference for image in sax.images}:
         return "not in the same frame of reference as the short axis"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,7 +120,7 @@ def load_model(name: str, folder: Path | None = None) -> tuple[dict[str, torch.T
             one the model was trained on.
     """
     entry = find_model(name, folder)
-    state = _checked_tensors(entry, models_folder(folder))
+    state = read_tensors(check_file(entry, folder))[0]
     if not entry.base:
         return state, entry
     base_state, base = load_model(entry.base, folder)
@@ -141,8 +142,13 @@ def _extended(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def _checked_tensors(entry: Entry, folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / entry.file
+def check_file(entry: Entry, folder: Path | None = None) -> Path:
+    """The file of a model, which is there and is the one that the manifest describes.
+
+    Raises:
+        WeightsError: "missing-weights" or "damaged-weights" with the file's name.
+    """
+    path = models_folder(folder) / entry.file
     if not path.is_file():
         raise WeightsError(
             "missing-weights", f"The weights {path} are missing.", "Reinstall CaLID, or copy them there."
@@ -153,7 +159,23 @@ def _checked_tensors(entry: Entry, folder: Path) -> dict[str, torch.Tensor]:
             f"The weights {path} are not the ones {MANIFEST_NAME} describes (SHA-256 differs).",
             "Reinstall CaLID, or copy the file again.",
         )
-    return read_tensors(path)[0]
+    return path
+
+
+@contextmanager
+def built_for(name: str) -> Iterator[None]:
+    """Around the building of a model's networks: what fails there does not fit this version.
+
+    Raises:
+        WeightsError: "bad-config", with the first reason.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            "bad-config", f"The model '{name}' does not fit this version of CaLID: {reason}.", "Update CaLID."
+        ) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

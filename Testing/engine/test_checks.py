@@ -8,7 +8,7 @@ import file_phantoms
 import numpy as np
 import pytest
 from calid.assembly import count_findings, phase_findings, plane_findings
-from calid.checks import check_stack, findings
+from calid.checks import TIMES_KEY, check_stack, findings, warnings
 from calid.errors import InputError
 from calid.geometry import plane_of
 from calid.stack import Stack
@@ -50,9 +50,25 @@ def test_a_frame_that_is_a_copy_of_another_is_worth_a_warning():
     assert codes(good().with_voxels(voxels)) == [("warning", "repeated-frame")]
 
 
-@pytest.mark.parametrize("step_ms", [0.0335, 33_500.0])
+@pytest.mark.parametrize("step_ms", [0.0335, 1000.0, 33_500.0])
 def test_times_in_another_unit_are_worth_a_warning(step_ms):
     assert codes(good(step_ms=step_ms)) == [("warning", "implausible-frame-times")]
+
+
+def test_guessed_frame_times_are_worth_a_warning_with_their_guess():
+    stack = good(step_ms=1.0).noted(**{TIMES_KEY: "frame numbers"})
+    assert codes(stack) == [("warning", "guessed-frame-times")]
+    assert "frame numbers" in findings(stack)[0].message
+
+
+def test_warnings_leave_out_what_blocks_a_run_and_harmless_findings_do_not_block():
+    voxels = good().voxels.copy()
+    voxels[1] = voxels[0]
+    stack = good(spacing_mm=(1.5, 1.5, 1.5)).with_voxels(voxels)
+    assert [finding.code for finding in warnings(stack)] == ["repeated-frame"]
+    with pytest.raises(InputError, match="apart"):
+        check_stack(stack)
+    check_stack(stack, harmless=["already-isotropic"])
 
 
 def test_generated_slices_in_the_input_are_worth_a_warning():
@@ -140,3 +156,58 @@ def test_a_few_chosen_phases_may_lie_unevenly_but_not_at_one_time():
     assert phase_findings([chosen, chosen], ["a", "b"]) == []
     again = np.array([0.0, 330.0, 330.2])
     assert [finding.code for finding in phase_findings([again, again], ["a", "b"])] == ["duplicate-frames"]
+
+
+# The heart beats during six breath-holds of a real examination, in milliseconds, and a cine of 25 phases in each.
+BEATS_MS = np.array([831.0, 814, 776, 829, 860, 863])
+SHARES = np.arange(25) / 25
+
+
+@pytest.mark.parametrize("beats_ms", [BEATS_MS, None])
+def test_breath_holds_at_different_heart_rates_show_the_same_phases(beats_ms):
+    assert phase_findings(list(np.outer(BEATS_MS, SHARES)), list("abcdef"), beats_ms) == []
+
+
+def test_frames_that_were_counted_from_the_trigger_are_the_same_at_any_heart_rate():
+    assert phase_findings([33.0 * np.arange(20)] * 6, list("abcdef"), BEATS_MS) == []
+
+
+@given(slices=st.integers(2, 8), frames=st.integers(8, 30), data=st.data())
+def test_slices_that_each_lack_another_frame_are_told_apart(slices, frames, data):
+    """As many frames in every slice, so that their numbers say nothing."""
+    missing = data.draw(st.lists(st.integers(0, frames - 1), min_size=slices, max_size=slices, unique=True))
+    times = 33.0 * np.arange(frames)
+    found = phase_findings([np.delete(times, index) for index in missing], [str(index) for index in missing])
+    assert [finding.code for finding in found] in (["missing-frame"], ["different-phases"])
+
+
+@pytest.mark.parametrize("beats_ms", [BEATS_MS, None])
+@pytest.mark.parametrize("odd", range(6))
+@pytest.mark.parametrize(
+    ("change", "words"), [(lambda times: times + 400, "starts 400.0 ms"), (lambda times: 0.4 * times, "Frame 25 of")]
+)
+def test_a_slice_of_other_phases_is_named_with_what_was_measured(beats_ms, odd, change, words):
+    times = list(np.outer(BEATS_MS, SHARES))
+    times[odd] = change(times[odd])
+    (found,) = phase_findings(times, list("abcdef"), beats_ms)
+    assert found.code == "different-phases"
+    assert words in found.message
+    assert f"slice {odd + 1} of 6" in found.message.lower()
+
+
+def test_a_slice_that_covers_four_fifths_of_its_noted_beat_shows_other_phases():
+    times = list(np.outer(BEATS_MS, SHARES))
+    times[2] = 0.8 * times[2]
+    assert [finding.code for finding in phase_findings(times, list("abcdef"), BEATS_MS)] == ["different-phases"]
+
+
+@pytest.mark.parametrize(("late_ms", "codes"), [(40.0, []), (60.0, ["different-phases"])])
+def test_still_slices_may_lie_fifty_milliseconds_apart(late_ms, codes):
+    times = [np.array([time]) for time in (500.0, 500.0, 500.0 + late_ms, 500.0)]
+    found = phase_findings(times, list("abcd"))
+    assert [finding.code for finding in found] == codes
+    assert all("Slice 3 of 4 (c)" in finding.message for finding in found)
+
+
+def test_a_single_slice_may_leave_frames_out():
+    assert phase_findings([np.array([0.0, 30, 60, 120, 150])], ["view"]) == []

@@ -68,6 +68,23 @@ def test_a_window_sees_its_neighbors_around_the_end_of_a_cycle_only():
     assert window_at(0, num_frames=30, size=16).frames[0] == 0
 
 
+@pytest.mark.parametrize("is_periodic", [False, True])
+@pytest.mark.parametrize(("num_frames", "size"), [(1, 16), (10, 16), (25, 16), (25, 32), (25, 480), (32, 48), (70, 32)])
+def test_networks_that_halve_time_get_a_multiple_and_every_frame_is_kept_once(num_frames, size, is_periodic):
+    cut = windows(num_frames=num_frames, size=size, is_periodic=is_periodic, multiple=16)
+    assert [frame for window in cut for frame in window.frames[window.kept]] == list(range(num_frames))
+    assert all(len(window.frames) % 16 == 0 and len(window.frames) <= size for window in cut)
+    assert not any(window.is_periodic for window in cut)
+
+
+def test_they_see_a_cycle_with_frames_around_it_and_a_part_with_its_last_frame_again():
+    around = window_at(0, num_frames=25, size=480, is_periodic=True, multiple=16)
+    assert (len(around.frames), around.kept) == (48, slice(11, 36))
+    assert around.frames[8:14] == (22, 23, 24, 0, 1, 2)
+    assert around.frames[33:40] == (22, 23, 24, 0, 1, 2, 3)
+    assert window_at(0, num_frames=14, size=480, multiple=16).frames == (*range(14), 13, 13)
+
+
 def test_one_window_of_all_frames_is_the_cycle_itself():
     whole = window_at(0, num_frames=25, size=100, is_periodic=True)
     assert (whole.is_periodic, whole.frames, whole.num_kept) == (True, tuple(range(25)), 25)

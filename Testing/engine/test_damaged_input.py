@@ -360,8 +360,8 @@ def a_nifti_orientation_that_is_no_number(folder):
 
 @damage("sheared-affine", "not perpendicular")
 def a_slanted_nifti(folder):
-    # Codes: no quaternion, a matrix, whose first row mixes columns and rows.
-    rows = struct.pack("<12f", 1.5, 0.9, 0, 0, 0, 1.4, 0, 0, 0, 0, 8, 0)
+    # Codes: no quaternion, a matrix, whose first row mixes columns and rows; these are still 1.4 mm apart.
+    rows = struct.pack("<12f", 1.5, 0.84, 0, 0, 0, 1.12, 0, 0, 0, 0, 8, 0)
     return nifti(folder, 252, struct.pack("<hh6f", 0, 1, 0, 0, 0, 0, 0, 0) + rows)
 
 
@@ -437,6 +437,17 @@ def a_metaimage_written_as_text(folder):
 @damage("unsupported-voxels", "MET_STRING")
 def a_metaimage_of_strings(folder):
     return metaimage(folder, ElementType="MET_STRING")
+
+
+@damage("bad-placement", "3 x 2.8 x 20 mm", "1.5 x 1.4 x 8 mm")
+def a_nifti_whose_matrix_has_another_spacing(folder):
+    return nifti(folder, 280, struct.pack("<12f", 3, 0, 0, 0, 0, 2.8, 0, 0, 0, 0, 20, 0))
+
+
+@damage("bad-placement", "sform", "qform", "10.0 mm")
+def a_nifti_whose_matrix_and_quaternion_disagree(folder):
+    # ITK turns x and y, LPS to RAS.
+    return nifti(folder, 280, struct.pack("<12f", -1.5, 0, 0, 6, 0, -1.4, 0, 8, 0, 0, 8, 0))
 
 
 # --- Our own entries --------------------------------------------------------------------------------------------------
@@ -656,6 +667,38 @@ def a_missing_last_frame(folder):
 @damage("uneven-frames", "have 5")
 def slices_with_different_numbers_of_frames(folder):
     return dicom(folder, lambda t, z: None if t < 5 - 3 and z == 1 else {})
+
+
+@damage("missing-frame", "Slice 2 of 5 (s1/i00.dcm)", "between 2.2 and 69.2 ms", "usually 33.5 ms")
+def slices_that_each_lack_another_frame(folder):
+    return dicom(folder, lambda t, z: None if t == z else {}, stack=good((8, 5, 18, 24)))
+
+
+def at_ms(time_ms: Callable[[float], float], slice_index: int, stack: Stack) -> Callable:
+    """One slice with other times of its frames."""
+    return lambda t, z: {"TriggerTime": time_ms(stack.frame_times_ms[t])} if z == slice_index else {}
+
+
+@damage("different-phases", "Slice 4 of 5 (s3/i00.dcm)", "402.2 ms", "2.2 ms", "at most 16.8 ms")
+def a_slice_that_starts_late(folder):
+    return dicom(folder, at_ms(lambda time: time + 400, 3, good()))
+
+
+@damage("different-phases", "slice 4 of 5 (s3/i00.dcm)", "% of the heart beat")
+def a_slice_of_a_part_of_the_beat(folder):
+    return dicom(folder, at_ms(lambda time: 0.4 * time, 3, good()))
+
+
+@damage("different-phases", "Slice 4 of 5 (s3/i00.dcm)", "400 ms", "about 0 ms")
+def a_still_slice_of_another_phase(folder):
+    return dicom(folder, at_ms(lambda _: 400, 3, good()), stack=replace(good().frame(0), frame_times_ms=np.zeros(1)))
+
+
+@damage("several-stacks", "25 images of cine", "45 images of axial")
+def a_second_stack_and_no_views(folder):
+    axial = replace(good((5, 9, 18, 24)), affine=np.diag([1.5, 1.4, 8.0, 1.0]))
+    file_phantoms.write_stack(folder / "axial", axial, series=lambda _t, z: 100 + z, description="axial")
+    return dicom(folder)
 
 
 @damage("duplicate-images", "s0/i00.dcm", "t/i00.dcm")

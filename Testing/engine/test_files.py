@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import errno
+import gzip
 import json
 import os
 import struct
 import tempfile
+import tracemalloc
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -125,6 +127,44 @@ def test_the_intensity_scale_of_nifti_is_applied(tmp_path, slope, kind):
     np.testing.assert_array_equal(back.voxels[0], sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_mirrored_stack_keeps_its_place_in_nifti(tmp_path, frames):
+    """NIfTI's quaternion is a rotation; the mirror is in the sign of the third axis."""
+    stack = made((frames, 4, 6, 10))
+    affine = stack.affine.copy()
+    affine[:3, 2] *= -1
+    write_stack(replace(stack, affine=affine), tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(read_stack(tmp_path / "a.nii.gz").affine, affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".seq.nrrd"])
+def test_writing_takes_no_second_copy_of_the_voxels(tmp_path, suffix):
+    stack = made((4, 64, 64, 64))
+    tracemalloc.start()
+    try:
+        write_stack(stack, tmp_path / f"a{suffix}")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.5 * stack.voxels.nbytes
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_file_of_several_gzip_streams_is_read_as_one(tmp_path, suffix):
+    """bgzip writes such files, and so does joining two."""
+    stack = made((2, 4, 6, 10))
+    write_stack(stack, tmp_path / f"a{suffix}")
+    contents = (tmp_path / f"a{suffix}").read_bytes()
+    start = 0 if suffix == ".nii.gz" else contents.index(b"\n\n") + 2
+    plain = gzip.decompress(contents[start:])
+    streams = b"".join(gzip.compress(plain[at : at + 300]) for at in range(0, len(plain), 300))
+    (tmp_path / f"a{suffix}").write_bytes(contents[:start] + streams)
+    np.testing.assert_array_equal(read_stack(tmp_path / f"a{suffix}").voxels, stack.voxels)
+    (tmp_path / f"a{suffix}").write_bytes(contents[:start] + streams[:-1])
+    with pytest.raises(InputError, match="ends early"):
+        read_stack(tmp_path / f"a{suffix}")
+
+
 # --- Frame times ------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +223,9 @@ def test_a_volume_sequence_of_slicer_is_read_with_its_times_and_units(tmp_path, 
     assert ("frame_times" in back.provenance) == (unit == '""')
 
 
-@pytest.mark.parametrize(("unit", "step", "expected_ms"), [(8, 0.04, 40), (16, 40, 40), (24, 40_000, 40), (0, 40, 40)])
+@pytest.mark.parametrize(
+    ("unit", "step", "expected_ms"), [(8, 0.04, 40), (16, 40, 40), (24, 40_000, 40), (0, 40, 40), (8, 1, 1)]
+)
 def test_nifti_times_are_read_in_the_unit_of_the_header(tmp_path, unit, step, expected_ms):
     image = sitk.GetImageFromArray(file_phantoms.noisy_stack((3, 4, 6, 10)).voxels, isVector=False)
     path = tmp_path / "a.nii"
@@ -191,7 +233,10 @@ def test_nifti_times_are_read_in_the_unit_of_the_header(tmp_path, unit, step, ex
     contents = bytearray(path.read_bytes())
     contents[92:96], contents[123] = struct.pack("<f", step), 2 | unit
     path.write_bytes(contents)
-    np.testing.assert_allclose(read_stack(path).frame_times_ms, np.arange(3) * expected_ms, rtol=1e-6)
+    back = read_stack(path)
+    np.testing.assert_allclose(back.frame_times_ms, np.arange(3) * expected_ms, rtol=1e-6)
+    # A step of one is what programs write that know of no times.
+    assert (back.provenance.get("frame_times") == "frame numbers") == (step == 1)
 
 
 def test_the_times_of_a_sequence_that_slicer_saved_again_win_over_our_own(tmp_path):

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from calid.bisection import plan_bisection
+from calid.cycle import window_at
+from calid.device import choose_device
 from calid.errors import SettingsError, WeightsError
+from calid.generation import Generation
 from calid.interpolator import load_interpolator
-from calid.networks import Denoiser, TemporalConvolution, Timeline, folded
+from calid.networks import (
+    Autoencoder,
+    AutoencoderConfig,
+    Denoiser,
+    DenoiserConfig,
+    LatentSpace,
+    TemporalConvolution,
+    Timeline,
+    folded,
+)
+from calid.preparation import plan_preparation
+from calid.progress import Watch
 from calid.reconstruct import upsample, warm_interpolator
 from calid.settings import Settings
 from calid.stack import Stack
@@ -47,10 +62,40 @@ def joined(models: Path, *, std: float = 0.05):
     return network, entry
 
 
-def load_interpolator_of(models: Path):
-    from calid.device import choose_device
+@pytest.fixture(scope="module")
+def papers_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model of the paper's form: 3D convolutions throughout, no motion, no strength."""
+    from calid_training.export import write_model
 
-    return load_interpolator(choose_device("cpu"), models_folder=models)
+    coding = AutoencoderConfig(spatial_dims=3, channels=(8, 8, 8), latent_channels=2, norm_num_groups=8)
+    attention = (False, False, True)
+    config = DenoiserConfig(
+        spatial_dims=3,
+        latent_channels=2,
+        channels=(16, 16, 32),
+        attention=attention,
+        condition_attention=attention,
+        tau1_channels=(16, 16, 16),
+        num_res_blocks=1,
+        head_channels=16,
+        norm_num_groups=16,
+        prediction="epsilon",
+    )
+    torch.manual_seed(3)
+    space = LatentSpace(Autoencoder(coding), mean=torch.zeros(2), std=torch.ones(2))
+    network = Denoiser(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    tensors = {f"denoiser.{key}": value for key, value in network.state_dict().items()}
+    tensors |= {f"latent_space.{key}": value for key, value in space.state_dict().items()}
+    folder = tmp_path_factory.mktemp("papers")
+    facts = {"autoencoder": asdict(coding), "denoiser": asdict(config), "noise_share": 0.0}
+    write_model(folder, "calid-2dt", tensors, facts, license="none")
+    return folder
+
+
+def load_interpolator_of(models: Path, name: str = "calid-2d"):
+    return load_interpolator(choose_device("cpu"), name=name, models_folder=models)
 
 
 def sequence(frames: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -211,13 +256,76 @@ def test_a_sequence_that_does_not_fit_is_made_in_windows(cine_models, monkeypatc
     assert np.abs(made.astype(float) - reference).mean() < 0.5 * reference.std()
 
 
-def test_frames_share_noise_as_far_as_the_model_wants(cine_models):
-    from calid.bisection import plan_bisection
-    from calid.cycle import window_at
-    from calid.generation import Generation
-    from calid.preparation import plan_preparation
-    from calid.progress import Watch
+@pytest.mark.parametrize("method", ["calid", "calid+"])
+@pytest.mark.parametrize("frames", [1, 8, 18])
+def test_the_papers_form_makes_any_number_of_frames_and_counts_its_work(papers_models, frames, method):
+    told = []
+    sparse = cine(frames)
+    asked = quick(factor=4, method=method, model="2d+t")
+    dense = upsample(sparse, asked, models_folder=papers_models, progress=told.append).stack
+    assert dense.voxels.shape == (frames, 9, 40, 56)
+    np.testing.assert_array_equal(dense.voxels[:, ::4], sparse.voxels)
+    assert told[-1].fraction == 1
+    assert all(step.fraction < 1 for step in told[:-1])
 
+
+def test_the_papers_form_is_made_in_windows_where_memory_is_short_and_gives_up_at_the_shortest(
+    papers_models, monkeypatch
+):
+    whole, lengths, limit = Denoiser.forward, [], [4]
+
+    def forward(self, z_t, t, z_c, **options):
+        lengths.append(z_t.shape[2])
+        if z_t.shape[2] > limit[0]:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return whole(self, z_t, t, z_c, **options)
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    sparse = cine(frames=20)
+    made = upsample(sparse, quick(), models_folder=papers_models).stack.voxels
+    assert set(lengths) == {8, 4}  # latents of 32 and of 16 frames
+    np.testing.assert_array_equal(made[:, ::2], sparse.voxels)
+    limit[0] = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        upsample(sparse, quick(), models_folder=papers_models)
+
+
+def test_the_papers_form_joins_the_ends_of_a_cycle(papers_models):
+    """Turning the cycle turns the result at its ends, but for what strides of 16 frames bring there from elsewhere."""
+    interpolator = load_interpolator_of(papers_models, "calid-2dt")
+    voxels = cine(frames=16).voxels.astype(np.float32)
+
+    def made(turn: int, *, is_periodic: bool) -> np.ndarray:
+        turned = np.roll(voxels, turn, axis=0)
+        stack = Stack(turned, np.eye(4), np.arange(16) * 40.0)
+        watch, preparation = Watch(1), plan_preparation(stack)
+        run = Generation(interpolator, preparation, plan_bisection(3, 2), quick(), 1, watch, is_periodic)
+        return np.roll(np.stack([values for values, _ in run.frames(turned)]), -turn, axis=0)[[0, 1, -2, -1]]
+
+    apart = {way: np.abs(made(8, is_periodic=way) - made(0, is_periodic=way)).mean() for way in (True, False)}
+    assert apart[True] < 0.5 * apart[False]
+
+
+@pytest.mark.parametrize("mode", ["detail", "fidelity"])
+def test_a_model_without_a_strength_shows_what_d_makes_of_z_0_and_nothing_else(random_models, mode):
+    interpolator = load_interpolator_of(random_models)
+    config = {key: value for key, value in interpolator.entry.config.items() if key != "strength"}
+    plain = replace(interpolator, entry=replace(interpolator.entry, config=config), motion=None)
+    stack = cine(frames=1, slices=2)
+    preparation = plan_preparation(stack)
+    settings = quick(method="calid", mode=mode, seed=4)
+    ((values, _),) = Generation(plain, preparation, plan_bisection(2, 2), settings, 1, Watch(1)).frames(stack.voxels)
+
+    before, after = preparation.prepare(stack.voxels[0]).unsqueeze(1)
+    shape = plain.latent_shape(preparation.padded_shape)
+    z_T = torch.from_numpy(np.random.default_rng((4, 1, 0)).standard_normal((1, *shape), dtype=np.float32))
+    z_0 = plain.interpolate(before, after, z_T, steps=2, tick=lambda _: None)
+    expected = preparation.restore(plain.decode(z_0).clamp(-1, 1))[0]
+    expected = expected + preparation.excess(stack.voxels[0]).mean(axis=0)
+    np.testing.assert_allclose(values[1], expected, rtol=1e-4, atol=0.1)
+
+
+def test_frames_share_noise_as_far_as_the_model_wants(cine_models):
     stack, settings = cine(frames=6), quick(method="calid")
     interpolator = load_interpolator_of(cine_models)
     plan, preparation = plan_bisection(3, 2), plan_preparation(stack)

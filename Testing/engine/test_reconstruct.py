@@ -247,13 +247,13 @@ def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(rand
     entry = replace(whole.entry, config={**whole.entry.config, "strength": {"fidelity": strength}})
     weak = replace(whole, entry=entry)
     settings = Settings(factor=2, mode="fidelity", steps=1)
-    before, after = torch.rand(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
-    z_0 = whole.encode(after.flip(-1))
+    moved = torch.rand(2, 1, 1, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    z_0 = whole.encode(moved[1, 0, 0].flip(-1))[None, None]
     made = [
-        Generation(x, None, plan_bisection(2, 2), settings, 1, Watch(1))._between(before, after, z_0)
+        Generation(x, None, plan_bisection(2, 2), settings, 1, Watch(1))._pictured(z_0, moved, moved)
         for x in (whole, weak)
     ]
-    mean = (before + after) / 2
+    mean = moved.mean(dim=0)
     changes = [(image - mean).abs().mean() for image in made]
     assert changes[1] == pytest.approx(float(strength * changes[0]), rel=0.15)  # but for the gain in brightness
 

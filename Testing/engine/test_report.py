@@ -16,7 +16,7 @@ import numpy as np
 import phantoms
 import pytest
 from browser import browser
-from calid.errors import OutputError, SettingsError, WeightsError
+from calid.errors import InputError, OutputError, SettingsError, WeightsError
 from calid.files import write_labels, write_stack
 from calid.longaxis import cut, derive_planes
 from calid.reconstruct import upsample
@@ -268,6 +268,29 @@ def test_labels_of_another_grid_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="do not lie on the stack's grid"):
         command.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more))
     assert not (tmp_path / "heart.html").exists()
+
+
+def test_labels_of_unknown_values_are_refused_with_their_value(tmp_path):
+    sparse = sparse_of(phantoms.pictured(truth())).frames(0, 1)
+    write_stack(sparse, tmp_path / "heart.nrrd")
+    labels = first_labels(linear(STEP)(sparse))
+    voxels = labels.voxels.astype(np.int16)
+    voxels[voxels == 3] = 257
+    write_stack(labels.with_voxels(voxels), tmp_path / "labels.nrrd")
+    more = ["--labels", str(tmp_path / "labels.nrrd"), "--method", "linear", "--factor", str(STEP)]
+    with pytest.raises(SettingsError, match=rf"the value 257 in {(voxels == 257).sum()} voxels"):
+        command.run(options(tmp_path / "heart.nrrd", tmp_path / "heart.html", *more))
+    assert not (tmp_path / "heart.html").exists()
+
+
+def test_a_damaged_dense_stack_is_refused_by_name(tmp_path):
+    dense = linear(STEP)(sparse_of(phantoms.pictured(truth())).frames(0, 1))
+    voxels = dense.voxels.copy()
+    voxels[0, 5, 3, 3] = np.nan
+    write_stack(dense.with_voxels(voxels), tmp_path / "dense.nrrd")
+    with pytest.raises(InputError, match=r"^dense\.nrrd: Voxels of slice 6 of \d+ are not a number") as error:
+        command.run(options(tmp_path / "dense.nrrd", tmp_path / "heart.html"))
+    assert error.value.code == "nan-voxels"
 
 
 # --- the 3D view ---

@@ -18,7 +18,8 @@ from calid.files import read_lax_folder, read_stack, read_study, write_stack
 from calid.stack import Stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
 
 shapes = st.tuples(st.sampled_from([1, 2, 3, 4]), st.integers(2, 5), st.integers(2, 6), st.integers(2, 6))
 
@@ -153,6 +154,13 @@ def test_without_trigger_times_and_heart_beat_frames_are_numbered(tmp_path, recw
     assert len(recwarn) == 0
 
 
+def test_numbers_that_are_the_same_everywhere_leave_the_order_to_the_next_ones(tmp_path):
+    stack = cine((4, 3, 6, 8))
+    tags = {"TriggerTime": None, "TemporalPositionIdentifier": 1}
+    file_phantoms.write_stack(tmp_path, stack, changes=lambda _t, _z: tags, name=lambda t, z: f"{9 - t}/{z}.dcm")
+    np.testing.assert_array_equal(read_stack(tmp_path).voxels, stack.voxels)
+
+
 def test_files_that_are_not_images_are_passed_over(tmp_path):
     stack = cine()
     file_phantoms.write_stack(tmp_path, stack)
@@ -185,24 +193,53 @@ def test_run_length_encoded_pixels_are_decoded(tmp_path):
     assert_same(read_stack(tmp_path), stack)
 
 
+def coded_by_gdcm(image: np.ndarray, compressor: str, folder: Path) -> pydicom.FileDataset:
+    """A DICOM file of this (rows, columns) image alone, compressed by GDCM through SimpleITK."""
+    path = folder / "coded.dcm"
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(image[np.newaxis]))
+    coded = pydicom.dcmread(path)
+    path.unlink()
+    return coded
+
+
 def test_jpeg_2000_pixels_are_decoded(tmp_path):
-    """Compressed by GDCM through SimpleITK, and put back into the file whose geometry is known."""
+    """Put back into the file whose geometry is known."""
     stack = cine((1, 3, 32, 40))
     file_phantoms.write_stack(tmp_path, stack, changes=lambda _t, _z: {"RescaleSlope": 2, "RescaleIntercept": -3})
     for path in tmp_path.rglob("*.dcm"):
         file = pydicom.dcmread(path)
-        writer = sitk.ImageFileWriter()
-        writer.SetFileName(str(tmp_path / "j2k.tmp.dcm"))
-        writer.UseCompressionOn()
-        writer.SetCompressor("JPEG2000")
-        writer.Execute(sitk.GetImageFromArray(file.pixel_array[np.newaxis]))
-        coded = pydicom.dcmread(tmp_path / "j2k.tmp.dcm")
+        coded = coded_by_gdcm(file.pixel_array, "JPEG2000", tmp_path)
         assert coded.file_meta.TransferSyntaxUID == JPEG2000Lossless
         file.PixelData, file.file_meta.TransferSyntaxUID = coded.PixelData, JPEG2000Lossless
         file["PixelData"].is_undefined_length = True
         file.save_as(path)
-    (tmp_path / "j2k.tmp.dcm").unlink()
     assert_same(read_stack(tmp_path), stack.with_voxels((stack.voxels * 2 - 3).astype(np.int16)))
+
+
+def test_each_image_of_a_jpeg_lossless_multi_frame_file_has_its_own_scale(tmp_path):
+    """GDCM, which decodes JPEG lossless, would apply the first image's scale to all."""
+    stack = cine((2, 3, 32, 40))
+    path = tmp_path / "enhanced.dcm"
+    file_phantoms.write_enhanced(path, stack)
+    file = pydicom.dcmread(path)
+    del file.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
+    for index, groups in enumerate(file.PerFrameFunctionalGroupsSequence):
+        scale = pydicom.Dataset()
+        scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = 2 + index, -3, "US"
+        groups.PixelValueTransformationSequence = pydicom.Sequence([scale])
+    file.save_as(path)
+    expected = read_stack(path)
+    coded = [coded_by_gdcm(image, "JPEG", tmp_path) for image in file.pixel_array]
+    file.PixelData = encapsulate([next(generate_frames(one.PixelData, number_of_frames=1)) for one in coded])
+    file.file_meta.TransferSyntaxUID = coded[0].file_meta.TransferSyntaxUID
+    file["PixelData"].is_undefined_length = True
+    file.save_as(path)
+    assert file.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    np.testing.assert_array_equal(read_stack(path).voxels, expected.voxels)
 
 
 def test_no_trace_of_the_patient_leaves_with_the_stack(tmp_path):
@@ -306,14 +343,64 @@ def test_still_images_other_stacks_and_other_references_are_left_out_and_said_so
         description="moved",
         changes=lambda _t, _z: {"FrameOfReferenceUID": "9.9"},
     )
+    write_views(tmp_path, sax, two_chamber=20, four_chamber=80)
     found = read_study(tmp_path)
     assert_same(found.sax, sax)
-    assert found.lax == ()
+    assert [view.name for view in found.lax] == ["two chamber", "four chamber"]
     assert found.left_out == (
         "1 images of scout: another kind of image than the short axis.",
         "16 images of axial cine: another stack of parallel planes.",
         "4 images of moved: not in the same frame of reference as the short axis.",
     )
+
+
+def tilted(sax: Stack, num_slices: int, degrees: float, *, seed: int = 9) -> Stack:
+    """Another stack through the middle of this one, turned about its rows; it has more slices."""
+    x, y, z = sax.directions_lps.T
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    directions = np.stack([x, cosine * y + sine * z, cosine * z - sine * y], axis=1)
+    shape = (num_slices, *sax.voxels.shape[2:])
+    middle = sax.to_lps((np.array(sax.voxels.shape[:0:-1]) - 1) / 2)
+    affine = phantoms.centred_affine(shape, tuple(sax.spacing_mm), directions, middle)
+    voxels = np.random.default_rng(seed).integers(0, 999, (sax.num_frames, *shape)).astype(np.int16)
+    return Stack(voxels, affine, sax.frame_times_ms)
+
+
+@pytest.mark.parametrize("degrees", [45, 90, 120])
+def test_of_several_stacks_the_long_axis_views_tell_the_short_axis_and_the_choice_is_noted(tmp_path, degrees):
+    sax = cine()
+    file_phantoms.write_stack(tmp_path / "a", sax, description="SAX")
+    other = tilted(sax, 9, degrees)
+    file_phantoms.write_stack(tmp_path / "b", other, series=lambda _t, z: 50 + z, description="axial")
+    write_views(tmp_path, sax, two_chamber=20, four_chamber=80)
+    for found in (read_study(tmp_path).sax, read_stack(tmp_path)):
+        assert_same(found, sax)
+        assert found.provenance["series"] == "SAX"
+        assert found.provenance["left_out"] == ["36 images of axial: another stack of parallel planes."]
+
+
+def test_a_study_that_leaves_no_choice_notes_none(tmp_path):
+    file_phantoms.write_stack(tmp_path, cine())
+    assert not {"series", "left_out"} & set(read_stack(tmp_path).provenance)
+
+
+@pytest.mark.parametrize(("pixel_ratio", "frames"), [(1, 10), (2, 10), (2, 4)])
+@pytest.mark.parametrize("shift_mm", [0.0, 2.4])
+def test_perfusion_in_the_planes_of_the_short_axis_is_left_out(tmp_path, pixel_ratio, frames, shift_mm):
+    """With pixels of its own, other frames than the cine, or both; on the slices of the cine or between them."""
+    sax = cine()
+    file_phantoms.write_stack(tmp_path / "a", sax)
+    affine = sax.slice_affine(1)
+    affine[:3, :2] *= pixel_ratio
+    affine[:3, 3] += shift_mm * sax.directions_lps[:, 2]
+    perfusion = Stack(np.ones((frames, 3, 6, 8), np.int16), affine, 800.0 * np.arange(frames))
+    file_phantoms.write_stack(
+        tmp_path / "p", perfusion, series=lambda _t, _z: 50, description="perfusion", name=lambda t, z: f"{t}-{z}"
+    )
+    found = read_study(tmp_path)
+    assert_same(found.sax, sax)
+    assert found.lax == ()
+    assert found.left_out == (f"{3 * frames} images of perfusion: another acquisition of the short axis.",)
 
 
 def test_a_still_scout_with_more_slices_does_not_pass_for_the_short_axis(tmp_path):

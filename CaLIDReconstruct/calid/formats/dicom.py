@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ _PREAMBLE_BYTES = 132
 _PIXEL_GROUP = 0x7FE0
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 
+_ORDERS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "InstanceNumber")
+
+_SCALES = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+
 _BROKEN = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error, zlib.error)
 """What pydicom raises, without saying so, on files that end early or hold nonsense."""
 
@@ -50,7 +55,7 @@ class DicomImage:
         plane: where its pixels lie.
         thickness_mm: of the slice; NaN where the header does not say.
         time_ms: after the R wave; NaN where the header does not say.
-        order: temporal position or instance number, for images without times; NaN where neither is given.
+        orders: temporal position, its index, and instance number, for images without times; NaN where not given.
         interval_ms: of the heart beat; NaN where the header does not say.
         num_phases: images of one heart beat, as the header says; 0 where it does not.
         kind: modality, magnitude or phase or other, scanning sequence: images of one acquisition agree in these.
@@ -70,7 +75,7 @@ class DicomImage:
     plane: Plane
     thickness_mm: float
     time_ms: float
-    order: float
+    orders: tuple[float, ...]
     interval_ms: float
     num_phases: float
     kind: tuple[str, str, str]
@@ -121,11 +126,8 @@ def read_images(path: Path, name: str) -> list[DicomImage]:
         raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({err}).", _AGAIN) from err
 
 
-def read_pixels(path: Path, name: str) -> tuple[np.ndarray, bool]:
-    """The pixels of all images in a file.
-
-    Returns:
-        (images, rows, columns) numbers, and whether slope and intercept were already applied.
+def read_pixels(path: Path, name: str) -> np.ndarray:
+    """The pixels of all images in a file, (images, rows, columns) as stored, without slope and intercept.
 
     Raises:
         InputError: pixels are missing, damaged, or compressed in a way that cannot be decoded.
@@ -133,26 +135,42 @@ def read_pixels(path: Path, name: str) -> tuple[np.ndarray, bool]:
     try:
         with _quiet():
             dataset = pydicom.dcmread(path)
-            pixels = dataset.pixel_array
-    except (NotImplementedError, RuntimeError) as err:
-        return _pixels_by_itk(path, name, reason=err), True
-    except _BROKEN as err:
-        raise _truncated(name, "its pixels are not complete") from err
-    return pixels.reshape((-1, *pixels.shape[-2:])), False
-
-
-def _pixels_by_itk(path: Path, name: str, *, reason: Exception) -> np.ndarray:
-    """JPEG, JPEG-LS and JPEG 2000, which pydicom decodes only with more packages; GDCM applies the scale itself."""
-    try:
-        with quiet_itk(), _silent_codecs():
-            pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    except RuntimeError:
-        with _quiet():
-            syntax = UID(str(pydicom.dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID)).name
+            pixels = _decoded(dataset)
+    except RuntimeError as err:
+        syntax = UID(str(dataset.file_meta.TransferSyntaxUID)).name
         message = f"{name}: the pixels are compressed as {syntax} and cannot be decoded, or are damaged."
         remedy = "Decompress the images first (for example with gdcmconv --raw), or export them uncompressed."
-        raise InputError("undecodable-pixels", message, remedy) from reason
+        raise InputError("undecodable-pixels", message, remedy) from err
+    except _BROKEN as err:
+        raise _truncated(name, "its pixels are not complete") from err
     return pixels.reshape((-1, *pixels.shape[-2:]))
+
+
+def _decoded(dataset: FileDataset) -> np.ndarray:
+    try:
+        return dataset.pixel_array
+    except (NotImplementedError, RuntimeError):
+        return _decoded_by_itk(dataset)
+
+
+def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
+    """JPEG, JPEG-LS and JPEG 2000, which pydicom decodes only with more packages.
+
+    GDCM applies the first image's scale to all images of a file, so it is shown a copy without one.
+    """
+    _forget_scale(dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder, "bare.dcm")
+        dataset.save_as(bare)
+        with quiet_itk(), _silent_codecs():
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
+
+
+def _forget_scale(dataset: FileDataset) -> None:
+    shared, per_frame = (dataset.get(f"{which}FunctionalGroupsSequence") or () for which in ("Shared", "PerFrame"))
+    for part in (dataset, *shared, *per_frame):
+        for keyword in _SCALES:
+            part.pop(keyword, None)
 
 
 @contextmanager
@@ -267,7 +285,7 @@ def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
         plane=_plane(dataset, name),
         thickness_mm=_number(dataset, "SliceThickness"),
         time_ms=_number(dataset, "TriggerTime", "NominalCardiacTriggerDelayTime"),
-        order=_number(dataset, "TemporalPositionIdentifier", "TemporalPositionIndex", "InstanceNumber"),
+        orders=tuple(_number(dataset, keyword) for keyword in _ORDERS),
         interval_ms=_number(dataset, "NominalInterval", "RRIntervalTimeNominal"),
         num_phases=_number(dataset, "CardiacNumberOfImages"),
         kind=(

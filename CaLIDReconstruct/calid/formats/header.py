@@ -210,7 +210,9 @@ def raw_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def inflated_chunks(file: BinaryIO, name: str, window_bits: int) -> Iterator[bytes]:
-    """What is left of a file, decompressed; the stream's own end and checksum are part of the test.
+    """What is left of a file, decompressed; the streams' own ends and checksums are part of the test.
+
+    A gzip file may be several streams one after the other, as bgzip and joined files are.
 
     Args:
         file: open at the start of the compressed data.
@@ -223,12 +225,29 @@ def inflated_chunks(file: BinaryIO, name: str, window_bits: int) -> Iterator[byt
     inflate = zlib.decompressobj(window_bits)
     try:
         for chunk in raw_chunks(file):
-            yield inflate.decompress(chunk)
-            if inflate.eof:
-                return
+            rest = chunk
+            while rest:
+                if inflate.eof:
+                    inflate = zlib.decompressobj(window_bits)
+                yield inflate.decompress(rest)
+                rest = inflate.unused_data
     except zlib.error as err:
         raise fault("damaged-file", name, "the compressed data are damaged.") from err
-    raise fault("truncated-file", name, "the file ends early: the compressed data are not complete.")
+    if not inflate.eof:
+        raise fault("truncated-file", name, "the file ends early: the compressed data are not complete.")
+
+
+def little_endian(voxels: np.ndarray) -> bytes:
+    """Voxels as bytes, the last axis fastest, in the byte order of the files we write."""
+    return voxels.astype(voxels.dtype.newbyteorder("<"), order="C", copy=False).tobytes()
+
+
+def gzipped(pieces: Iterable[bytes], level: int) -> Iterator[bytes]:
+    """The pieces of a file, compressed as one gzip stream; level 1 (fast) to 9 (small)."""
+    deflate = zlib.compressobj(level, zlib.DEFLATED, 31)
+    for piece in pieces:
+        yield deflate.compress(piece)
+    yield deflate.flush()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from calid.formats.header import (
     encoding_fault,
     inflated_chunks,
     integers,
+    little_endian,
     need_fields,
     need_magic,
     numbers,
@@ -115,8 +116,7 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[byt
     directions = np.eye(4)
     directions[:3, :3] = stack.directions_lps
     deflate = zlib.compressobj(level)
-    little = stack.voxels.dtype.newbyteorder("<")
-    pieces = [deflate.compress(frame.astype(little, order="C", copy=False).tobytes()) for frame in stack.voxels]
+    pieces = [deflate.compress(little_endian(frame)) for frame in stack.voxels]
     pieces.append(deflate.flush())
     fields = {
         "ObjectType": "Image",
@@ -130,7 +130,7 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[byt
         "ElementSpacing": _text([*stack.spacing_mm, np.ptp(times) / max(frames - 1, 1)][:axes]),
         "DimSize": " ".join(map(str, (columns, rows, slices, frames)[:axes])),
         **entries,
-        "ElementType": _KINDS[little.str[1:]],
+        "ElementType": _KINDS[stack.voxels.dtype.str[1:]],
         "ElementDataFile": "LOCAL",
     }
     return ["".join(f"{key} = {value}\n" for key, value in fields.items()).encode("ascii"), *pieces]

@@ -8,21 +8,27 @@ https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
+from calid import geometry
 from calid.formats.header import (
     Header,
     affine_by_itk,
     fault,
     inflated_chunks,
+    little_endian,
     narrowed,
     need_magic,
     raw_chunks,
@@ -31,6 +37,7 @@ from calid.formats.header import (
     voxel_type_fault,
     voxels_of,
 )
+from calid.stack import Stack
 
 _HEADER_BYTES = 352
 _LARGEST_OFFSET = 1 << 20
@@ -40,7 +47,12 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _COMPLEX = {32: "c8", 1792: "c16"}
 _COLOUR = {128: "V3", 2304: "V4"}
 _TIME_UNITS = {8: "s", 16: "ms", 24: "us"}
+_CODES = {kind: code for code, kind in _TYPES.items()}
 _GZIP_MAGIC = b"\x1f\x8b"
+_MILLIMETRES, _SECONDS = 2, 8
+_SCANNER = 1
+_SPACING_TOLERANCE = 1e-3
+_CORRECT = "Correct the one that is wrong, or set its code (sform_code, qform_code) to 0, or export the image again."
 
 
 def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
@@ -58,6 +70,7 @@ def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
         raw = _first_bytes(gzip.GzipFile(fileobj=file) if is_zipped else file, name)
         order = _byte_order(raw, name)
         header = vet(_facts(raw, order, name))
+        _need_one_placement(raw, order, name)
         # From the start once more, by zlib alone, so that the checksum at the stream's very end is seen.
         file.seek(0)
         chunks = inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file)
@@ -71,6 +84,44 @@ def _real(stored: np.ndarray, raw: bytes, order: str) -> np.ndarray:
     if slope == 0 or (slope, intercept) == (1, 0):
         return stored
     return narrowed(real_values(stored, slope, intercept))
+
+
+def _need_one_placement(raw: bytes, order: str, name: str) -> None:
+    """Return if the header's spacing, its matrix (sform) and its quaternion (qform) agree, where there are several.
+
+    ITK would take the spacing from one of them and the directions from another.
+
+    Raises:
+        InputError: voxels are not as far apart, or a corner of the image does not lie at the same place.
+    """
+    (has_quaternion, has_matrix), steps = _field(raw, order, "2h", 252), np.array(_field(raw, order, "3f", 80))
+    if has_matrix <= 0:
+        return
+    matrix = np.reshape(_field(raw, order, "12f", 280), (3, 4))
+    lengths = np.linalg.norm(matrix[:, :3], axis=0)
+    if not np.allclose(lengths, steps, rtol=_SPACING_TOLERANCE):
+        by_matrix, by_steps = (" x ".join(f"{value:.4g}" for value in values) for values in (lengths, steps))
+        message = f"voxels lie {by_matrix} mm apart by the header's matrix (sform), {by_steps} mm by its pixdim."
+        raise fault("bad-placement", name, message, _CORRECT)
+    if has_quaternion > 0:
+        corners = np.array([*itertools.product(*((0, size - 1) for size in _field(raw, order, "3h", 42)))])
+        apart = np.linalg.norm(_placed(corners, matrix) - _placed(corners, _qform(raw, order, steps)), axis=1).max()
+        if apart > steps.min() / 2:
+            message = f"the header's matrix (sform) and quaternion (qform) place a corner {apart:.1f} mm apart."
+            raise fault("bad-placement", name, message, _CORRECT)
+
+
+def _qform(raw: bytes, order: str, steps: np.ndarray) -> np.ndarray:
+    """(3, 4) matrix from voxel indices to RAS mm, by the quaternion, the offset and the sign of the third axis."""
+    b, c, d, *offset = _field(raw, order, "6f", 256)
+    a = math.sqrt(max(0.0, 1.0 - b * b - c * c - d * d))
+    (sign,) = _field(raw, order, "f", 76)
+    axes = Rotation.from_quat([b, c, d, a]).as_matrix() * steps * (1, 1, -1 if sign < 0 else 1)
+    return np.column_stack([axes, offset])
+
+
+def _placed(indices: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return indices @ matrix[:, :3].T + matrix[:, 3]
 
 
 def _affine(raw: bytes, name: str) -> np.ndarray:
@@ -115,10 +166,12 @@ def _without_first(chunks: Iterator[bytes], skip: int) -> Iterator[bytes]:
         skip = max(skip - len(chunk), 0)
 
 
-def _facts(raw: bytes, order: str, name: str) -> Header:
-    def field(kind: str, offset: int) -> tuple:
-        return struct.unpack_from(order + kind, raw, offset)
+def _field(raw: bytes, order: str, kind: str, offset: int) -> tuple:
+    return struct.unpack_from(order + kind, raw, offset)
 
+
+def _facts(raw: bytes, order: str, name: str) -> Header:
+    field = partial(_field, raw, order)
     dimensions, *sizes = field("8h", 40)
     (datatype,) = field("h", 70)
     steps = field("7f", 80)
@@ -169,13 +222,52 @@ def _entries(raw: bytes, order: str, name: str) -> dict[str, str]:
     return {}
 
 
-def with_entries(image: bytes, entries: Mapping[str, str]) -> bytes:
-    """An uncompressed little-endian NIfTI-1 file without extensions, now with our entries in one.
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def written(stack: Stack, entries: Mapping[str, str]) -> Iterator[bytes]:
+    """The pieces of a NIfTI file, 3D or 4D, with the entries in a header extension.
 
     The extension is a multiple of 16 bytes long and `vox_offset` points behind it, as the standard demands.
+
+    Args:
+        stack: its axes are perpendicular, as the quaternion can say nothing else.
+        entries: free key-value pairs.
     """
     text = json.dumps(dict(entries), ensure_ascii=True).encode("ascii")
     size = -(-(len(text) + 8) // 16) * 16
-    extension = struct.pack("<2i", size, _COMMENT) + text.ljust(size - 8, b"\0")
-    offset = struct.pack("<f", _HEADER_BYTES + size)
-    return image[:108] + offset + image[112:348] + b"\1\0\0\0" + extension + image[_HEADER_BYTES:]
+    yield _packed(stack, voxel_offset=_HEADER_BYTES + size) + b"\1\0\0\0"
+    yield struct.pack("<2i", size, _COMMENT) + text.ljust(size - 8, b"\0")
+    for frame in stack.voxels:
+        yield from map(little_endian, frame)
+
+
+def _packed(stack: Stack, *, voxel_offset: int) -> bytes:
+    """The 348 bytes of the fixed header, with the mean time between frames in seconds as fourth spacing."""
+    frames, slices, rows, columns = stack.voxels.shape
+    dtype, times = stack.voxels.dtype, stack.frame_times_ms / 1000
+    matrix = geometry.lps_to_ras(stack.affine)
+    is_mirrored = np.linalg.det(matrix[:3, :3]) < 0
+    raw = bytearray(348)
+    for place, kind, *values in (
+        (0, "i", len(raw)),  # sizeof_hdr
+        (40, "8h", 4 if frames > 1 else 3, columns, rows, slices, frames, 1, 1, 1),  # dim
+        (70, "2h", _CODES[dtype.str[1:]], 8 * dtype.itemsize),  # datatype, bitpix
+        (76, "5f", -1 if is_mirrored else 1, *stack.spacing_mm, np.ptp(times) / max(frames - 1, 1)),  # pixdim
+        (108, "3f", voxel_offset, 1, 0),  # vox_offset, scl_slope, scl_inter
+        (123, "B", _MILLIMETRES | _SECONDS),  # xyzt_units
+        (136, "f", times[0]),  # toffset
+        (252, "2h", _SCANNER, _SCANNER),  # qform_code, sform_code
+        (256, "6f", *_quaternion(matrix, is_mirrored=is_mirrored), *matrix[:3, 3]),  # quatern, qoffset
+        (280, "12f", *matrix[:3].ravel()),  # srow
+        (344, "4s", b"n+1\0"),  # magic
+    ):
+        struct.pack_into("<" + kind, raw, place, *values)
+    return bytes(raw)
+
+
+def _quaternion(matrix: np.ndarray, *, is_mirrored: bool) -> np.ndarray:
+    """(3,) b, c and d of the (4, 4) matrix's rotation; a, which follows from them, is not negative."""
+    axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0) * (1, 1, -1 if is_mirrored else 1)
+    quaternion = Rotation.from_matrix(axes).as_quat()
+    return quaternion[:3] * np.copysign(1, quaternion[3])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -24,8 +23,10 @@ from calid.formats.header import (
     detached_fault,
     encoding_fault,
     fault,
+    gzipped,
     inflated_chunks,
     integers,
+    little_endian,
     need_fields,
     need_magic,
     numbers,
@@ -175,10 +176,7 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator
     lines += [f"{key}:={_escaped(value)}" for key, value in pairs.items()]
     yield ("\n".join(["NRRD0005", "# Written by CaLID", *lines]) + "\n\n").encode("utf-8")
     voxels = np.moveaxis(stack.voxels, 0, -1) if is_cine else stack.voxels[0]
-    deflate = zlib.compressobj(level, zlib.DEFLATED, 31)
-    for part in voxels:
-        yield deflate.compress(part.astype(part.dtype.newbyteorder("<"), order="C", copy=False).tobytes())
-    yield deflate.flush()
+    yield from gzipped((little_endian(part) for part in voxels), level)
 
 
 def _axis_fields(stack: Stack, *, is_cine: bool) -> dict[str, str]:

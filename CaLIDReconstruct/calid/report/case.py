@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from calid.anatomy import clean_labels, heart_axes
-from calid.checks import ISOTROPIC_RATIO
+from calid.checks import ISOTROPIC_RATIO, check_stack
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.function import Function, cardiac_function
 from calid.longaxis import heart_centre
@@ -80,10 +80,11 @@ class Case:
     seconds: float | None
 
 
-def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
+def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str = "") -> Case:
     """Upsample a sparse stack (take a dense one as it is), segment it, measure it and try the model on it.
 
-    Of `lax`, images of more than one slice are left out: a folder may hold the short-axis stack as well.
+    Of `lax`, images of more than one slice are left out: a folder may hold the short-axis stack as well. Errors name
+    the stack by its `source`.
 
     Raises:
         CalidError: if the stack or a setting cannot be used. A stack that cannot be segmented, for lack of weights or
@@ -91,6 +92,8 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools) -> Case:
     """
     lax = tuple(image for image in lax if image.stack.num_slices == 1)
     started = time.monotonic()
+    if is_dense(stack):
+        check_stack(stack, source=source, harmless=("already-isotropic",))
     dense = stack if is_dense(stack) else tools.upsample(stack)
     seconds = None if dense is stack else time.monotonic() - started
     sparse = acquired_slices(dense)

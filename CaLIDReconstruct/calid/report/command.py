@@ -19,6 +19,7 @@ from calid import __version__
 from calid.errors import SettingsError
 from calid.files import read_lax_folder, read_stack, read_study
 from calid.function import Function
+from calid.labels import LABELS
 from calid.output import check_output, whole_file
 from calid.progress import progress_bar, shown_on
 from calid.report import chapters, page
@@ -170,7 +171,7 @@ def run(options: argparse.Namespace) -> int:
         stack, lax = read_stack(options.input), ()
     if options.lax is not None:
         lax = read_lax_folder(options.lax)
-    case = gather(stack, tuple(lax), _tools(options, stack))
+    case = gather(stack, tuple(lax), _tools(options, stack), source=options.input.name)
     write_report(document(case, options.title), options.output, overwrite=options.overwrite)
     print(f"{options.output}: {_lead(case)} {page.STANDING_NOTE}")
     return 0
@@ -210,11 +211,19 @@ def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
 
 
 def _fitting(labels: Stack, dense: Stack) -> Stack:
-    """Labels read from a file, with the dense stack's marks, if they lie on its grid."""
+    """Labels read from a file, with the dense stack's marks, if they are labels and lie on its grid."""
     if labels.voxels.shape != dense.voxels.shape or not np.allclose(labels.affine, dense.affine, atol=1e-2):
         raise SettingsError(
             "labels-misfit",
             f"The labels {labels.voxels.shape} do not lie on the stack's grid {dense.voxels.shape}.",
             "Give labels of the dense stack itself.",
+        )
+    known = [0, *(label.value for label in LABELS)]
+    odd = labels.voxels[~np.isin(labels.voxels, known)]
+    if odd.size:
+        raise SettingsError(
+            "unknown-labels",
+            f"The labels hold the value {odd[0]:g} in {odd.size} voxels; known are {', '.join(map(str, known))}.",
+            "Give labels with " + ", ".join(f"{label.value} for {label.name}" for label in LABELS) + ".",
         )
     return dense.with_voxels(labels.voxels.astype(np.uint8))
