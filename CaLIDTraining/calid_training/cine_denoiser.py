@@ -105,20 +105,21 @@ class CineDenoiserStage(DenoiserStage):
 
     def drawn_noise(self, z_0: torch.Tensor) -> torch.Tensor:
         shares = torch.empty(len(z_0), device=self.device).uniform_(*self.noise_shares)
-        return joint_noise(shares, torch.randn_like(z_0))
+        return joint_noise(shares, common=torch.randn_like(z_0[:, :, :1]), own=torch.randn_like(z_0))
 
     def initial_noise(self, z_0: torch.Tensor, *, seed: int) -> torch.Tensor:
-        own = super().initial_noise(z_0, seed=seed)
-        return own[:, :, :1].expand_as(own)
+        shares = torch.full((len(z_0),), self.noise_shares[1], device=self.device)
+        common = super().initial_noise(z_0[:, :, :1], seed=seed)
+        return joint_noise(shares, common=common, own=super().initial_noise(z_0, seed=-1 - seed))
 
 
-def joint_noise(shares: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def joint_noise(shares: torch.Tensor, *, common: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Noise whose frames have a share of its power in common ("mixed noise", Ge et al. 2023), unit variance throughout.
 
     Args:
         shares: (N,) 0 to 1.
+        common: (N, C, 1, ...) noise.
         own: (N, C, frames, ...) independent noise.
     """
-    common = torch.randn_like(own[:, :, :1])
     shares = shares.reshape(-1, *[1] * (own.ndim - 1))
     return shares.sqrt() * common + (1 - shares).sqrt() * own

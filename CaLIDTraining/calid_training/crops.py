@@ -113,8 +113,6 @@ class CropStream(IterableDataset):
         batches: int,
         seed: int,
     ) -> None:
-        if not sources:
-            raise ValueError("there is nothing to draw crops from: check the prepared sets and the split")
         self.sources, self.make_batch = sources, make_batch
         self.batch_size, self.sizes, self.batches, self.seed = batch_size, tuple(sizes), batches, seed
         self.size_weights = np.asarray(size_weights, float) / np.sum(size_weights)

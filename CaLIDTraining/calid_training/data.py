@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from calid_training.crops import BatchMaker, CropStream, image_batch, triplet_batch, triplets
@@ -15,6 +17,21 @@ from calid_training.datasets import LICENCE_CLEAN
 from calid_training.prepare import load_cases
 
 VALIDATION_SEED = 7
+
+
+class Reseeding(L.Callback):
+    """Makes what stages draw with torch (times, noises, codes), like crops, a function of (seed, epoch, rank, batch).
+
+    So every process draws its own, and a resumed run draws what an uninterrupted one would have drawn. Each batch is
+    seeded and not each epoch, because loaders draw too, and not always before an epoch starts.
+    """
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, batch
+        key = (trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 class CropData(L.LightningDataModule):
@@ -58,24 +75,25 @@ class CropData(L.LightningDataModule):
         return image_batch
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        self.train_stream = CropStream(
-            self.sources("train"),
-            self.batch_maker("train"),
-            batch_size=self.batch_size,
-            sizes=self.sizes,
-            size_weights=self.size_weights,
-            batches=self.batches,
-            seed=self.seed,
+        self.train_stream = self._stream(
+            "train", sizes=self.sizes, size_weights=self.size_weights, batches=self.batches, seed=self.seed
         )
-        self.validation_stream = CropStream(
-            self.sources("validation"),
-            self.batch_maker("validation"),
-            batch_size=self.batch_size,
+        self.validation_stream = self._stream(
+            "validation",
             sizes=self.sizes[:1],
             size_weights=[1.0],
             batches=self.validation_batches,
             seed=VALIDATION_SEED,
         )
+
+    def _stream(self, split: str, **drawing: Any) -> CropStream:
+        sources = self.sources(split)
+        if not sources:
+            raise ValueError(
+                f"{self.prepared} holds nothing to draw crops from for the {split} of {', '.join(self.datasets)}: "
+                "prepare more patients, or name a set that has some (the split of each is in datasets.py)"
+            )
+        return CropStream(sources, self.batch_maker(split), batch_size=self.batch_size, **drawing)
 
     def train_dataloader(self) -> DataLoader:
         self.train_stream.epoch = self.trainer.current_epoch

@@ -147,7 +147,7 @@ def _acdc(folder: Path) -> Iterator[Case]:
     """ACDC as published: ED and ES with labels, and the whole cine where the 4D file is there."""
     for subject in sorted(folder.glob("patient*")):
         number = int(subject.name.removeprefix("patient"))
-        split = "train" if number <= 60 else "test"
+        split = "train" if number <= 54 else "validation" if number <= 60 else "test"
         info = dict(line.split(": ", 1) for line in (subject / "Info.cfg").read_text().splitlines() if ": " in line)
         for phase in ("ED", "ES"):
             path = subject / f"{subject.name}_frame{int(info[phase]):02d}.nii.gz"
@@ -178,7 +178,7 @@ def _ukbb(folder: Path) -> Iterator[Case]:
     """UK Biobank in the layout of the usual conversion: one folder per subject with `sa.nii.gz` (4D)."""
     for path in sorted(folder.glob("*/sa.nii.gz")):
         subject = path.parent.name
-        split = "test" if subject.endswith("0") else "train"  # one subject in ten
+        split = {"0": "test", "1": "validation"}.get(subject[-1], "train")  # one subject in ten each
         yield Case("ukbb", subject, "cine", split, read_stack(path))
 
 

@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -37,7 +37,9 @@ from safetensors.torch import save_file
 
 from calid_training import baselines
 
-MOMENT_BATCHES = 40
+MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
+WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
+STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of the model that ships
 
 
 def main(arguments: list[str]) -> int:
@@ -64,11 +66,11 @@ def _parser() -> ArgumentParser:
         "--strength",
         type=float,
         nargs=2,
-        default=(0.3, 0.6),
         metavar=("DETAIL", "FIDELITY"),
-        help="how far slices go from the mean of their neighbors, 0, to what the diffusion makes of them, 1",
+        help="how far slices go from the mean of their neighbors, 0, to what the diffusion makes of them, 1 (default: "
+        f"{STRENGTH} with a motion; without one, what the diffusion makes of them and nothing else, as in the paper)",
     )
-    whole.add_argument("--name", default=DEFAULT_MODEL)
+    whole.add_argument("--name", help=f"default: {DEFAULT_MODEL}, or {CINE_MODEL} for a model over time")
     whole.set_defaults(run_command=_export_model)
     cine = commands.add_parser(
         "cine", parents=[released], help="the 2D+T model that ships: what it adds to the 2D model beside it"
@@ -102,14 +104,17 @@ def _shared_arguments() -> tuple[ArgumentParser, ArgumentParser, ArgumentParser]
     return part, model, released
 
 
-def checkpoint_of(run: Path) -> dict[str, torch.Tensor]:
-    """The (averaged) weights of the last checkpoint of a run."""
-    return read_checkpoint(run)["state_dict"]
+def checkpoint_of(run: Path, which: Literal["last", "best"] = "last") -> dict[str, torch.Tensor]:
+    """The (averaged) weights of a checkpoint of a run."""
+    return read_checkpoint(run, which)["state_dict"]
 
 
-def read_checkpoint(run: Path) -> dict[str, Any]:
-    """The last checkpoint of a run; nothing but tensors and plain values is unpickled."""
-    return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+def read_checkpoint(run: Path, which: Literal["last", "best"] = "last") -> dict[str, Any]:
+    """The last checkpoint of a run, or the best where it monitors a figure.
+
+    Nothing but tensors and plain values is unpickled.
+    """
+    return torch.load(run / "checkpoints" / f"{which}.ckpt", map_location="cpu", weights_only=True)
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -128,19 +133,31 @@ def _export_autoencoder(options: Namespace) -> None:
         before = read_latent_space(Path(refined))
         mean, std = before.mean.flatten(), before.std.flatten()
     else:
-        mean, std = latent_moments(autoencoder.eval(), options.prepared, datasets=settings["data"]["datasets"])
+        mean, std = latent_moments(autoencoder.eval(), options.prepared, trained_on=settings["data"])
     write_tensors(options.out, LatentSpace(autoencoder, mean=mean, std=std).state_dict(), asdict(config))
     print(f"{options.out}: latent mean {mean.tolist()}, std {std.tolist()}")
 
 
 @torch.inference_mode()
 def latent_moments(
-    autoencoder: Autoencoder, prepared: Path, *, datasets: list[str]
+    autoencoder: Autoencoder, prepared: Path, *, trained_on: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-channel mean and standard deviation of E's posterior means over heart-centred training crops."""
+    """Per-channel mean and standard deviation of E's posterior means over heart-centred training crops.
+
+    Args:
+        autoencoder: reads slices, or clips where its convolutions are 3D.
+        prepared: folder made by `calid-train prepare`.
+        trained_on: the data of its run's configuration, which gives the sets, the crops' size and the clips' frames.
+    """
+    from calid_training.cine_data import ClipData
     from calid_training.data import TripletData
 
-    data = TripletData(prepared=prepared, datasets=datasets, sizes=(128,), size_weights=(1.0,), batches=MOMENT_BATCHES)
+    sets = {"prepared": prepared, "datasets": trained_on["datasets"]}
+    crops = {"sizes": trained_on["sizes"][:1], "size_weights": (1.0,), "batches": MOMENT_BATCHES}
+    if autoencoder.config.spatial_dims == 3:
+        data = ClipData(frames=trained_on["frames"], batch_size=1, **sets, **crops)
+    else:
+        data = TripletData(batch_size=MOMENT_IMAGES, **sets, **crops)
     data.setup("fit")
     latents = torch.cat([autoencoder.encode(batch["target"])[0] for batch in data.train_stream])
     channels = latents.transpose(0, 1).flatten(1)
@@ -155,22 +172,32 @@ def _export_motion(options: Namespace) -> None:
 
 def _export_model(options: Namespace) -> None:
     model = run_config(options.run)["model"]
+    if model.get("base") is not None:
+        raise ValueError(f"{options.run} extends a finished 2D model: export what it adds with calid-train export cine")
     state = checkpoint_of(options.run)
-    config = {
-        "autoencoder": _part_config(model["autoencoder"], "autoencoder"),
-        "denoiser": asdict(config_from(DenoiserConfig, {**model["network"], "prediction": model["prediction"]})),
-        "strength": dict(zip(("detail", "fidelity"), options.strength, strict=True)),
-    }
+    network = _denoiser_config(model)
+    config = {"autoencoder": _part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
     space = below(state, "latent_space.")
     if options.autoencoder is not None:
         space = _refined(space, read_tensors(options.autoencoder)[0])
     tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", space)
-    motion = options.motion or model.get("motion")
+    motion, strength = options.motion or model.get("motion"), options.strength
     if motion is not None:
-        config["motion"] = _part_config(motion, "motion")
+        config["motion"], strength = _part_config(motion, "motion"), strength or STRENGTH
         moving = below(state, "motion.") if options.motion is None else read_motion(options.motion).state_dict()
         tensors |= _named("motion", moving)
-    write_model(options.models, options.name, tensors, config, license=options.license, trained_on=options.trained_on)
+    if strength is not None:
+        config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
+    if network.is_over_time:
+        config["noise_share"] = model["noise_shares"][1]
+    name = options.name or (CINE_MODEL if network.is_over_time else DEFAULT_MODEL)
+    write_model(options.models, name, tensors, config, license=options.license, trained_on=options.trained_on)
+
+
+def _denoiser_config(model: Mapping[str, Any]) -> DenoiserConfig:
+    """Of a run's networks; the 2D stage names their prediction beside them, the 2D+T stage among them."""
+    prediction = model.get("prediction", model["network"]["prediction"])
+    return config_from(DenoiserConfig, {**model["network"], "prediction": prediction})
 
 
 def _named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -186,6 +213,8 @@ def _part_config(file: str, part: str) -> dict[str, Any]:
 
 def _export_cine(options: Namespace) -> None:
     checkpoint = read_checkpoint(options.run)
+    if not checkpoint["base_sha256"]:
+        raise ValueError(f"{options.run} extends no 2D model: export it whole with calid-train export model")
     temporal = below(checkpoint["state_dict"], "network.temporal.")
     manifest = read_manifest(options.models)
     base = next((entry for entry in manifest.values() if entry.sha256 == checkpoint["base_sha256"]), None)
@@ -210,7 +239,7 @@ def _export_segmenter(options: Namespace) -> None:
     from calid_training.segmenter import SEGMENTER_FACTS, segmenter_config
 
     network = config_from(MedFormerConfig, run_config(options.run)["model"]["network"])
-    state = below(checkpoint_of(options.run), "average.module.")
+    state = below(checkpoint_of(options.run, "best"), "average.module.")
     write_model(options.models, "segmenter", state, segmenter_config(network), **SEGMENTER_FACTS)
 
 
@@ -263,11 +292,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], config: Mappi
 
 
 def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
-    """Add or replace one model's entry, keeping what it said that the new one does not."""
+    """Add or replace one model's entry, keeping what people wrote of it where the new one says nothing."""
     models = json.loads(manifest.read_text())["models"] if manifest.is_file() else []
     old: Mapping[str, Any] = next((model for model in models if model["name"] == entry["name"]), {})
+    written = {key: old[key] for key in WRITTEN if key in old}
     said = {key: value for key, value in entry.items() if value != ""}
-    models = [model for model in models if model["name"] != entry["name"]] + [{**old, **said}]
+    models = [model for model in models if model["name"] != entry["name"]] + [{**written, **said}]
     partial = manifest.with_suffix(".part")
     partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")
     partial.replace(manifest)

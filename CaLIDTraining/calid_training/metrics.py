@@ -14,7 +14,7 @@ both are empty there is nothing to compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_iou
 from scipy import linalg, stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+DISTANCES = ("hd", "asd", "assd")
 
 FeatureExtractor = Callable[[torch.Tensor], list[torch.Tensor]]
 """Images (N, 1, Y, X) in [0, 1] -> feature maps (N, C_i, Y_i, X_i), finest first."""
@@ -77,6 +79,25 @@ def frechet_distance(truth: np.ndarray, made: np.ndarray, *, components: int = 3
     return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * root_trace)
 
 
+def compare(made: np.ndarray, truth: np.ndarray, spacings: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """All figures of two boolean masks of any dimension, NaN where one does not exist.
+
+    Args:
+        made: the mask that is judged.
+        truth: the expert's.
+        spacings: {unit: size of a pixel along every axis}, such as {"px": (1, 1), "mm": (1.8, 1.8)}.
+
+    Returns:
+        "dice", "voe" in percent, and "hd_<unit>", "asd_<unit>" and "assd_<unit>" for every unit.
+    """
+    figures = overlap(made, truth) if made.any() or truth.any() else {"dice": np.nan, "voe": np.nan}
+    both = made.any() and truth.any()
+    for unit, spacing in spacings.items():
+        lengths = distances(made, truth, spacing) if both else dict.fromkeys(DISTANCES, np.nan)
+        figures |= {f"{name}_{unit}": value for name, value in lengths.items()}
+    return figures
+
+
 def overlap(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Dice and VOE in percent of two boolean masks, not both empty."""
     pair = _as_batch(made), _as_batch(truth)
@@ -106,27 +127,74 @@ def _as_batch(mask: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()
 
 
-def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the mean of per-patient values."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(np.mean(values)), float(np.mean(values))
+Figures = Mapping[str, Mapping[str, float]]
+"""{structure: {figure: value}}"""
+
+
+def per_patient(found: Iterable[tuple[str, Figures]]) -> list[dict[str, dict[str, float]]]:
+    """Every patient's figures: the means over that patient's stacks, so that two phases do not count as two patients.
+
+    Args:
+        found: (patient, figures) of every stack; a stack may lack a structure.
+
+    Returns:
+        For each patient in order all structures that anyone has, NaN where that patient has no figure.
+    """
+    stacks: dict[str, list[Figures]] = {}
+    for patient, figures in found:
+        stacks.setdefault(patient, []).append(figures)
+    names = {structure: list(one[structure]) for members in stacks.values() for one in members for structure in one}
+    return [
+        {
+            structure: _means([one[structure] for one in members if structure in one], kinds)
+            for structure, kinds in names.items()
+        }
+        for members in stacks.values()
+    ]
+
+
+def _means(stacks: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    return {name: known_mean([one[name] for one in stacks]) for name in names}
+
+
+def known_mean(values: Sequence[float]) -> float:
+    """The mean of the values that exist, NaN if there are none."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float] | None:
+    """Bootstrap 95 % interval of the mean of per-patient values; one patient has none."""
+    if len(values) < 2:
+        return None
     result = stats.bootstrap((np.asarray(values),), np.mean, rng=np.random.default_rng(seed), method="percentile")
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def summary(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean, standard deviation and number of the per-patient values that exist, and the mean's 95 % interval.
+
+    None where no value exists; "low" and "high" are missing where there is no interval.
+    """
+    known = np.asarray(values, float)[np.isfinite(values)]
+    if not known.size:
+        return None
+    cell = {"mean": float(known.mean()), "sd": float(known.std()), "count": known.size}
+    limits = interval(known.tolist())
+    return cell if limits is None else cell | {"low": limits[0], "high": limits[1]}
 
 
 def compared(
     values: Sequence[float], linear: Sequence[float], calid_plus: Sequence[float] | None = None
 ) -> dict[str, float | None] | None:
-    """One cell of a table: the mean of per-patient values, its 95 % interval, and p against other systems' values.
-
-    Patients whose value does not exist (NaN) are left out; None if that is all of them.
-    """
-    known = np.asarray(values, float)[np.isfinite(values)]
-    if not known.size:
+    """One cell of a table: the `summary` of per-patient values, and p against other systems' values."""
+    cell = summary(values)
+    if cell is None:
         return None
-    low, high = interval(known)
-    cell = {"mean": float(known.mean()), "low": low, "high": high, "p_against_linear": paired_p(values, linear)}
-    return cell if calid_plus is None else cell | {"p_against_calid_plus": paired_p(values, calid_plus)}
+    tests = {"p_against_linear": paired_p(values, linear)}
+    if calid_plus is not None:
+        tests["p_against_calid_plus"] = paired_p(values, calid_plus)
+    return {**cell, **tests}
 
 
 def paired_p(values: Sequence[float], others: Sequence[float]) -> float | None:

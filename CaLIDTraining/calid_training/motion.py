@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from calid.motion import Fields, Motion, MotionConfig, warped
+from calid.weights import read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from monai.losses import SSIMLoss
 
 from calid_training.rates import adam
 from calid_training.validation import log_slices_between
@@ -22,8 +25,10 @@ class MotionStage(L.LightningModule):
 
     Args:
         network: widths.
+        start: motion file, or a whole model's, that is trained on; None starts from nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         own_weight: of each neighbor's own error beside that of their mean: both have to arrive.
+        structure_weight: of one minus the mean's SSIM: walls count as much where they are faint.
         smoothness: of the fields, weight of their squared derivatives (pixels per pixel).
         anneals: whether the rate falls to nothing by the end of the run.
     """
@@ -31,17 +36,22 @@ class MotionStage(L.LightningModule):
     def __init__(
         self,
         network: MotionConfig = WIDTHS,
+        start: Path | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
         own_weight: float = 0.5,
+        structure_weight: float = 0.5,
         smoothness: float = 0.02,
         anneals: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network"])
+        self.save_hyperparameters(ignore=["network", "start"])
         self.network = Motion(network)
+        if start is not None:
+            self.network.load_state_dict(read_motion(start).state_dict())
+        self.dissimilarity = SSIMLoss(2, data_range=2.0, kernel_type="uniform", win_size=7)
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
-        self.own_weight, self.smoothness = own_weight, smoothness
+        self.own_weight, self.structure_weight, self.smoothness = own_weight, structure_weight, smoothness
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
@@ -50,11 +60,14 @@ class MotionStage(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         fields, before, after = self.moved(batch)
         truth = batch["target"]
-        mean = F.l1_loss((before + after) / 2, truth)
+        between = (before + after) / 2
+        mean = F.l1_loss(between, truth)
+        with torch.autocast(self.device.type, enabled=False):  # half precision would lose the local variances
+            structure = self.dissimilarity(between, truth)
         own = (F.l1_loss(before, truth) + F.l1_loss(after, truth)) / 2
         rough = sum(x.diff(dim=axis).square().mean() for x in fields for axis in (-1, -2))
-        self.log_dict({"train/mean": mean, "train/own": own, "train/roughness": rough})
-        return mean + self.own_weight * own + self.smoothness * rough
+        self.log_dict({"train/mean": mean, "train/own": own, "train/structure": structure, "train/roughness": rough})
+        return mean + self.own_weight * own + self.structure_weight * structure + self.smoothness * rough
 
     def moved(self, batch: dict[str, torch.Tensor]) -> tuple[Fields, torch.Tensor, torch.Tensor]:
         """The fields of a batch, and both neighbors half-way."""

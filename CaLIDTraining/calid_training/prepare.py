@@ -1,7 +1,7 @@
 """Prepared sets: every case as one float16 array on a common intensity scale, with an index that says what it is.
 
 `calid-train prepare --data DIR --out prepared` writes `<out>/<dataset>/<patient>-<series>.npz` and `<out>/index.json`.
-Training and evaluation read only this.
+Sets can be added to a folder one by one. Training and evaluation read only this.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN) -
 
     Args:
         data: folder that holds one folder per set.
-        out: where the prepared sets go; existing files are replaced whole.
+        out: where the prepared sets go; other sets that are there stay.
         datasets: keys of `datasets.READERS`.
     """
     cases = (case for dataset in datasets for case in read_cases(data, dataset))
@@ -82,10 +82,14 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN) -
 
 
 def write_cases(cases: Iterable[Case], out: Path) -> Path:
-    """Write the prepared form of cases from anywhere and return the index."""
-    entries = [_write_case(case, out) for case in cases]
-    index = out / INDEX_NAME
-    index.write_text(json.dumps([asdict(entry) for entry in entries], indent=1))
+    """Write the prepared form of cases from anywhere and return the index, which keeps the other sets of the folder."""
+    written = [_write_case(case, out) for case in cases]
+    index, replaced = out / INDEX_NAME, {entry.dataset for entry in written}
+    kept = [entry for entry in read_index(out) if entry.dataset not in replaced] if index.is_file() else []
+    entries = sorted(kept + written, key=lambda entry: entry.dataset)  # whichever came first, crops are drawn alike
+    partial = index.with_suffix(".part")
+    partial.write_text(json.dumps([asdict(entry) for entry in entries], indent=1))
+    partial.replace(index)
     return index
 
 

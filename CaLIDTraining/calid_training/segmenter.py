@@ -100,13 +100,13 @@ class SegmenterSets:
 
     Args:
         weights: share of the training crops by set.
-        validation_patients: ACDC patients that are held out of training, to choose by.
+        choosing: the set whose validation patients choose; those of the others are left out.
     """
 
     weights: dict[str, float] = field(
         default_factory=lambda: {"acdc": 0.68, "chla": 0.16, "sunnybrook": 0.09, "autofd": 0.07}
     )
-    validation_patients: tuple[str, ...] = tuple(f"patient{n:03d}" for n in range(55, 61))
+    choosing: str = "acdc"
 
     def split(self, cases: Iterable[Case]) -> tuple[list[Case], list[Case]]:
         """Training and validation cases; cases of the other splits and without labels are left out."""
@@ -114,7 +114,7 @@ class SegmenterSets:
         for case in cases:
             if case.labels is None or not case.labels.voxels.any():
                 continue
-            if case.dataset == "acdc" and case.patient in self.validation_patients:
+            if case.split == "validation" and case.dataset == self.choosing:
                 validation.append(case)
             elif case.split == "train":
                 train.append(case)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from calid.bisection import plan_bisection
 from calid.device import choose_device
 from calid.errors import WeightsError
-from calid.generation import Generation, linear_slices
+from calid.generation import Generation, linear_slices, with_texture_of
 from calid.interpolator import Interpolator
 from calid.preparation import GRID_MULTIPLE, Preparation
 from calid.progress import Watch
@@ -31,7 +32,14 @@ from calid_training import baselines
 from calid_training.baselines import classical
 from calid_training.baselines.slices import System, as_images, as_slices, bisected
 
+MOTION_ALONE = "CaLID's motion alone"
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
+SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
+"""Seconds for a slice; tables can ask them about fewer patients."""
+ON_REQUEST = ("CaLID, mean of draws", "CaLID+, mean of draws")
+"""Rows that are made only where they are named: each costs as much as eight others, and "fidelity" is better."""
+VIEWS = tuple(product(((), (-1,), (-2,), (-2, -1)), (1, -1)))
+"""The axes that are mirrored and the order of the neighbors in the eight views that "fidelity" takes of a gap."""
 
 Upsampling = Callable[[np.ndarray, int], np.ndarray]
 """(slices (Z, Y, X) in [0, 1], factor) -> ((Z - 1) * factor + 1, Y, X), the acquired slices kept."""
@@ -51,7 +59,6 @@ class Named:
     Args:
         name: its row.
         make: the slice between.
-        evaluations: network evaluations for one new slice, both neighbors' inversion included.
         upsample: a whole stack at once; None bisects with `make`.
         at_steps: the same system with another number of diffusion steps, where it has any.
         sees_truth: not an interpolation: it is given the true slice twice, and shows the most that its kind can reach.
@@ -60,7 +67,6 @@ class Named:
 
     name: str
     make: System
-    evaluations: int = 0
     upsample: Upsampling | None = None
     at_steps: Callable[[int], Named] | None = None
     sees_truth: bool = False
@@ -129,6 +135,21 @@ def reconstruction(before: np.ndarray, after: np.ndarray, *, interpolator: Inter
 def moved_mean(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
     """The mean of both after CaLID's motion has brought them half-way: what its denoiser starts from."""
     return as_slices(interpolator.halfway(as_images(before), as_images(after)).mean(dim=1))
+
+
+def moved_mean_with_texture(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """`moved_mean`, its texture made as strong as the neighbors': all that CaLID does but for its diffusion."""
+    images = as_images(before), as_images(after)
+    return as_slices(with_texture_of(*images, interpolator.halfway(*images).mean(dim=1)))
+
+
+def moved_mean_of_views(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """The mean of `moved_mean` in all `VIEWS`: all that "fidelity" does but for its diffusion."""
+    images = as_images(before), as_images(after)
+    made = [
+        interpolator.halfway(*(x.flip(axes) for x in images[::order])).mean(dim=1).flip(axes) for axes, order in VIEWS
+    ]
+    return as_slices(torch.stack(made).mean(dim=0))
 
 
 def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
@@ -239,15 +260,21 @@ def _latent(source: Source) -> list[Named]:
             upsample=partial(latent_linear_between, **bound),
             weights=weights,
         ),
-        *_motion_alone(interpolator),
+        *_motion(interpolator),
     ]
 
 
-def _motion_alone(interpolator: Interpolator) -> list[Named]:
+def _motion(interpolator: Interpolator) -> list[Named]:
+    """CaLID without its diffusion; whole stacks by bisection, as the engine makes them."""
     if interpolator.motion is None:
         return []
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
-    return [Named("CaLID's motion alone", partial(moved_mean, interpolator=interpolator), weights=weights)]
+    rows = {
+        MOTION_ALONE: moved_mean,
+        "motion and texture": moved_mean_with_texture,
+        "motion, 8 views": moved_mean_of_views,
+    }
+    return [Named(name, partial(make, interpolator=interpolator), weights=weights) for name, make in rows.items()]
 
 
 def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
@@ -268,12 +295,11 @@ def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
 def _trained(name: str, source: Source, steps: int | None = None) -> Named:
     if name == "DeepRecon" and steps is None:
         steps = source.optimisation_steps
-    system = baselines.load(name, source.weights, steps=steps, device=source.device)
+    system = baselines.load(name, source.weights, steps=steps, device=source.device, models=source.models)
     entry = find_model(baselines.MODULES[name], source.weights)
     return Named(
         name,
         system.between,
-        system.evaluations(2, 2),
         upsample=system.whole_heart,
         at_steps=partial(_trained, name, source) if name in DIFFUSION_BASELINES else None,
         weights=((entry.name, entry.sha256),),
@@ -300,7 +326,6 @@ def _calid(source: Source) -> list[Named]:
 def _calid_row(name: str, source: Source, settings: Settings, *, changeable: bool = False) -> Named:
     entry = warm_interpolator(choose_device(source.device), source.models).entry
     bound: dict[str, Any] = {"settings": settings, "models_folder": source.models}
-    inversions = 2 if settings.method == "calid+" else 0
 
     def at_steps(steps: int) -> Named:
         return _calid_row(name, source, replace(settings, steps=steps), changeable=True)
@@ -308,7 +333,6 @@ def _calid_row(name: str, source: Source, settings: Settings, *, changeable: boo
     return Named(
         name,
         partial(calid, **bound),
-        settings.steps * (settings.draws(uncertainty=False) + inversions),
         upsample=partial(calid_between, **bound),
         at_steps=at_steps if changeable else None,
         weights=((entry.name, entry.sha256),),
@@ -316,5 +340,10 @@ def _calid_row(name: str, source: Source, settings: Settings, *, changeable: boo
 
 
 def chosen(systems: Sequence[Named], names: Iterable[str] | None) -> list[Named]:
-    """The named systems, linear interpolation and CaLID+ (the others are compared with these), or all of them."""
-    return [system for system in systems if names is None or system.name in {"linear", "CaLID+", *names}]
+    """The named systems, linear interpolation and CaLID+ (the others are compared with these).
+
+    Without names all of them, but for those made only `ON_REQUEST`.
+    """
+    if names is None:
+        return [system for system in systems if system.name not in ON_REQUEST]
+    return [system for system in systems if system.name in {"linear", "CaLID+", *names}]

@@ -12,6 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 CONFIGS = Path(__file__).parent / "configs"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -91,6 +95,8 @@ def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from calid_training.data import Reseeding
+
     class StageCLI(LightningCLI):
         """Checkpoints lie in the run folder under a fixed name, which is what makes the same command resume."""
 
@@ -107,10 +113,25 @@ def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
         args=["--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / f"{name}.yaml"), *arguments],
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
+        trainer_defaults={"callbacks": [Reseeding()]},
     )
+    if not cli.model.automatic_optimization:
+        _allow_partial_losses(cli.trainer)
     last = Path(cli.trainer.default_root_dir) / LAST_CHECKPOINT
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
     return 0
+
+
+def _allow_partial_losses(trainer: Trainer) -> None:
+    """Let several processes train a GAN, each of whose losses leaves out a part of it.
+
+    `strategy: ddp_find_unused_parameters_true` in a configuration does the same, but not for a single device: there it
+    is refused on Apple's GPUs, and needs a process group, which not every system has.
+    """
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

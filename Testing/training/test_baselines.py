@@ -16,6 +16,7 @@ import torch
 import yaml
 from calid.device import choose_device
 from calid.errors import WeightsError
+from calid.segmentation import load_segmenter
 from calid.weights import config_from, find_model
 from calid_training import baselines
 from calid_training.baselines import dmcvr, regression
@@ -315,6 +316,17 @@ def test_dmcvr_refuses_a_segmenter_it_was_not_trained_with(tmp_path):
     network = DiffAENetwork(TINY_MORPHOLOGY)
     written(tmp_path, "dmcvr", network, {"network": asdict(TINY_MORPHOLOGY), "segmenter_sha256": "0" * 64})
     with pytest.raises(WeightsError, match="another segmenter"):
+        baselines.load("DMCVR", tmp_path, device="cpu")
+
+
+def test_dmcvr_finds_the_segmenter_it_was_trained_with_in_another_folder(all_random_models, tmp_path):
+    network = DiffAENetwork(TINY_MORPHOLOGY)
+    sha256 = find_model("segmenter", all_random_models).sha256
+    written(tmp_path, "dmcvr", network, {"network": asdict(TINY_MORPHOLOGY), "segmenter_sha256": sha256})
+    system = baselines.load("DMCVR", tmp_path, device="cpu", models=all_random_models)
+    theirs = load_segmenter(CPU, models_folder=all_random_models).model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in system.morphology.model.state_dict().items())
+    with pytest.raises(WeightsError, match=sha256[:12]):
         baselines.load("DMCVR", tmp_path, device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 import torch
 from calid_training.cine import Beat, contraction
 from calid_training.datasets import Case
+from calid_training.perceptual import Perceptual
 from calid_training.prepare import load_cases, write_cases
 from calid_training.tables import cine
 from phantoms import heart_labels, pictured
@@ -97,6 +99,50 @@ def test_a_smooth_area_is_less_rough_than_a_jumping_one():
     assert figures[1] > 3 * figures[0]
 
 
+def passages(count: int) -> list[cine.Passage]:
+    """Sequences of 32 x 32 pixels whose three slices are the same."""
+    tiled = np.tile(wave(1), (1, 4, 4))
+    frames = [np.clip(tiled + 0.02 * number, 0, 1).astype(np.float32) for number in range(count)]
+    return [cine.Passage("set 8 mm", str(number), x, x, x, True) for number, x in enumerate(frames)]
+
+
+def test_two_d_and_time_is_tested_against_the_same_row_frame_by_frame_and_only_with_enough_sequences():
+    noise = np.random.default_rng(0).standard_normal((FRAMES, 32, 32)) * 0.03
+    rows = {
+        "linear": cine.Row(lambda before, *_: before + 2 * noise),
+        "CaLID": cine.Row(lambda before, *_: before + noise),
+        "CaLID, 2D+T": cine.Row(lambda before, *_: before),
+    }
+    tables = cine.evaluate(passages(7), rows, Areas(), Perceptual())
+    row = tables["set 8 mm"]["CaLID, 2D+T"]["flicker"]
+    assert row["p_against_2d"] == pytest.approx(2 / 2**7), "all seven are smoother"
+    assert "p_against_2d" not in tables["set 8 mm"]["CaLID"]["flicker"]
+    assert "p of 2D+T against frame by frame" in cine.markdown(tables)
+    alone = cine.evaluate(passages(1), rows, Areas(), Perceptual())
+    assert "p of 2D+T" not in cine.markdown(alone)
+    assert "[" not in cine.markdown(alone)
+
+
+def test_lpips_and_rfid_are_of_all_frames_and_say_where_they_are_not_measured():
+    seen = []
+
+    def rfid(truth, made):
+        seen.append((truth.shape, made.shape))
+        return 12.34
+
+    judges = Perceptual(
+        lambda truth, made: [float(np.abs(a - b).mean()) for a, b in zip(truth, made, strict=True)], rfid
+    )
+    rows = {"linear": cine.Row(lambda before, *_: before + np.float32(0.01))}
+    tables = cine.evaluate(passages(2), rows, Areas(), judges)
+    assert seen == [((2 * FRAMES, 32, 32), (2 * FRAMES, 32, 32))]
+    row = tables["set 8 mm"]["linear"]
+    assert row["lpips"]["mean"] == pytest.approx(0.01, rel=0.01)
+    assert row["seconds_per_slice"] > 0
+    assert "| 12.3 |" in cine.markdown(tables)
+    assert "not measured" in cine.markdown(cine.evaluate(passages(2), rows, Areas(), Perceptual()))
+
+
 def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypatch):
     """End to end with untrained models; two frames in a hundred of the real work."""
     from dataclasses import replace
@@ -128,5 +174,8 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
     text = (out / "cine.md").read_text()
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in text.splitlines() if line.startswith("| ")}
     assert {"acquired", "linear", "CaLID", "CaLID, 2D+T"} <= set(rows)
-    assert rows["CaLID"] == rows["CaLID, 2D+T"]  # without training, 2D+T is 2D
+    assert rows["CaLID"][:-2] == rows["CaLID, 2D+T"][:-2]  # without training, 2D+T is 2D, but for its seconds
+    assert "LPIPS-alex is not measured: no path to AlexNet's weights" in text
+    made_by = json.loads((out / "cine.json").read_text())["made_by"]
+    assert {"calid-2d", "calid-2dt"} <= set(made_by["weights"])
     assert (out / "space-time.png").stat().st_size > 5000

@@ -19,10 +19,10 @@ from calid_training.cine_data import Moving, clip_batch, draw_frames, moving
 from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
 from calid_training.crops import Triplet
 from calid_training.datasets import Case
-from calid_training.prepare import load_cases, prepare, read_index, write_cases
+from calid_training.prepare import load_cases, read_index, write_cases
 from calid_training.train import CONFIGS, main
 from phantoms import heart_labels, pictured
-from training_runs import train
+from training_runs import SMALL_DENOISER, averaging, scalars, train
 
 FRAMES = 8
 
@@ -178,23 +178,46 @@ def test_cines_with_too_few_frames_are_left_out(cines):
     assert moving(cases, frames=FRAMES + 1, max_gap_mm=22.0) == []
 
 
-def test_a_real_cine_on_disk_gives_clips_with_the_shipped_config(tmp_path):
-    """UK Biobank's layout as converted: one 4D file for each subject."""
-    course = tuple(1 - 0.3 * contraction(Beat(), np.arange(12) / 12))
+@pytest.fixture(scope="module")
+def real_cines(tmp_path_factory) -> Path:
+    """Cines of 16 frames in UK Biobank's layout as converted, one 4D file for each subject, prepared."""
+    folder = tmp_path_factory.mktemp("real")
+    course = tuple(1 - 0.3 * contraction(Beat(), np.arange(16) / 16))
     for subject in ("1000001", "1000002"):
-        (tmp_path / "data" / "ukbb" / subject).mkdir(parents=True)
-        write_stack(beating_stack(1, course)[0], tmp_path / "data" / "ukbb" / subject / "sa.nii.gz")
-    prepare(tmp_path / "data", tmp_path / "prepared", datasets=["ukbb"])
+        (folder / "data" / "ukbb" / subject).mkdir(parents=True)
+        write_stack(beating_stack(1, course)[0], folder / "data" / "ukbb" / subject / "sa.nii.gz")
+    out = folder / "prepared"
+    assert main(["prepare", "--data", str(folder / "data"), "--out", str(out), "--datasets", "ukbb"]) == 0
+    return out
+
+
+def test_real_cines_give_clips_with_the_shipped_config(real_cines):
     from calid_training.cine_data import ClipData
 
     shipped = yaml.safe_load((CONFIGS / "cine-denoiser.yaml").read_text())["data"]
-    data = ClipData(
-        **{**shipped, "prepared": tmp_path / "prepared", "datasets": ["ukbb"], "sizes": [32], "size_weights": [1]}
-    )
+    data = ClipData(**{**shipped, "prepared": real_cines, "datasets": ["ukbb"], "sizes": [32], "size_weights": [1]})
     sources = data.sources("train")
     batch = data.batch_maker("train")(np.random.default_rng(0), sources, 2, 32)
     assert batch["target"].shape == (2, 1, shipped["frames"], 32, 32)
     assert all(source.spans_cycle for source in sources)
+
+
+def test_the_2dt_model_trains_on_real_cines_with_one_command(real_cines, random_models, tmp_path):
+    options = [*SMALL, "--data.datasets", "[ukbb]", "--model.base", str(random_models / "calid-2d.safetensors")]
+    train("cine-denoiser", real_cines, tmp_path / "run", options, epochs=1)
+    assert scalars(tmp_path / "run", "val/psnr_detail")
+
+
+def test_a_set_that_is_prepared_later_joins_those_that_are_there(tmp_path):
+    def prepared(dataset: str, *patients: str) -> list[tuple[str, str]]:
+        write_cases(
+            [Case(dataset, patient, "ED", "train", beating_stack(0, (1.0,))[0]) for patient in patients], tmp_path
+        )
+        return [(entry.dataset, entry.patient) for entry in read_index(tmp_path)]
+
+    assert prepared("ukbb", "1", "2") == [("ukbb", "1"), ("ukbb", "2")]
+    assert prepared("acdc", "7") == [("acdc", "7"), ("ukbb", "1"), ("ukbb", "2")]
+    assert prepared("ukbb", "3") == [("acdc", "7"), ("ukbb", "3")]
 
 
 # --- the stage ---
@@ -203,7 +226,7 @@ def test_a_real_cine_on_disk_gives_clips_with_the_shipped_config(tmp_path):
 def test_frames_share_the_asked_part_of_their_noise():
     torch.manual_seed(0)
     shares = torch.tensor([0.0, 0.5, 1.0])
-    noise = joint_noise(shares, torch.randn(3, 4, 6, 32, 32))
+    noise = joint_noise(shares, common=torch.randn(3, 4, 1, 32, 32), own=torch.randn(3, 4, 6, 32, 32))
     assert noise.std().item() == pytest.approx(1.0, abs=0.02)
     for share, sample in zip(shares, noise, strict=True):
         correlation = np.corrcoef(sample.transpose(0, 1).flatten(1).numpy())
@@ -256,10 +279,11 @@ def test_a_run_does_not_go_on_with_another_2d_model(random_models):
         stage.on_load_checkpoint({"base_sha256": "0" * 64})
 
 
-def test_layers_are_not_exported_beside_another_2d_model(random_models, tmp_path):
+@pytest.mark.parametrize(("base_sha256", "said"), [("0" * 64, "extends is not in"), ("", "calid-train export model")])
+def test_layers_are_exported_beside_the_2d_model_they_belong_to_only(random_models, tmp_path, base_sha256, said):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": {}, "base_sha256": "0" * 64}, tmp_path / "run" / "checkpoints" / "last.ckpt")
-    with pytest.raises(ValueError, match="extends is not in"):
+    torch.save({"state_dict": {}, "base_sha256": base_sha256}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=said):
         main(["export", "cine", "--run", str(tmp_path / "run"), "--models", str(random_models)])
 
 
@@ -294,6 +318,69 @@ def test_the_papers_2dt_networks_are_3d_throughout():
         assert denoiser(latents, torch.zeros(1, dtype=torch.long), z_c).shape == latents.shape
     flat = [name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.Conv2d)]
     assert flat == []
+
+
+@pytest.fixture(scope="module")
+def papers_2dt_model(real_cines, tmp_path_factory) -> Path:
+    """A models folder with a tiny model of the paper's 2D+T form, made by the commands that make the real one."""
+    folder = tmp_path_factory.mktemp("paper")
+    coding, run, models = folder / "coding", folder / "run", folder / "models"
+    models.mkdir()
+    tiny = ["--trainer.devices", "1", "--data.datasets", "[ukbb]", "--data.frames", "16", "--data.batch_size", "1"]
+    tiny += ["--data.batches", "4", "--data.validation_batches", "1", "--model.network.latent_channels", "2"]
+    widths = ["--model.network.channels", "[8,8,8]", "--model.network.norm_num_groups", "8"]
+    train("cine-autoencoder", real_cines, coding, [*tiny, *widths, "--model.network.num_res_blocks", "1"], epochs=1)
+    space = str(coding / "autoencoder.safetensors")
+    assert main(["export", "autoencoder", "--run", str(coding), "--prepared", str(real_cines), "--out", space]) == 0
+    options = ["--model.autoencoder", space, *averaging(folder, 0.5), *tiny, *SMALL_DENOISER]
+    train("cine-denoiser", real_cines, run, options, epochs=1, config=CONFIGS / "cine-paper.yaml")
+    assert main(["export", "model", "--run", str(run), "--models", str(models)]) == 0
+    return models
+
+
+def test_the_papers_2dt_form_is_trained_and_exported_as_the_cine_model(papers_2dt_model):
+    from calid.weights import find_model
+
+    config = find_model("calid-2dt", papers_2dt_model).config
+    assert (config["autoencoder"]["spatial_dims"], config["denoiser"]["spatial_dims"]) == (3, 3)
+    assert config["denoiser"]["prediction"] == "epsilon"
+    assert config["noise_share"] == 0.0
+    assert "strength" not in config
+
+
+@pytest.mark.parametrize("method", ["calid", "calid+"])
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_the_papers_2dt_form_upsamples_any_number_of_frames(papers_2dt_model, method, frames):
+    from calid.reconstruct import upsample
+    from calid.settings import Settings
+
+    course = tuple(1 - 0.3 * contraction(Beat(), np.arange(frames) / frames))
+    sparse, _ = beating_stack(5, course)
+    settings = Settings(factor=2, method=method, steps=2, model="2d+t", device="cpu", roi=(8, 40, 8, 40))
+    dense = upsample(sparse, settings, models_folder=papers_2dt_model).stack
+    assert dense.num_frames == frames
+    assert dense.provenance["model"] == "calid-2dt"
+    np.testing.assert_array_equal(dense.voxels[:, ::2], sparse.voxels)
+    assert dense.voxels[:, 1::2, 8:40, 8:40].std() > 0
+
+
+def test_layers_on_a_2d_model_are_not_exported_as_a_whole_model(tmp_path):
+    folder = tmp_path / "lightning_logs" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"base": "calid-2d.safetensors"}}))
+    with pytest.raises(ValueError, match="calid-train export cine"):
+        main(["export", "model", "--run", str(tmp_path), "--models", str(tmp_path)])
+
+
+def test_a_whole_model_keeps_the_card_but_not_the_base_of_the_extension_it_replaces(tmp_path):
+    from calid.weights import find_model
+    from calid_training.export import write_model
+
+    extension = {"license": "a", "card": "calid-2dt.md", "base": "calid-2d", "base_sha256": "0" * 64}
+    write_model(tmp_path, "calid-2dt", {"x": torch.zeros(1)}, {}, **extension)
+    write_model(tmp_path, "calid-2dt", {"x": torch.ones(1)}, {}, license="b")
+    entry = find_model("calid-2dt", tmp_path)
+    assert (entry.base, entry.base_sha256, entry.license, entry.card) == ("", "", "b", "calid-2dt.md")
 
 
 def test_both_2dt_models_are_one_code():

@@ -80,11 +80,6 @@ def test_the_same_epoch_gives_the_same_batches_and_the_next_one_others():
     )
 
 
-def test_nothing_to_draw_from_is_said():
-    with pytest.raises(ValueError, match="nothing to draw"):
-        CropStream([], None, batch_size=1, sizes=(32,), size_weights=(1,), batches=1, seed=0)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_drawn_pixel_sizes_stay_within_what_the_networks_are_trained_for(seed):
     rng = np.random.default_rng(seed)

@@ -30,8 +30,8 @@ def labels(*values: int, slices: int = 4) -> np.ndarray:
     return drawn
 
 
-def test_acdc_labels_become_ours_and_patients_from_61_on_are_for_testing(tmp_path):
-    for number in (7, 61):
+def test_acdc_labels_become_ours_and_patients_choose_from_55_and_test_from_61_on(tmp_path):
+    for number in (7, 55, 61):
         folder = tmp_path / "acdc" / f"patient{number:03d}"
         folder.mkdir(parents=True)
         (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: NOR\n")
@@ -45,6 +45,8 @@ def test_acdc_labels_become_ours_and_patients_from_61_on_are_for_testing(tmp_pat
         ("acdc/patient007/ED", "train"),
         ("acdc/patient007/ES", "train"),
         ("acdc/patient007/cine", "train"),
+        ("acdc/patient055/ED", "validation"),
+        ("acdc/patient055/ES", "validation"),
         ("acdc/patient061/ED", "test"),
         ("acdc/patient061/ES", "test"),
     ]
@@ -63,13 +65,14 @@ def test_mnms_cines_keep_the_split_of_their_folder(tmp_path):
     assert cases["test"].labels.voxels.shape == cases["test"].stack.voxels.shape == (3, 4, 20, 24)
 
 
-def test_ukbb_cines_are_read_and_one_subject_in_ten_is_for_testing(tmp_path):
-    for subject in ("1000123", "1000130"):
+def test_ukbb_cines_are_read_and_of_ten_subjects_one_validates_and_one_tests(tmp_path):
+    for subject in ("1000123", "1000130", "1000131"):
         (tmp_path / "ukbb" / subject).mkdir(parents=True)
         write_stack(stack(images(frames=4)), tmp_path / "ukbb" / subject / "sa.nii.gz")
     assert [(case.patient, case.split, case.stack.num_frames) for case in read_cases(tmp_path, "ukbb")] == [
         ("1000123", "train", 4),
         ("1000130", "test", 4),
+        ("1000131", "validation", 4),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
 from calid_training import systems
+from calid_training.baselines import shape_based
 from calid_training.systems import Named
 from calid_training.tables import downstream, reconstruction
 from scipy import ndimage
@@ -46,7 +49,7 @@ class Expert:
 
 
 def test_figures_of_a_shifted_square_are_as_worked_out_by_hand():
-    figures = downstream.compare_masks(np.stack([square(13)]), np.stack([square(10)]))
+    figures = downstream.compare_slices(np.stack([square(13)]), np.stack([square(10)]))
     assert figures["dice"] == figures["dice_per_slice"] == pytest.approx(0.7)
     assert figures["hd_px"] == pytest.approx(3)
     assert figures["hd_mm"] == pytest.approx(3 * 1.8)
@@ -56,7 +59,7 @@ def test_figures_of_a_shifted_square_are_as_worked_out_by_hand():
 
 
 def test_the_hausdorff_distance_of_two_discs_is_the_difference_of_their_radii():
-    figures = downstream.compare_masks(np.stack([disc(25)]), np.stack([disc(18)]))
+    figures = downstream.compare_slices(np.stack([disc(25)]), np.stack([disc(18)]))
     assert figures["hd_px"] == pytest.approx(7, abs=0.8)
     assert figures["assd_px"] == pytest.approx(7, abs=0.5)
 
@@ -64,12 +67,12 @@ def test_the_hausdorff_distance_of_two_discs_is_the_difference_of_their_radii():
 def test_a_slice_that_only_one_of_them_has_counts_as_no_overlap_and_has_no_distance():
     nothing = np.zeros_like(square(10))
     made, truth = np.stack([square(10), nothing, nothing]), np.stack([square(10), square(10), nothing])
-    figures = downstream.compare_masks(made, truth)
+    figures = downstream.compare_slices(made, truth)
     assert figures["dice_per_slice"] == pytest.approx(0.5)
     assert figures["dice"] == pytest.approx(2 * 100 / 300)
     assert figures["hd_px"] == 0
     assert figures["one_empty"] == 1
-    nowhere = downstream.compare_masks(made[2:], truth[2:])
+    nowhere = downstream.compare_slices(made[2:], truth[2:])
     assert np.isnan(nowhere["dice"])
     assert np.isnan(nowhere["asd_mm"])
 
@@ -86,9 +89,29 @@ def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nou
     assert "shape-based (labels given)" in downstream.markdown(tables)
 
 
-def test_only_what_the_expert_drew_is_judged(asked):
-    from dataclasses import replace
+def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_asked_for(asked):
+    again = replace(asked[0], images=asked[0].images[:-1], stack_labels=asked[0].stack_labels[:-1])
+    unlabelled = replace(asked[1], stack_labels=None)
+    rows = downstream.evaluate([asked[0], again, unlabelled], downstream.answers([LINEAR], Expert(asked)))
+    row = rows["phantom ED 16 mm"][downstream.SHAPE_BASED]
+    both = [
+        downstream.compare(shape_based.between(q.stack_labels[:-2], q.stack_labels[2:]), q)["lv"]["dice"]
+        for q in (asked[0], again)
+    ]
+    assert row["patients"] == row["lv"]["dice"]["count"] == 1
+    assert row["lv"]["dice"]["mean"] == pytest.approx(np.mean(both))
+    assert "low" not in row["lv"]["dice"]
 
+
+def test_slow_baselines_can_be_asked_about_fewer_patients(asked):
+    slow = Named("DMCVR", systems.linear)
+    answers = downstream.answers([LINEAR, slow], Expert(asked))
+    rows = downstream.evaluate(asked, answers, slow_patients=1)["phantom ED 16 mm"]
+    assert (rows["linear"]["patients"], rows["DMCVR"]["patients"]) == (2, 1)
+    assert "| DMCVR | 1 |" in downstream.markdown({"phantom ED 16 mm": rows})
+
+
+def test_only_what_the_expert_drew_is_judged(asked):
     partial = [replace(question, annotated=(1,)) for question in asked]
     rows = downstream.evaluate(partial, downstream.answers([LINEAR], Expert(asked)))["phantom ED 16 mm"]
     assert set(rows["original"]) == {"patients", "lv", "mean"}

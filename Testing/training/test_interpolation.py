@@ -67,6 +67,35 @@ def test_the_ceiling_is_shown_the_true_slice_and_the_others_are_not(asked):
     assert rows["linear"]["ssim"]["mean"] < 1
 
 
+def test_a_slow_baseline_is_compared_on_the_patients_it_was_asked_about(asked):
+    slow = Named("DiffAE", lambda before, after: (before + after) / 2)
+    judges = Judges(lambda images: [images, images[:, :, ::2, ::2]])
+    rows = evaluate(asked, [LINEAR, slow], judges, slow_patients=1)[GROUP]
+    first = evaluate(asked[:1], [LINEAR], judges)[GROUP]["linear"]
+    assert (rows["linear"]["patients"], rows["DiffAE"]["patients"]) == (2, 1)
+    for name in ("psnr", "sharpness", "feature_distance"):
+        assert rows["DiffAE"][name]["mean"] == pytest.approx(first[name]["mean"])
+    assert rows["DiffAE"]["frechet"] == pytest.approx(first["frechet"])
+    assert "| DiffAE | 1 |" in interpolation.markdown({GROUP: rows})
+
+
+def test_the_deviation_is_judged_by_its_own_error_everywhere_and_in_the_heart(asked, monkeypatch):
+    """In the heart the deviation is small where the error is large, elsewhere both are the same."""
+    rows, columns = np.indices((128, 128)) - 63.5
+    error = np.random.default_rng(1).random((128, 128))
+    deviation = np.where(np.hypot(rows, columns) < 40, 1 - error, error)
+
+    def drawn(*_, **__):
+        return [(image + error, deviation) for image in asked[0].truth]
+
+    monkeypatch.setattr(interpolation, "between", drawn)
+    found = interpolation.uncertainty(asked[:1], models_folder=None, samples=2, device="cpu")
+    assert found["heart"]["spearman"] == pytest.approx(-1, abs=0.02)
+    assert 0 < found["everywhere"]["spearman"] < 0.9
+    assert found["slices"] == len(asked[0].truth)
+    assert "over all pixels" in interpolation.trust_note(found)
+
+
 def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patients():
     rng = np.random.default_rng(0)
     one, two, three = (
@@ -74,7 +103,7 @@ def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patie
         for _ in range(3)
     )
     tallies = {
-        name: interpolation.Tally(side, [], [np.zeros((12, 1, 1))])
+        name: interpolation.Tally(side, images=[np.zeros((12, 1, 1))])
         for name, side in {"linear": one, "CaLID+": two, "other": three}.items()
     }
     row = interpolation._summary(tallies["other"], tallies)["psnr"]
@@ -102,14 +131,15 @@ def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked):
 
 def test_one_command_writes_the_table_with_what_made_it(prepared, random_models, tmp_path, capsys):
     options = ["--prepared", str(prepared), "--datasets", "phantom", "--models", str(random_models), "--quick", "1"]
-    options += ["--weights", str(tmp_path / "none"), "--steps", "2", "--samples", "2"]
+    options += ["--weights", str(tmp_path / "none"), "--steps", "2", "--samples", "2", "--slow-baselines", "1"]
     assert main(["interpolation", *options, "--out", str(tmp_path / "table")]) == 0
     record = json.loads((tmp_path / "table" / "interpolation.json").read_text())
     rows = record["tables"][GROUP]
     assert {"nearest", "linear", "B-spline", "registration", "reconstruction", "CaLID", "CaLID+", "fidelity"} <= set(
         rows
     )
-    assert -1 <= record["uncertainty"]["spearman"] <= 1
+    assert record["uncertainty"]["slices"] == 5, "the first of every five stacks"
+    assert all(-1 <= record["uncertainty"][place]["spearman"] <= 1 for place in ("everywhere", "heart"))
     assert len(record["made_by"]["model_sha256"]) == len(record["made_by"]["prepared_sha256"]) == 64
     shown = capsys.readouterr().out
     assert shown.strip() == (tmp_path / "table" / "interpolation.md").read_text().strip()
@@ -118,6 +148,7 @@ def test_one_command_writes_the_table_with_what_made_it(prepared, random_models,
         assert name not in rows
         assert any(note.startswith(f"{name} is left out: ") for note in record["notes"])
     assert "LPIPS-alex is not measured: no path to AlexNet's weights" in shown
+    assert "DiffAE, DMCVR, DeepRecon: asked about 1 patient(s) of every group only" in shown
     assert {path.name for path in (tmp_path / "table").glob("*.png")} == {"phantom-ED-16-mm.png", "slices.png"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,13 @@ def labels() -> Stack:
 @pytest.fixture(scope="module")
 def lax(labels) -> tuple[LaxImage, ...]:
     return tuple(LaxImage(view, plane) for view, plane in derive_planes(labels).items())
+
+
+def test_by_default_what_matters_most_is_seen_from_the_side():
+    parser = ArgumentParser()
+    long_axis.add_arguments(parser)
+    shown = parser.parse_args(["study"]).systems
+    assert shown == ["nearest", "linear", "registration", "CaLID's motion alone", "CaLID+"]
 
 
 def test_dice_of_identical_planes_is_one_and_of_empty_ones_nought(labels, lax):

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
 from calid_training import metrics
+from calid_training.tables import record
 
 
 def test_psnr_of_a_constant_error_is_known():
@@ -44,6 +45,39 @@ def test_frechet_distance_of_shifted_and_stretched_gaussians_is_the_formula():
     base = rng.normal(size=(20000, 3)) * [1.0, 2.0, 0.5]
     assert metrics.frechet_distance(base, base + np.array([3.0, 0, 0])) == pytest.approx(9.0, rel=0.01)
     assert metrics.frechet_distance(base, base * 2) == pytest.approx(1 + 4 + 0.25, rel=0.05)
+
+
+def test_one_patient_has_a_mean_and_no_interval():
+    assert metrics.interval([20.05]) is None
+    assert metrics.summary([20.05, np.nan]) == {"mean": 20.05, "sd": 0.0, "count": 1}
+    assert record.cell(metrics.compared([20.05], [19.0]), 2) == "20.05"
+    assert record.cell(metrics.compared([20.0, 20.0], [19.0, 18.0]), 2) == "20.00 [20.00, 20.00]"
+    assert metrics.summary([np.nan]) is None
+
+
+def test_two_stacks_of_a_patient_count_as_one_patient():
+    found = metrics.per_patient(
+        [
+            ("a", {"lv": {"dice": 0.8, "hd": np.nan}}),
+            ("b", {"lv": {"dice": 0.5, "hd": 3.0}}),
+            ("a", {"lv": {"dice": 0.6, "hd": 2.0}, "rv": {"dice": 0.1}}),
+        ]
+    )
+    assert found[0] == {"lv": {"dice": pytest.approx(0.7), "hd": 2.0}, "rv": {"dice": 0.1}}
+    assert found[1]["lv"] == {"dice": 0.5, "hd": 3.0}
+    assert np.isnan(found[1]["rv"]["dice"])
+
+
+def test_masks_are_compared_in_every_unit_and_where_one_is_empty_distances_do_not_exist():
+    made, truth = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    made[5:15, 5:15], truth[5:15, 8:18] = True, True  # 100 each, 70 shared
+    found = metrics.compare(made, truth, {"px": (1, 1), "mm": (2.0, 1.5)})
+    assert found["dice"] == pytest.approx(0.7)
+    assert (found["hd_px"], found["hd_mm"]) == (pytest.approx(3), pytest.approx(4.5))
+    missed = metrics.compare(np.zeros_like(made), truth, {"px": (1, 1)})
+    assert (missed["dice"], missed["voe"]) == (0, 100)
+    assert np.isnan(missed["assd_px"])
+    assert np.isnan(metrics.compare(np.zeros_like(made), np.zeros_like(made), {})["dice"])
 
 
 def test_intervals_hold_the_mean_and_tests_see_a_difference():

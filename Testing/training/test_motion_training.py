@@ -69,6 +69,7 @@ def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_fi
     config = find_model("calid-2d", models).config
     assert config["motion"]["features"] == [8, 8, 8, 16, 16, 8]
     assert config["denoiser"]["anchored"]
+    assert config["strength"] == {"detail": 0.3, "fidelity": 0.6}
     shipped = below(read_tensors(models / "calid-2d.safetensors")[0], "motion.")
     for key, value in read_motion(motion_file).state_dict().items():
         torch.testing.assert_close(shipped[key], value, rtol=1e-3, atol=1e-6)

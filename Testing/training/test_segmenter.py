@@ -9,11 +9,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from calid.device import Device, choose_device
 from calid.files import write_stack
-from calid.medformer import MedFormerConfig
+from calid.medformer import PAPER, MedFormerConfig
 from calid.segmentation import Segmenter, load_segmenter, segment_with
 from calid.stack import Stack
+from calid.weights import config_from
 from calid_training.datasets import Case
 from calid_training.labelled_slices import Augmentation, LabelledSlice, RandomCrops, labelled_slices, random_crop
 from calid_training.segmenter import (
@@ -24,6 +26,7 @@ from calid_training.segmenter import (
     marginal_log_probabilities,
     segmentation_loss,
 )
+from calid_training.train import CONFIGS
 from calid_training.train import main as train
 from phantoms import heart_labels, pictured
 
@@ -188,8 +191,8 @@ def test_image_and_labels_agree_to_a_fraction_of_a_pixel_far_from_the_middle() -
 def test_no_patient_both_trains_and_chooses_and_the_test_patients_do_neither() -> None:
     base = phantom_case()
     cases = [
-        Case("acdc", f"patient{n:03d}", "ED", "train" if n <= 60 else "test", base.stack, base.labels, (1, 2, 3))
-        for n in (1, 54, 55, 60, 61, 80)
+        Case("acdc", f"patient{n:03d}", "ED", split, base.stack, base.labels, (1, 2, 3))
+        for n, split in ((1, "train"), (54, "train"), (55, "validation"), (60, "validation"), (61, "test"))
     ]
     cases += [Case("chla", "05", "LV_ED", "validation", base.stack, base.labels, (1,))]
     train, validation = SegmenterSets().split(cases)
@@ -255,6 +258,19 @@ def labels_of(module: SegmenterModule, stack: Stack) -> Stack:
     return segment_with(Segmenter(module.averaged.eval(), Device(torch.device("cpu"), "a test", None), 2.5), stack)
 
 
+def test_the_papers_segmenter_has_its_authors_size_and_falls_to_the_end_of_its_run(capsys) -> None:
+    with pytest.raises(SystemExit):
+        train(["segmenter", "--config", str(CONFIGS / "paper-segmenter.yaml"), "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert config_from(MedFormerConfig, settings["model"]["network"]) == PAPER
+    assert (
+        settings["model"]["total_steps"]
+        == settings["trainer"]["max_steps"]
+        == 200 * settings["data"]["steps_per_epoch"]
+    )
+    assert settings["model"]["warmup_steps"] == 5 * settings["data"]["steps_per_epoch"]
+
+
 def test_the_shipped_config_trains_and_exports_from_the_command_line(tmp_path: Path) -> None:
     """Two steps on a folder in ACDC's layout, then the manifest's entry loads and labels a stack."""
     for number in (1, 55):
@@ -273,6 +289,9 @@ def test_the_shipped_config_trains_and_exports_from_the_command_line(tmp_path: P
     flags += ["--data.batch_size=2", "--data.steps_per_epoch=2", "--data.size=32", "--data.sets.weights={acdc: 1.0}"]
     where = [f"--data.data={tmp_path / 'data'}", f"--trainer.default_root_dir={run}"]
     assert train(["segmenter", *small, *flags, *where]) == 0
+    checkpoints = run / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    (checkpoints / "last.ckpt").unlink()  # the best by the validation patients is exported
     models = tmp_path / "models"
     models.mkdir()
     assert train(["export", "segmenter", "--run", str(run), "--models", str(models)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,8 +60,37 @@ def test_systems_come_in_the_order_of_the_papers_and_missing_ones_say_how_to_get
     assert names.index("linear") < names.index("bilinear latent") < names.index("CaLID") < names.index("CaLID+")
     assert len(offer.notes) == len(baselines.NAMES)
     assert all("is left out" in note and "README" in note for note in offer.notes)
-    assert offer["CaLID+"].evaluations == 3 * offer["CaLID"].evaluations == 6
-    assert offer["fidelity"].evaluations == 2
+
+
+def test_means_of_draws_are_made_only_where_they_are_named(random_models, tmp_path):
+    offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
+    assert not {system.name for system in systems.chosen(offer.systems, None)} & set(systems.ON_REQUEST)
+    named = systems.chosen(offer.systems, ["CaLID, mean of draws"])
+    assert [system.name for system in named] == ["linear", "CaLID+", "CaLID, mean of draws"]
+
+
+@pytest.mark.parametrize(
+    ("row", "mode", "samples"),
+    [("motion and texture", "detail", None), ("motion, 8 views", "fidelity", 8)],
+)
+def test_rows_of_the_motion_are_the_engine_without_its_diffusion(random_models, tmp_path, asked, row, mode, samples):
+    offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
+    interpolator = systems.warm_interpolator(systems.choose_device("cpu"), random_models)
+    entry = replace(interpolator.entry, config={"strength": {"detail": 0.0, "fidelity": 0.0}})
+    settings = systems.Settings(factor=2, method="calid", mode=mode, samples=samples, steps=1, device="cpu")
+    stack = asked[0].images[2:5]
+    expected, _ = systems.generated(replace(interpolator, entry=entry), stack[None], 2, settings)[0]
+    made = offer[row].whole_heart(stack, 2)
+    np.testing.assert_allclose(made, expected, atol=0.01)
+    alone = offer[systems.MOTION_ALONE].whole_heart(stack, 2)
+    assert np.abs(made - alone).max() > 0.02
+
+
+def test_whole_stacks_are_moved_level_by_level(random_models, tmp_path, asked):
+    row = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))[systems.MOTION_ALONE]
+    stack = asked[0].images[2:4]
+    halves = row.whole_heart(stack, 2)
+    np.testing.assert_allclose(row.whole_heart(stack, 4), row.whole_heart(halves, 2), atol=0.01)  # bfloat16 batches
 
 
 class Halfway:
@@ -72,9 +102,6 @@ class Halfway:
 
     def between(self, before, after):
         return (before + after) / 2 + 1 / self.steps
-
-    def evaluations(self, *_):
-        return self.steps
 
 
 def test_a_trained_baseline_becomes_a_row_with_its_weights_and_steps(random_models, tmp_path, monkeypatch, slices):
@@ -89,7 +116,7 @@ def test_a_trained_baseline_becomes_a_row_with_its_weights_and_steps(random_mode
     monkeypatch.setattr(baselines, "load", load)
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     row = offer["DiffAE"]
-    assert row.evaluations == 64
+    np.testing.assert_allclose(row.make(slices[:1], slices[1:2]), (slices[:1] + slices[1:2]) / 2 + 1 / 64, atol=1e-6)
     assert row.weights == (("diffae", "ab" * 32),)
     made = row.at_steps(4).make(slices[:1], slices[1:2])
     np.testing.assert_allclose(made, (slices[:1] + slices[1:2]) / 2 + 0.25)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +21,15 @@ from calid_training.datasets import Case
 from calid_training.prepare import write_cases
 from calid_training.train import CONFIGS, main
 from phantoms import beating_case
-from training_runs import SMALL_DENOISER, averaging, scalars, train
+from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train
 
 VALIDATION = ["--data.validation_batches", "4"]
 AUTOENCODER = [*VALIDATION, "--model.network.channels", "[8,16,16]", "--model.network.norm_num_groups", "8"]
+DEEPRECON = [
+    *("--model.generator.channels", "[16,16,16,8]", "--model.generator.style_width", "16"),
+    *("--model.encoder.channels", "[8,16,16]", "--model.encoder.pyramid_channels", "8", "--model.encoder.groups", "4"),
+    *("--data.predictions", "null"),
+]
 # An anchored denoiser starts where there is little left to learn.
 DENOISER = [*VALIDATION, *SMALL_DENOISER, "--model.network.anchored", "false"]
 
@@ -100,6 +108,7 @@ def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_pat
     assert main(["export", "model", "--run", str(run), "--models", str(models), "--trained-on", "phantoms"]) == 0
     entry = json.loads((models / "models.json").read_text())["models"][0]
     assert entry["trained_on"] == "phantoms"
+    assert "strength" not in entry["config"]  # without a motion it runs as the paper says
     stack, _ = beating_case(seed=9)
     sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"
     write_stack(stack, sparse)
@@ -108,6 +117,49 @@ def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_pat
     assert (
         calid(["upsample", str(sparse), str(dense), "--factor", "2", "--models", str(models), "--device", "cpu"]) == 0
     )
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(hearts, autoencoder_file, tmp_path):
+    options = [*DENOISER, *averaging(tmp_path, 0.5), "--model.autoencoder", str(autoencoder_file)]
+    options += ["--model.motion", "null", "--model.anneals", "false", "--data.batches", "4", *rates(2e-3, 4)]
+    ends = []
+    for name, parts in (("whole", (2,)), ("resumed", (1, 2))):
+        for epochs in parts:
+            train("denoiser", hearts, tmp_path / name, options, epochs=epochs)
+        ends.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    for key, value in ends[0].items():
+        torch.testing.assert_close(ends[1][key], value)
+
+
+def test_every_process_epoch_and_batch_draws_noise_of_its_own_and_draws_it_again():
+    from calid_training.data import Reseeding
+
+    def drawn(seed: int, epoch: int, rank: int, batch: int) -> float:
+        trainer = SimpleNamespace(datamodule=SimpleNamespace(seed=seed), current_epoch=epoch, global_rank=rank)
+        Reseeding().on_train_batch_start(trainer, None, {}, batch)
+        return torch.rand(()).item()
+
+    assert drawn(1, 3, 1, 5) == drawn(1, 3, 1, 5)
+    assert len({drawn(*key) for key in ((1, 0, 0, 0), (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1))}) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["autoencoder", "deeprecon"])
+def test_two_processes_train_the_stages_with_a_discriminator(stage, hearts, tmp_path):
+    """As its own program: each process starts the command again."""
+    small = {"autoencoder": AUTOENCODER, "deeprecon": [*VALIDATION, *DEEPRECON]}[stage]
+    options = [*ON_CPU, *SMALL_CROPS, *small, "--model.adversarial_start", "1", "--data.batches", "4"]
+    options += [
+        "--data.prepared",
+        str(hearts),
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        "--trainer.max_epochs",
+        "1",
+    ]
+    command = Path(sys.executable).with_name("calid-train")
+    subprocess.run([command, stage, *options, "--trainer.devices", "2"], check=True, timeout=600)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_training_never_sees_a_validation_patient(hearts):
@@ -119,6 +171,13 @@ def test_training_never_sees_a_validation_patient(hearts):
     checked = {triplet.case.entry.patient for triplet in data.validation_stream.sources}
     assert drawn == {"0", "1", "2", "3", "4"}
     assert checked == {"5"}
+
+
+def test_nothing_to_draw_from_is_said_with_the_split_and_the_set(prepared):
+    from calid_training.data import ImageData
+
+    with pytest.raises(ValueError, match="for the train of phantom"):
+        ImageData(prepared=prepared, datasets=("phantom",)).setup("fit")  # its patients are all for testing
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -148,6 +207,63 @@ def test_every_shipped_config_builds_its_networks(path):
             z = torch.empty(1, config.latent_channels, 16, 16)
             z_c = built.condition(torch.empty(1, 1, 64, 64), torch.empty(1, 1, 64, 64), (z, z))
             assert built(z, torch.zeros(1, dtype=torch.long), z_c).shape == z.shape
+
+
+def merged(command: str, config: str, capsys) -> dict:
+    """A config on top of its command's default as `calid-train` reads it, with every default of the signatures."""
+    with pytest.raises(SystemExit):
+        main([command, "--config", str(CONFIGS / f"{config}.yaml"), "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def averages(settings: dict) -> list[float]:
+    found = settings["trainer"]["callbacks"] or []
+    return [callback["init_args"]["decay"] for callback in found if "EMA" in callback["class_path"]]
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "batch"),
+    [
+        ("autoencoder", "paper-autoencoder", 64),
+        ("denoiser", "paper-denoiser", 64),
+        ("cine-autoencoder", "cine-autoencoder", 16),
+        ("cine-denoiser", "cine-paper", 16),
+        ("diffae", "paper-diffae", 64),
+        ("dmcvr", "paper-dmcvr", 64),
+    ],
+)
+def test_what_the_papers_configs_come_to_is_trained_as_the_paper_says(command, config, batch, capsys):
+    """ "Training Details": Adam, warm-up over 50 epochs to a fixed 1e-4, batch 64 and 16 on 2 GPUs, EMA 0.999."""
+    settings = merged(command, config, capsys)
+    trainer, model, data = (settings[part] for part in ("trainer", "model", "data"))
+    slices = 3 if command in ("diffae", "dmcvr") else 1  # of a triplet, each for itself
+    assert trainer["devices"] == 2
+    assert 2 * slices * data["batch_size"] == pytest.approx(batch, abs=2)
+    assert data["batches"] * batch == pytest.approx(11_360, rel=0.005)  # an epoch is one pass over the subjects
+    assert model["warmup_steps"] == 50 * data["batches"]
+    assert trainer["max_epochs"] >= 1000
+    assert model["learning_rate"] == 1e-4
+    assert not model.get("anneals", False)
+    assert (data["sizes"], data["size_weights"]) == ([128], [1.0])
+    if "autoencoder" in command:
+        assert model["adversarial_start"] < 0.02 * trainer["max_epochs"] * data["batches"]
+    else:
+        assert averages(settings) == [0.999]
+
+
+def test_the_papers_denoisers_are_the_papers_form(capsys):
+    flat, over_time = merged("denoiser", "paper-denoiser", capsys), merged("cine-denoiser", "cine-paper", capsys)
+    for settings, prediction in (
+        (flat, flat["model"]["prediction"]),
+        (over_time, over_time["model"]["network"]["prediction"]),
+    ):
+        assert prediction == "epsilon"
+        assert not settings["model"]["network"]["anchored"]
+        assert all(settings["model"]["network"]["condition_attention"])
+        assert (settings["model"]["terminal_share"], settings["data"]["identity"]) == (0.0, 0.0)
+    assert flat["model"]["motion"] is None
+    assert (over_time["model"]["base"], over_time["model"]["noise_shares"]) == (None, [0.0, 0.0])
+    assert (over_time["model"]["network"]["spatial_dims"], over_time["data"]["frames"]) == (3, 32)
 
 
 def test_a_stack_of_two_slices_has_no_triplets(tmp_path):

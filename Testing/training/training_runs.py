@@ -16,10 +16,13 @@ SMALL_DENOISER = [
 ]
 
 
-def train(stage: str, prepared: Path, run: Path, options: list[str], *, epochs: int) -> None:
-    """Run a stage on crops of 32 pixels of the set "phantom"; options come after these."""
+def train(
+    stage: str, prepared: Path, run: Path, options: list[str], *, epochs: int, config: Path | None = None
+) -> None:
+    """Run a stage on crops of 32 pixels of the set "phantom"; a config comes before these, options come after."""
     places = ["--data.prepared", str(prepared), "--trainer.default_root_dir", str(run)]
-    assert main([stage, *ON_CPU, *SMALL_CROPS, *places, "--trainer.max_epochs", str(epochs), *options]) == 0
+    on_top = [] if config is None else ["--config", str(config)]
+    assert main([stage, *on_top, *ON_CPU, *SMALL_CROPS, *places, "--trainer.max_epochs", str(epochs), *options]) == 0
 
 
 def averaging(folder: Path, decay: float) -> list[str]:

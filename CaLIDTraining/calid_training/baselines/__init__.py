@@ -3,7 +3,8 @@
 A system's module is the extension point. Contract of a module in `MODULES`:
 
 - its manifest entry is named like the module ("diffae"); the tensors are those of the network's `state_dict`;
-- `restore(state, entry, *, steps, device)` builds the trained system from a checked file;
+- `restore(state, entry, *, steps, device)` builds the trained system from a checked file; if its entry's configuration
+  names a segmenter (`segmenter_sha256`), it is also given `models`, where to look for it first;
 - `untrained(*, paper, steps, device)` builds it with random weights, at the paper's size or at ours;
 - `manifest_config(model)` is the manifest's configuration, made of the `model` section of a training run, whose
   checkpoint holds the tensors below `network.`;
@@ -63,7 +64,14 @@ class Baseline(Protocol):
         ...
 
 
-def load(name: str, folder: Path = WEIGHTS, *, steps: int | None = None, device: str = "auto") -> Baseline:
+def load(
+    name: str,
+    folder: Path = WEIGHTS,
+    *,
+    steps: int | None = None,
+    device: str = "auto",
+    models: Path | None = None,
+) -> Baseline:
     """A trained baseline.
 
     Args:
@@ -71,6 +79,7 @@ def load(name: str, folder: Path = WEIGHTS, *, steps: int | None = None, device:
         folder: with the manifest and the weights.
         steps: diffusion or optimisation steps; None takes the paper's.
         device: "auto", "cpu", "cuda" or "mps".
+        models: where the segmenter of a system that has one may be, other than among the bundled models.
 
     Raises:
         WeightsError: if the weights are missing, damaged or do not fit.
@@ -78,7 +87,8 @@ def load(name: str, folder: Path = WEIGHTS, *, steps: int | None = None, device:
     """
     module = module_of(name)
     state, entry = load_model(MODULES[name], folder)
-    return module.restore(state, entry, steps=steps, device=choose_device(device))
+    parts = {"models": models} if "segmenter_sha256" in entry.config else {}
+    return module.restore(state, entry, steps=steps, device=choose_device(device), **parts)
 
 
 def untrained(name: str, *, paper: bool, steps: int | None = None, device: str = "auto") -> Baseline:

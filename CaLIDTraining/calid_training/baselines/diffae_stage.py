@@ -15,7 +15,7 @@ from torch import Tensor
 
 from calid_training.baselines.diffae import SCHEDULE, DiffAE, Morphology
 from calid_training.baselines.diffae_network import DiffAEConfig, DiffAENetwork
-from calid_training.baselines.dmcvr import bundled_morphology
+from calid_training.baselines.dmcvr import morphology_of
 from calid_training.baselines.slices import as_images, as_slices
 from calid_training.export import checkpoint_of
 from calid_training.rates import adam
@@ -81,13 +81,13 @@ class DiffAEStage(L.LightningModule):
 
 
 class DMCVRStage(DiffAEStage):
-    """DiffAE's stage with the morphology of the bundled segmenter.
+    """DiffAE's stage with the morphology of a segmenter.
 
     Args:
         network: with the segmenter's morphology channels.
         start: run folder of a DiffAE of the same widths, whose weights save most of the training; what has another
             shape, because l_mor joins there, begins anew.
-        models: folder with the segmenter's manifest; None takes the bundled one.
+        models: folder with the segmenter; None takes the bundled one.
         learning_rate, warmup_steps, noise_draws, validation_steps: see `DiffAEStage`.
     """
 
@@ -102,7 +102,7 @@ class DMCVRStage(DiffAEStage):
         validation_steps: int = 16,
     ) -> None:
         super().__init__(network, learning_rate, warmup_steps, noise_draws, validation_steps)
-        self._segmenter = bundled_morphology(choose_device("cpu"), models)
+        self._segmenter = morphology_of(choose_device("cpu"), models)
         self.morphology = self._segmenter
         if start is not None:
             mine = self.network.state_dict()

@@ -11,7 +11,7 @@ from calid.device import Device
 from calid.errors import WeightsError
 from calid.medformer import PAPER, MedFormer, features
 from calid.segmentation import DEFAULT_MODEL, load_segmenter
-from calid.weights import Entry, find_model
+from calid.weights import Entry, find_model, models_folder, read_manifest
 from torch import Tensor
 
 from calid_training.baselines import diffae, placed
@@ -39,26 +39,37 @@ class MedFormerMorphology:
         return features(self.model, (images + 1) / 2)[-1]
 
 
-def bundled_morphology(device: Device, models_folder: Path | None = None) -> MedFormerMorphology:
-    """The features of the segmenter that ships."""
-    return MedFormerMorphology(load_segmenter(device, models_folder=models_folder).model)
+def morphology_of(device: Device, models: Path | None = None) -> MedFormerMorphology:
+    """The features of the segmenter in a folder of models; None takes the bundled one."""
+    return MedFormerMorphology(load_segmenter(device, models_folder=models).model)
 
 
-def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> DiffAE:
+def restore(
+    state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device, models: Path | None
+) -> DiffAE:
     """See the contract in `calid_training.baselines`.
 
     Raises:
-        WeightsError: "other-segmenter" if the bundled segmenter is not the one these weights were trained with.
+        WeightsError: "other-segmenter" if the segmenter that these weights were trained with is not there.
     """
-    used, bundled = entry.config["segmenter_sha256"], find_model(DEFAULT_MODEL).sha256
-    if used != bundled:
-        raise WeightsError(
-            "other-segmenter",
-            f"DMCVR was trained with another segmenter ({used[:12]}) than the bundled one ({bundled[:12]}).",
-            "Train it again: calid-train dmcvr.",
-        )
+    morphology = morphology_of(device, _folder_with(entry.config["segmenter_sha256"], models))
     network = diffae.restored_network(state, entry, device)
-    return DiffAE("DMCVR", network, device, steps or STEPS, bundled_morphology(device))
+    return DiffAE("DMCVR", network, device, steps or STEPS, morphology)
+
+
+def _folder_with(sha256: str, models: Path | None) -> Path | None:
+    """The folder that holds the segmenter with this SHA-256: `models`, else the bundled one."""
+    folders = dict.fromkeys((models, None))
+    for folder in folders:
+        segmenter = read_manifest(folder).get(DEFAULT_MODEL)
+        if segmenter is not None and segmenter.sha256 == sha256:
+            return folder
+    places = " or ".join(str(models_folder(folder)) for folder in folders)
+    raise WeightsError(
+        "other-segmenter",
+        f"DMCVR was trained with another segmenter ({sha256[:12]}) than there is in {places}.",
+        "Name the folder that holds it, or train DMCVR again: calid-train dmcvr.",
+    )
 
 
 def untrained(*, paper: bool, steps: int | None, device: Device) -> DiffAE:
@@ -66,7 +77,7 @@ def untrained(*, paper: bool, steps: int | None, device: Device) -> DiffAE:
     if paper:
         config, morphology = PAPER_DMCVR, MedFormerMorphology(placed(MedFormer(PAPER), device))
     else:
-        morphology = bundled_morphology(device)
+        morphology = morphology_of(device)
         width = morphology.model.config.widths[3]
         config = replace(DiffAEConfig(), morphology_channels=width, morphology_width=MORPHOLOGY_WIDTH)
     return DiffAE("DMCVR", placed(DiffAENetwork(config), device), device, steps or STEPS, morphology)

@@ -16,10 +16,15 @@ too far apart to leave one out: how do slices half-way between two acquired ones
 | LV roughness | rms second difference of the segmenter's LV area / its mean, % | as the acquired slices' |
 
 A true slice holds thermal noise of its own in every frame, which nobody can or should predict.
+
+LPIPS-alex and rFID are as in the interpolation table, over all frames. Seconds are wall time for one slice of one
+frame. Figures are means over a sequence's frames, then over sequences; tests are Wilcoxon's signed ranks over sequences
+(two-sided, uncorrected, of six or more) of a 2D+T row against the same row frame by frame.
 """
 
 from __future__ import annotations
 
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,25 +45,49 @@ from calid.stack import Stack
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from calid_training import metrics
+from calid_training import metrics, perceptual
 from calid_training.crops import heart_center
 from calid_training.datasets import Case
+from calid_training.perceptual import Perceptual
 from calid_training.prepare import Entry, PreparedCase, load_cases, scaled_images
 from calid_training.systems import generated
 from calid_training.tables.downstream import segmented
 from calid_training.tables.drawings import PIXELS_PER_INCH
-from calid_training.tables.interpolation import write_into_card
+from calid_training.tables.interpolation import notes_of, perceptual_cells, write_into_card
 from calid_training.tables.questions import SIZE, add_place_arguments, cut_around
-from calid_training.tables.record import cell, markdown_table, write_table
+from calid_training.tables.record import cell, markdown_table, probability, write_table
 
 LOW_HARMONICS = 4
 ACQUIRED = "acquired"
-SHOWN = ("linear", "CaLID", "CaLID, 2D+T", "CaLID+", "CaLID+, 2D+T")
-FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "change": 2, "flicker": 2, "above_4th": 2, "motion_error": 2}
-HEADS = ("PSNR dB", "SSIM", "sharpness", "change", "flicker", "above 4th", "motion error", "LV roughness %")
+OVER_TIME = ", 2D+T"
+SHOWN = ("linear", "CaLID", f"CaLID{OVER_TIME}", "CaLID+", f"CaLID+{OVER_TIME}")
+FIGURES = {
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "sharpness": ("sharpness", 2),
+    "change": ("change", 2),
+    "flicker": ("flicker", 2),
+    "above_4th": ("above 4th", 2),
+    "motion_error": ("motion error", 2),
+    "roughness": ("LV roughness %", 2),
+}
+"""Figures with an interval: {name: (heading, digits)}."""
 
 Maker = Callable[[np.ndarray, np.ndarray, bool], np.ndarray]
 """(before, after (T, Y, X) in [0, 1], whether the frames are a whole cycle) -> the slices between, the same shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What makes the slices of a row.
+
+    Args:
+        make: them.
+        weights: (model name, SHA-256) of all that is behind it.
+    """
+
+    make: Maker
+    weights: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,24 +140,26 @@ def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[
     return [Passage(group, f"gap {gap + 1}", cut[gap], None, cut[gap + 1], spans) for gap in gaps]
 
 
-def makers(*, models_folder: Path | None, device: str, steps: int) -> dict[str, Maker]:
+def rows_of(*, models_folder: Path | None, device: str, steps: int) -> dict[str, Row]:
     """The rows of the table."""
     still, moving = (
         warm_interpolator(choose_device(device), models_folder, name) for name in (DEFAULT_MODEL, CINE_MODEL)
     )
 
-    def row(interpolator: Interpolator, method: str, steps: int = steps) -> Maker:
-        return partial(made_by, interpolator, Settings(factor=2, method=method, steps=steps, device=device))
+    def row(interpolator: Interpolator, method: str, steps: int = steps) -> Row:
+        settings = Settings(factor=2, method=method, steps=steps, device=device)
+        entry = interpolator.entry
+        return Row(partial(made_by, interpolator, settings), ((entry.name, entry.sha256),))
 
     return {
-        "linear": lambda before, after, _: (before + after) / 2,
+        "linear": Row(lambda before, after, _: (before + after) / 2),
         "CaLID, noise of its own in every frame": row(replace(still, noise_share=0.0), "calid"),
         "CaLID": row(still, "calid"),
-        "CaLID, 2D+T": row(moving, "calid"),
+        f"CaLID{OVER_TIME}": row(moving, "calid"),
         "CaLID+": row(still, "calid+"),
-        "CaLID+, 2D+T": row(moving, "calid+"),
+        f"CaLID+{OVER_TIME}": row(moving, "calid+"),
         "CaLID, one step": row(still, "calid", 1),
-        "CaLID, one step, 2D+T": row(moving, "calid", 1),
+        f"CaLID, one step{OVER_TIME}": row(moving, "calid", 1),
     }
 
 
@@ -204,41 +235,90 @@ def acquired_figures(sequence: Passage, segmenter: Segmenter) -> dict[str, float
     return {"roughness": rough, "change": 1.0, "flicker": 1.0, "above_4th": 1.0}
 
 
-def evaluate(asked: Sequence[Passage], rows: Mapping[str, Maker], segmenter: Segmenter) -> dict[str, dict[str, Any]]:
-    """{group: {row: {figure: {mean, low, high, ...}}}} over the sequences of a group."""
+def evaluate(
+    asked: Sequence[Passage], rows: Mapping[str, Row], segmenter: Segmenter, judges: Perceptual
+) -> dict[str, dict[str, Any]]:
+    """{group: {row: {figure: cell, "rfid", "seconds_per_slice"}}} over the sequences of a group."""
     tables: dict[str, dict[str, Any]] = {}
     for group in sorted({sequence.group for sequence in asked}):
         members = [sequence for sequence in asked if sequence.group == group]
         found = {ACQUIRED: [acquired_figures(sequence, segmenter) for sequence in members]}
-        for name, make in tqdm(rows.items(), desc=group, unit=" rows"):
-            made = [make(s.before, s.after, s.spans_cycle).clip(0, 1) for s in members]
-            found[name] = [figures_of(s, frames, segmenter) for s, frames in zip(members, made, strict=True)]
-        tables[group] = {name: _row(values, found["linear"]) for name, values in found.items()}
+        whole: dict[str, dict[str, float]] = {ACQUIRED: {}}
+        for name, row in tqdm(rows.items(), desc=group, unit=" rows"):
+            start = time.perf_counter()
+            made = [row.make(s.before, s.after, s.spans_cycle).clip(0, 1) for s in members]
+            seconds = (time.perf_counter() - start) / sum(map(len, made))
+            pairs = list(zip(members, made, strict=True))
+            found[name] = [figures_of(s, frames, segmenter) | perceptual_of(s, frames, judges) for s, frames in pairs]
+            whole[name] = {"seconds_per_slice": seconds, **over_all(pairs, judges)}
+        tables[group] = {name: _row(name, found) | whole[name] for name in found}
     return tables
 
 
-def _row(values: Sequence[Mapping[str, float]], linear: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"sequences": len(values)}
-    for name in values[0]:
-        row[name] = metrics.compared([one[name] for one in values], [one[name] for one in linear])
+def perceptual_of(sequence: Passage, frames: np.ndarray, judges: Perceptual) -> dict[str, float]:
+    """LPIPS of a sequence, where it is measured and the true slices are there."""
+    if judges.lpips is None or sequence.truth is None:
+        return {}
+    return {"lpips": float(np.mean(judges.lpips(sequence.truth, frames)))}
+
+
+def over_all(made: Sequence[tuple[Passage, np.ndarray]], judges: Perceptual) -> dict[str, float]:
+    """rFID over all frames of a group, where it is measured and the true slices are there."""
+    pairs = [(sequence.truth, frames) for sequence, frames in made if sequence.truth is not None]
+    if judges.rfid is None or not pairs:
+        return {}
+    truths, images = zip(*pairs, strict=True)
+    return {"rfid": judges.rfid(np.concatenate(truths), np.concatenate(images))}
+
+
+def _row(name: str, found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """A row's figures, compared with linear interpolation, and where it is a 2D+T row with its frame-by-frame row."""
+    row: dict[str, Any] = {"sequences": len(found[name])}
+    still = found.get(name.removesuffix(OVER_TIME)) if name.endswith(OVER_TIME) else None
+
+    def values(side: Sequence[Mapping[str, float]], figure: str) -> list[float]:
+        return [one.get(figure, np.nan) for one in side]
+
+    for figure in found[name][0]:
+        mine = values(found[name], figure)
+        row[figure] = metrics.compared(mine, values(found["linear"], figure))
+        if still is not None and row[figure] is not None:
+            row[figure]["p_against_2d"] = metrics.paired_p(mine, values(still, figure))
     return row
 
 
-def markdown(tables: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """The tables as Markdown; brackets are 95 % bootstrap intervals over sequences."""
     lines = []
     for group, rows in tables.items():
         lines += [f"**{group}**: {rows[ACQUIRED]['sequences']} sequences", ""]
-        columns = {**FIGURES, "roughness": 2}
-        kept = [name for name in columns if any(row.get(name) for row in rows.values())]
-        heads = ["slices", *(head for name, head in zip(columns, HEADS, strict=True) if name in kept)]
-        lines += markdown_table(
-            heads, [[name, *(cell(row.get(k), columns[k]) for k in kept)] for name, row in rows.items()]
-        )
-    return "\n".join(lines)
+        kept = [name for name in FIGURES if any(row.get(name) for row in rows.values())]
+        heads = ["slices", *(FIGURES[name][0] for name in kept), "LPIPS-alex", "rFID", "s/slice"]
+        lines += markdown_table(heads, [[name, *_cells(row, kept)] for name, row in rows.items()])
+        lines += _tests(rows, kept)
+    return "\n".join([*lines, *notes])
 
 
-def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Maker]) -> None:
+def _cells(row: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
+    figures = [cell(row.get(figure), FIGURES[figure][1]) for figure in kept]
+    seconds = f"{row['seconds_per_slice']:.2f}" if "seconds_per_slice" in row else "-"
+    return [*figures, *(perceptual_cells(row) if "psnr" in row else ("-", "-")), seconds]
+
+
+def _tests(rows: Mapping[str, Mapping[str, Any]], kept: Sequence[str]) -> list[str]:
+    """p of the 2D+T rows against the frame-by-frame ones, where there are enough sequences."""
+    tested = {
+        name: [probability((row.get(figure) or {}).get("p_against_2d")) for figure in kept]
+        for name, row in rows.items()
+        if name.endswith(OVER_TIME)
+    }
+    if all(p == "-" for cells in tested.values() for p in cells):
+        return []
+    heads = ["slices", *(FIGURES[name][0] for name in kept)]
+    return ["p of 2D+T against frame by frame:", "", *markdown_table(heads, [[k, *v] for k, v in tested.items()])]
+
+
+def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Row]) -> None:
     """Fig. 7: cross-sections along x and y over time, one row per sequence and cut, one column per kind of slice.
 
     Time runs downwards, twice around where the frames are a whole cycle.
@@ -247,7 +327,7 @@ def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Maker]) ->
     figure = Figure(figsize=(1.9 * (len(names) + 1), 2.6 * len(sequences)), layout="constrained")
     axes = figure.subplots(2 * len(sequences), len(names) + 1, squeeze=False)
     for number, sequence in enumerate(sequences):
-        made = {name: rows[name](sequence.before, sequence.after, sequence.spans_cycle) for name in names}
+        made = {name: rows[name].make(sequence.before, sequence.after, sequence.spans_cycle) for name in names}
         first = sequence.before if sequence.truth is None else sequence.truth
         title = f"{ACQUIRED}, {'before' if sequence.truth is None else 'left out'}"
         for column, (name, frames) in enumerate({title: first, **made}.items()):
@@ -272,6 +352,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N sequences of every set")
     parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps")
+    perceptual.add_arguments(parser)
     parser.add_argument("--card", type=Path, help="model card to write the tables into")
     add_place_arguments(parser, table="cine")
 
@@ -295,15 +376,15 @@ def asked_of(options: Namespace, segmenter: Segmenter) -> list[Passage]:
 def run(options: Namespace) -> int:
     segmenter = warm_segmenter(choose_device(options.device), options.models)
     asked = asked_of(options, segmenter)
-    rows = makers(models_folder=options.models, device=options.device, steps=options.steps)
-    rows = {
-        name: make for name, make in rows.items() if options.systems is None or name in {"linear", *options.systems}
-    }
-    tables = evaluate(asked, rows, segmenter)
-    text = markdown(tables)
+    rows = rows_of(models_folder=options.models, device=options.device, steps=options.steps)
+    rows = {name: row for name, row in rows.items() if options.systems is None or name in {"linear", *options.systems}}
+    judges = perceptual.measures_of(options)
+    tables = evaluate(asked, rows, segmenter, judges)
+    text = markdown(tables, [*notes_of([], judges), ""])
     if options.card is not None:
         write_into_card(options.card, text)
-    write_table(options, "cine", text, {"tables": tables})
+    record = {"tables": tables, "not_measured": judges.reasons}
+    write_table(options, "cine", text, record, systems=rows.values())
     firsts = [next(s for s in asked if s.group == group) for group in tables]
     draw(options.out / "space-time.png", firsts, rows)
     return 0

@@ -1,12 +1,13 @@
 """Who runs in the speed table: every system at our trained size and at its paper's, with random weights.
 
 What a run costs does not depend on the weights, so none are loaded; what it makes would be noise, and is thrown away.
+CaLID at our size runs with all that ships (motion, strength, texture); at the paper's size it decodes z_0 and is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import yaml
 from calid.device import choose_device
 from calid.diffusion import Schedule
 from calid.interpolator import DEFAULT_MODEL, Interpolator
+from calid.motion import Motion, MotionConfig
 from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
 from calid.settings import Settings
 from calid.weights import Entry, config_from, find_model
@@ -101,8 +103,8 @@ def contestants(*, models: Path | None, device: str, paper: bool = True) -> list
         for name in baselines.NAMES:
             make = partial(_baseline, name, paper=block == PAPER, device=device)
             found.append(Contestant(name, block, make, STEPS.get(name)))
-        configs = paper_configs() if block == PAPER else shipped_configs(models)
-        interpolator = untrained_interpolator(*configs, device=device)
+        sizes = paper_sizes() if block == PAPER else shipped_sizes(models)
+        interpolator = untrained_interpolator(sizes, device=device)
         for name, method in (("CaLID", "calid"), ("CaLID+", "calid+")):
             found.append(Contestant(name, block, partial(_calid, interpolator, method), STEPS[name]))
     return found
@@ -121,29 +123,53 @@ def _calid(interpolator: Interpolator, method: str, steps: int | None) -> Runner
     return CalidRunner(interpolator, Settings(factor=2, method=method, steps=steps or STEPS["CaLID"]))
 
 
-def shipped_configs(models: Path | None) -> tuple[AutoencoderConfig, DenoiserConfig]:
+@dataclass(frozen=True)
+class Sizes:
+    """What CaLID's cost depends on.
+
+    Args:
+        autoencoder: widths of E and D.
+        denoiser: of eps_theta, tau1 and tau2.
+        motion: of what brings neighbors half-way, or None.
+        engine: the manifest's values that say how much the engine does beside decoding z_0; empty as in the paper.
+    """
+
+    autoencoder: AutoencoderConfig
+    denoiser: DenoiserConfig
+    motion: MotionConfig | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shipped_sizes(models: Path | None) -> Sizes:
     """The sizes of the model that ships."""
     config = find_model(DEFAULT_MODEL, models).config
-    return config_from(AutoencoderConfig, config["autoencoder"]), config_from(DenoiserConfig, config["denoiser"])
+    return Sizes(
+        config_from(AutoencoderConfig, config["autoencoder"]),
+        config_from(DenoiserConfig, config["denoiser"]),
+        config_from(MotionConfig, config["motion"]) if "motion" in config else None,
+        {name: config[name] for name in ("strength",) if name in config},
+    )
 
 
-def paper_configs() -> tuple[AutoencoderConfig, DenoiserConfig]:
+def paper_sizes() -> Sizes:
     """The sizes of `paper-autoencoder.yaml` and `paper-denoiser.yaml` (the paper leaves the widths open)."""
     files = (CONFIGS / f"paper-{stage}.yaml" for stage in ("autoencoder", "denoiser"))
     autoencoder, denoiser = (yaml.safe_load(file.read_text())["model"] for file in files)
     network: dict[str, Any] = {**denoiser["network"], "prediction": denoiser["prediction"]}
-    return config_from(AutoencoderConfig, autoencoder["network"]), config_from(DenoiserConfig, network)
+    return Sizes(config_from(AutoencoderConfig, autoencoder["network"]), config_from(DenoiserConfig, network))
 
 
-def untrained_interpolator(autoencoder: AutoencoderConfig, denoiser: DenoiserConfig, *, device: str) -> Interpolator:
+def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
     """CaLID with random weights."""
-    place, channels = choose_device(device), autoencoder.latent_channels
+    place, channels = choose_device(device), sizes.autoencoder.latent_channels
     torch.manual_seed(0)
-    space = LatentSpace(Autoencoder(autoencoder), mean=torch.zeros(channels), std=torch.ones(channels))
+    space = LatentSpace(Autoencoder(sizes.autoencoder), mean=torch.zeros(channels), std=torch.ones(channels))
+    prediction = sizes.denoiser.prediction
     return Interpolator(
         space.to(place.torch_device).eval(),
-        Denoiser(denoiser).to(place.torch_device).eval(),
-        Schedule(prediction=denoiser.prediction, zero_terminal_snr=denoiser.prediction == "velocity"),
+        Denoiser(sizes.denoiser).to(place.torch_device).eval(),
+        Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity"),
         place,
-        Entry(name="untrained", file="", sha256="", bytes=0, license="none", config={}),
+        Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine)),
+        motion=None if sizes.motion is None else Motion(sizes.motion).to(place.torch_device).eval(),
     )

@@ -1,7 +1,9 @@
 """`calid-evaluate denoising`: what each system sees after every diffusion step (CaLID, Fig. 4).
 
-The picture after a step is the network's estimate of the clean slice at that time, decoded where it is a latent. The
-paper shows the times 9, 8, 7, 5, 2 and 0 of a 10-step walk: the estimates after 1, 2, 3, 5, 8 and 10 steps.
+The picture after a step is the network's estimate of the clean slice at that time, decoded where it is a latent.
+CaLID's denoiser is shown its neighbors as the engine shows them, moved half-way; what the engine does after the walk
+(strength, brightness, texture) is not in these pictures. The paper shows the times 9, 8, 7, 5, 2 and 0 of a 10-step
+walk: the estimates after 1, 2, 3, 5, 8 and 10 steps.
 """
 
 from __future__ import annotations
@@ -44,8 +46,9 @@ def calid_walk(
         shape = (1, *interpolator.latent_shape(before.shape))
         z_T = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
     place, denoiser = interpolator.device.torch_device, interpolator.denoiser
+    moved = interpolator.halfway(*images).unbind(1)
     with torch.inference_mode(), interpolator.device.autocast():
-        z_c = interpolator.condition(*(x.to(place) for x in images))
+        z_c = interpolator.condition(*(x.to(place) for x in moved))
         walk = sample(interpolator.schedule, lambda z, t: denoiser(z, t, z_c), z_T.to(place), steps=steps)
         estimates = torch.cat([z_0.float().cpu() for z_0 in walk])
     return ((interpolator.decode(estimates)[:, 0].clamp(-1, 1) + 1) / 2).numpy()
@@ -64,7 +67,7 @@ def walks(offer: Offer, options: Namespace, *, steps: int) -> dict[str, Walk]:
 
 
 def _baseline_walk(name: str, options: Namespace, *, steps: int) -> Walk:
-    system = baselines.load(name, options.weights, steps=steps, device=options.device)
+    system = baselines.load(name, options.weights, steps=steps, device=options.device, models=options.models)
     if not isinstance(system, DiffAE):
         raise TypeError(f"{name} has no walk of diffusion steps")
     return partial(diffae_walk, system=system)

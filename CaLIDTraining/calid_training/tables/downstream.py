@@ -6,7 +6,8 @@ labels of the slice that was left out. "original" is the same segmenter on the r
 
 "Dice" is over all of a patient's slices together; "Dice per slice" and the distances are means over slices. A slice on
 which neither has the structure is left out; where one of the two lacks it, Dice is 0, and distances do not exist and
-are left out ("one empty" counts these). Means are per patient first, then over patients. Pixels are 1.8 mm.
+are left out ("one empty" counts these). Means are per stack first, then over a patient's stacks, then over patients.
+Pixels are 1.8 mm; frames that nobody labelled are not asked for.
 """
 
 from __future__ import annotations
@@ -26,12 +27,24 @@ from calid_training.baselines import shape_based
 from calid_training.segmenter import STRUCTURE_NAMES
 from calid_training.systems import Named, chosen
 from calid_training.tables.drawings import dots, error_bars
-from calid_training.tables.questions import PIXEL_MM, Question, add_question_arguments, asked_of, by_group, offer_of
+from calid_training.tables.questions import (
+    PIXEL_MM,
+    Question,
+    add_question_arguments,
+    add_slow_argument,
+    answerable,
+    asked_of,
+    by_group,
+    notes_of_slow,
+    offer_of,
+)
 from calid_training.tables.record import cell, markdown_table, paragraphs, probability, write_table
 
 ORIGINAL, SHAPE_BASED = "original", "shape-based (labels given)"
 DISTANCES = ("asd", "hd", "assd")
-FIGURES = ("dice", "dice_per_slice", *(f"{name}_{unit}" for name in DISTANCES for unit in ("px", "mm")))
+SPACINGS = {"px": (1.0, 1.0), "mm": (PIXEL_MM, PIXEL_MM)}
+LENGTHS = tuple(f"{name}_{unit}" for name in DISTANCES for unit in SPACINGS)
+FIGURES = ("dice", "dice_per_slice", *LENGTHS)
 
 Answers = Callable[[Question], np.ndarray]
 """A question -> labels (N, Y, X) of its slices."""
@@ -55,74 +68,77 @@ def answers(systems: Sequence[Named], segmenter: Segmenter) -> dict[str, Answers
     return rows
 
 
-def evaluate(asked: Sequence[Question], rows: Mapping[str, Answers]) -> dict[str, dict[str, Any]]:
-    """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}."""
+def evaluate(
+    asked: Sequence[Question], rows: Mapping[str, Answers], *, slow_patients: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}.
+
+    Args:
+        asked: the questions; those about frames without labels are left out.
+        rows: who labels the slices.
+        slow_patients: how many patients of a group the slow baselines are asked about; None is all.
+    """
     tables: dict[str, dict[str, Any]] = {}
     for group, members in by_group([question for question in asked if question.labels is not None]).items():
-        found: dict[str, list[dict[str, dict[str, float]]]] = {}
+        found: dict[str, list[tuple[str, metrics.Figures]]] = {}
         for name, labels_of in tqdm(rows.items(), desc=group, unit=" rows"):
-            found[name] = [compare(labels_of(question), question) for question in members]
-        tables[group] = {name: _row(patients, found) for name, patients in found.items()}
+            questions = answerable(name, members, slow_patients=slow_patients)
+            found[name] = [(question.patient, compare(labels_of(question), question)) for question in questions]
+        tables[group] = {name: _row(stacks, found) for name, stacks in found.items()}
     return tables
 
 
 def compare(made: np.ndarray, question: Question) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of one question's labels (N, Y, X), and their mean over structures."""
     structures = {
-        name: compare_masks(made == label, question.labels == label)
+        name: compare_slices(made == label, question.labels == label)
         for label, name in STRUCTURE_NAMES.items()
         if label in question.annotated
     }
     names = (*FIGURES, "one_empty")
-    return structures | {"mean": {name: _mean([one[name] for one in structures.values()]) for name in names}}
+    means = {name: metrics.known_mean([one[name] for one in structures.values()]) for name in names}
+    return structures | {"mean": means}
 
 
-def compare_masks(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def compare_slices(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Figures of one structure on slices (N, Y, X); NaN where a figure does not exist."""
     pairs = [(a, b) for a, b in zip(made, truth, strict=True) if a.any() or b.any()]
-    both = [metrics.distances(a, b, (1.0, 1.0)) for a, b in pairs if a.any() and b.any()]
-    figures = {
-        "dice": metrics.overlap(made, truth)["dice"] if pairs else np.nan,
-        "dice_per_slice": _mean([metrics.overlap(a, b)["dice"] for a, b in pairs]),
-        "one_empty": float(len(pairs) - len(both)),
+    found = [metrics.compare(a, b, SPACINGS) for a, b in pairs]
+    return {
+        "dice": metrics.compare(made, truth, {})["dice"],
+        "dice_per_slice": metrics.known_mean([one["dice"] for one in found]),
+        "one_empty": float(sum(np.isnan(one["hd_px"]) for one in found)),
+        **{name: metrics.known_mean([one[name] for one in found]) for name in LENGTHS},
     }
-    for name in DISTANCES:
-        pixels = _mean([one[name] for one in both])
-        figures |= {f"{name}_px": pixels, f"{name}_mm": pixels * PIXEL_MM}
-    return figures
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of the values that exist, NaN if there are none."""
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def _row(
-    patients: Sequence[Mapping[str, Mapping[str, float]]],
-    found: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]],
+    stacks: Sequence[tuple[str, metrics.Figures]], found: Mapping[str, Sequence[tuple[str, metrics.Figures]]]
 ) -> dict[str, Any]:
-    def values(side: Sequence[Mapping[str, Mapping[str, float]]], structure: str, name: str) -> list[float]:
-        return [patient[structure][name] for patient in side]
-
-    row: dict[str, Any] = {"patients": len(patients)}
-    for structure in patients[0]:
-        row[structure] = {"one_empty": float(np.sum(values(patients, structure, "one_empty")))}
+    """A row, compared with linear interpolation and CaLID+ on the patients that it was asked about."""
+    asked = {patient for patient, _ in stacks}
+    others = (found[name] if name in found else found["linear"] for name in ("linear", "CaLID+"))
+    sides = [metrics.per_patient(stacks)]
+    sides += [metrics.per_patient((patient, one) for patient, one in other if patient in asked) for other in others]
+    row: dict[str, Any] = {"patients": len(asked)}
+    for structure in sides[0][0]:
+        row[structure] = {"one_empty": sum(one[structure]["one_empty"] for _, one in stacks if structure in one)}
         for name in FIGURES:
-            sides = (patients, found["linear"], found.get("CaLID+", found["linear"]))
-            row[structure][name] = metrics.compared(*(values(side, structure, name) for side in sides))
+            row[structure][name] = metrics.compared(*([one[structure][name] for one in side] for side in sides))
     return row
 
 
 def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
     """The tables as Markdown, a block per structure; brackets are 95 % bootstrap intervals over patients."""
-    heads = ["slices", "Dice", "Dice per slice", "ASD mm (px)", "HD mm (px)", "ASSD mm (px)", "p of Dice", "one empty"]
+    heads = ["slices", "patients", "Dice", "Dice per slice", "ASD mm (px)", "HD mm (px)", "ASSD mm (px)"]
+    heads += ["p of Dice", "one empty"]
     lines = []
     for group, rows in tables.items():
         structures = [name for name in rows[ORIGINAL] if name != "patients"]
         for structure in structures:
             lines += [f"**{group}, {structure}**: {rows[ORIGINAL]['patients']} patients", ""]
-            lines += markdown_table(heads, [[name, *_cells(row[structure])] for name, row in rows.items()])
+            body = [[name, str(row["patients"]), *_cells(row[structure])] for name, row in rows.items()]
+            lines += markdown_table(heads, body)
     return "\n".join([*lines, "p of Dice: against linear / against CaLID+.", *notes, ""])
 
 
@@ -142,14 +158,15 @@ def _plain(figure: Mapping[str, float] | None) -> str:
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_question_arguments(parser, table="downstream")
+    add_slow_argument(parser)
 
 
 def run(options: Namespace) -> int:
     offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
     segmenter = warm_segmenter(choose_device(options.device), options.models)
-    tables = evaluate(asked_of(options), answers(systems, segmenter))
-    text = markdown(tables, paragraphs(offer.notes))
+    tables = evaluate(asked_of(options), answers(systems, segmenter), slow_patients=options.slow_baselines)
+    text = markdown(tables, paragraphs([*notes_of_slow(options.slow_baselines), *offer.notes]))
     write_table(options, "downstream", text, {"tables": tables, "notes": list(offer.notes)}, systems=systems)
     for group, rows in tables.items():
         means = {name: row["mean"] for name, row in rows.items()}

@@ -16,12 +16,12 @@ TITLES |= {f"{name}_{unit}": f"{name.upper()} {unit}" for name in ("asd", "hd", 
 
 
 def dots(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str, float] | None]]) -> None:
-    """One panel per figure, one line per system: its mean and 95 % interval; CaLID's are dark.
+    """One panel per figure, one line per system: its mean and its 95 % interval, if it has one; CaLID's are dark.
 
     Dots, because bars that do not begin at 0 would exaggerate, and bars that do would hide the differences.
 
     Args:
-        panels: {figure: {system: {mean, low, high} or None}}.
+        panels: {figure: {system: {mean, and low and high if known} or None}}.
     """
     systems = list(next(iter(panels.values())))
     figure = Figure(figsize=(3.2 * len(panels) + 1.6, 0.32 * len(systems) + 1.2), layout="constrained")
@@ -30,7 +30,8 @@ def dots(path: Path, title: str, panels: Mapping[str, Mapping[str, Mapping[str, 
         for place, system in enumerate(systems):
             row = rows[system]
             if row is not None:
-                around = [[max(row["mean"] - row["low"], 0)], [max(row["high"] - row["mean"], 0)]]
+                low, high = row.get("low", row["mean"]), row.get("high", row["mean"])
+                around = [[max(row["mean"] - low, 0)], [max(high - row["mean"], 0)]]
                 color = HIGHLIGHT if system.startswith("CaLID") else PLAIN
                 axis.errorbar(row["mean"], place, xerr=around, fmt="o", color=color, capsize=3, markersize=5)
         axis.set_title(TITLES.get(name, name), fontsize=9)

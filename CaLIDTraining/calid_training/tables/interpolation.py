@@ -3,6 +3,15 @@
 Figures are per slice, then per patient, then over patients; nothing is averaged over data sets or spacings. Brackets
 are 95 % bootstrap intervals over patients, tests are Wilcoxon's signed ranks over patients, two-sided, uncorrected.
 "reconstruction" is no interpolation: E and D of the true slice, the most that any method in this latent space reaches.
+
+Three rows are CaLID without its diffusion, so that what each part adds can be told apart. All begin with the neighbors
+as the motion network brings them half-way. "CaLID's motion alone" is their mean. "motion and texture" is that mean with
+its fine texture made as strong as the neighbors', as the engine does after the diffusion: CaLID's rows differ from it
+by what the diffusion adds. "motion, 8 views" averages that mean over the eight mirrored and swapped views of
+"fidelity", which differs from it likewise.
+
+Rows of fewer patients (`--slow-baselines`) are compared with the others on these patients, their Frechet distances and
+rFID are to these patients' slices alone, and grow as slices become fewer.
 """
 
 from __future__ import annotations
@@ -29,13 +38,24 @@ from calid_training import metrics, perceptual
 from calid_training.perceptual import Perceptual
 from calid_training.systems import Named, between, chosen
 from calid_training.tables.drawings import dots, error_bars, sheet
-from calid_training.tables.questions import Question, add_question_arguments, asked_of, by_group, offer_of
+from calid_training.tables.questions import (
+    PIXEL_MM,
+    SIZE,
+    Question,
+    add_question_arguments,
+    add_slow_argument,
+    answerable,
+    asked_of,
+    by_group,
+    notes_of_slow,
+    offer_of,
+)
 from calid_training.tables.record import cell, markdown_table, paragraphs, probability, write_table
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips": 3}
 """Figures with an interval, and their digits."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
-UNCERTAINTY_PIXELS_PER_SLICE = 2000
+UNCERTAINTY_PIXELS_PER_SLICE, HEART_PIXELS = 2000, 40
 CARD_BEGIN, CARD_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -58,7 +78,9 @@ class Tally:
 
     patients: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     pooled: list[np.ndarray] = field(default_factory=list)
+    true_pooled: list[np.ndarray] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list)
+    truths: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -66,23 +88,27 @@ class Tally:
         return sum(len(images) for images in self.images)
 
 
-def evaluate(asked: Sequence[Question], systems: Sequence[Named], judges: Judges) -> dict[str, dict[str, Any]]:
-    """{group: {system: row}}; a row has means over patients, 95 % intervals and p against linear and CaLID+."""
+def evaluate(
+    asked: Sequence[Question], systems: Sequence[Named], judges: Judges, *, slow_patients: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """{group: {system: row}}; a row has means over patients, 95 % intervals and p against linear and CaLID+.
+
+    Args:
+        asked: the questions.
+        systems: who answers, linear interpolation among them.
+        judges: what the answers are measured with.
+        slow_patients: how many patients of a group the slow baselines are asked about; None is all.
+    """
     tables: dict[str, dict[str, Any]] = {}
     for group, members in by_group(asked).items():
-        tallies, truth_pooled = {system.name: Tally() for system in systems}, []
+        tallies = {system.name: Tally() for system in systems}
+        answering = {system.name: answerable(system.name, members, slow_patients=slow_patients) for system in systems}
         for question in tqdm(members, desc=group, unit=" stacks"):
             truth = None if judges.extract is None else judges.extract(torch.from_numpy(question.truth)[:, None])
-            if truth is not None:
-                truth_pooled.append(metrics.pooled(truth))
             for system in systems:
-                judge(tallies[system.name], system, question, truth, judges)
-        truths = np.concatenate([question.truth for question in members])
-        truth_features = np.concatenate(truth_pooled) if truth_pooled else None
-        rows = {name: _summary(tally, tallies) for name, tally in tallies.items()}
-        for name, row in rows.items():
-            row |= _over_all(tallies[name], truths, truth_features, judges)
-        tables[group] = rows
+                if question in answering[system.name]:
+                    judge(tallies[system.name], system, question, truth, judges)
+        tables[group] = {name: _summary(tally, tallies) | _over_all(tally, judges) for name, tally in tallies.items()}
     return tables
 
 
@@ -96,6 +122,7 @@ def judge(tally: Tally, system: Named, question: Question, truth: list[torch.Ten
     made, seconds = system.answer(*sides)
     tally.seconds += seconds
     tally.images.append(made)
+    tally.truths.append(question.truth)
     figures = {
         "psnr": metrics.psnr(question.truth, made),
         "ssim": metrics.ssim(question.truth, made),
@@ -106,6 +133,7 @@ def judge(tally: Tally, system: Named, question: Question, truth: list[torch.Ten
         found = judges.extract(torch.from_numpy(made)[:, None])
         figures["feature_distance"] = metrics.feature_distance(truth, found)
         tally.pooled.append(metrics.pooled(found))
+        tally.true_pooled.append(metrics.pooled(truth))
     if judges.perceptual.lpips is not None:
         figures["lpips"] = judges.perceptual.lpips(question.truth, made)
     patient = tally.patients.setdefault(question.patient, {})
@@ -114,20 +142,25 @@ def judge(tally: Tally, system: Named, question: Question, truth: list[torch.Ten
 
 
 def _summary(tally: Tally, tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    mine, linear = (_patient_means(side.patients) for side in (tally, tallies["linear"]))
-    best = _patient_means(tallies["CaLID+"].patients) if "CaLID+" in tallies else {}
+    """A row, compared with linear interpolation and CaLID+ on the patients that it was asked about."""
+
+    def means(side: Tally) -> dict[str, list[float]]:
+        return _patient_means({patient: side.patients[patient] for patient in tally.patients})
+
+    mine, linear = means(tally), means(tallies["linear"])
+    best = means(tallies["CaLID+"]) if "CaLID+" in tallies else {}
     row: dict[str, Any] = {"patients": len(tally.patients), "slices": tally.slices}
     row |= {name: metrics.compared(mine[name], linear[name], best.get(name)) for name in FIGURES if name in mine}
     return row | {"seconds_per_slice": tally.seconds / tally.slices}
 
 
-def _over_all(tally: Tally, truths: np.ndarray, truth_features: np.ndarray | None, judges: Judges) -> dict[str, float]:
+def _over_all(tally: Tally, judges: Judges) -> dict[str, float]:
     """The figures that only whole sets of slices have."""
     found = {}
-    if truth_features is not None:
-        found["frechet"] = metrics.frechet_distance(truth_features, np.concatenate(tally.pooled))
+    if tally.pooled:
+        found["frechet"] = metrics.frechet_distance(*(np.concatenate(x) for x in (tally.true_pooled, tally.pooled)))
     if judges.perceptual.rfid is not None:
-        found["rfid"] = judges.perceptual.rfid(truths, np.concatenate(tally.images))
+        found["rfid"] = judges.perceptual.rfid(*(np.concatenate(x) for x in (tally.truths, tally.images)))
     return found
 
 
@@ -159,16 +192,33 @@ def add_times(
 
 
 def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, samples: int, device: str) -> dict[str, Any]:
-    """Does the standard deviation say where the error is? Spearman correlation over voxels, and error by its decile."""
+    """Does the standard deviation say where the error is? Figures of some pixels of every slice.
+
+    Returns:
+        "everywhere" and "heart" (within 40 pixels, 72 mm, of the crop's center): each with the Spearman correlation of
+        error and deviation, and both of their means by the deviation's decile.
+    """
     settings = Settings(factor=2, method="calid+", mode="fidelity", samples=samples, device=device)
-    rng, errors, deviations = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    places = {"everywhere": np.arange(SIZE**2), "heart": np.flatnonzero(_near_center())}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in places}
     for question in tqdm(asked, desc="uncertainty", unit=" stacks"):
         drawn = between(question.before, question.after, settings=settings, models_folder=models_folder)
         for truth, (value, deviation) in zip(question.truth, drawn, strict=True):
-            chosen = rng.choice(truth.size, UNCERTAINTY_PIXELS_PER_SLICE, replace=False)
-            errors.append(np.abs(truth - value).ravel()[chosen])
-            deviations.append(deviation.ravel()[chosen])
-    error, deviation = np.concatenate(errors), np.concatenate(deviations)
+            pairs = np.stack([np.abs(truth - value).ravel(), deviation.ravel()])
+            for name, pixels in places.items():
+                found[name].append(pairs[:, rng.choice(pixels, UNCERTAINTY_PIXELS_PER_SLICE, replace=False)])
+    slices = len(found["heart"])
+    return {"slices": slices} | {name: _trust(*np.concatenate(pairs, axis=1)) for name, pairs in found.items()}
+
+
+def _near_center() -> np.ndarray:
+    """(128, 128) whether a pixel is where the heart is: crops are centred on it."""
+    rows, columns = np.indices((SIZE, SIZE)) - (SIZE - 1) / 2
+    return np.hypot(rows, columns) <= HEART_PIXELS
+
+
+def _trust(error: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
     edges = np.quantile(deviation, np.linspace(0, 1, 11))
     bins = np.clip(np.searchsorted(edges, deviation, side="right") - 1, 0, 9)
     return {
@@ -189,19 +239,24 @@ def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ())
         timed = sorted({key for row in rows.values() for key in row if key.startswith("seconds_per_slice_at_")})
         heads = [*HEADS, *(f"s/slice at {key.rpartition('_')[2]}" for key in timed)]
         lines += [f"**{group}**: {first['patients']} patients, {first['slices']} slices", ""]
-        lines += markdown_table(["system", *heads], [[name, *_cells(row, timed)] for name, row in rows.items()])
+        body = [[name, str(row["patients"]), *_cells(row, timed)] for name, row in rows.items()]
+        lines += markdown_table(["system", "patients", *heads], body)
         lines += _tests(rows)
     return "\n".join([*lines, *notes])
 
 
 def _cells(row: Mapping[str, Any], timed: Sequence[str]) -> list[str]:
-    cells = {name: cell(row.get(name), digits) for name, digits in FIGURES.items()}
-    lpips = cells["lpips"] if "lpips" in row else "not measured"
+    cells = [cell(row.get(name), digits) for name, digits in FIGURES.items() if name != "lpips"]
+    lpips, rfid = perceptual_cells(row)
     frechet = f"{row['frechet']:.2f}" if "frechet" in row else "-"
-    rfid = f"{row['rfid']:.1f}" if "rfid" in row else "not measured"
     times = [f"{row[key]:.2f}" if key in row else "-" for key in timed]
-    first = [cells[name] for name in FIGURES if name != "lpips"]
-    return [*first, lpips, frechet, rfid, f"{row['seconds_per_slice']:.2f}", *times]
+    return [*cells, lpips, frechet, rfid, f"{row['seconds_per_slice']:.2f}", *times]
+
+
+def perceptual_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+    """LPIPS-alex and rFID of a row as printed."""
+    lpips = cell(row["lpips"], FIGURES["lpips"]) if "lpips" in row else "not measured"
+    return lpips, f"{row['rfid']:.1f}" if "rfid" in row else "not measured"
 
 
 def _tests(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -248,9 +303,14 @@ def sample_slices(asked: Sequence[Question], systems: Sequence[Named]) -> dict[s
 def add_arguments(parser: ArgumentParser) -> None:
     add_question_arguments(parser, table="interpolation")
     perceptual.add_arguments(parser)
+    add_slow_argument(parser)
     parser.add_argument("--time-steps", type=int, metavar="N", help="also time N steps, as the paper's 128")
     parser.add_argument(
-        "--no-uncertainty", action="store_true", help="leave out how well the deviation tells the error"
+        "--uncertainty-every",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how well the deviation tells the error, on every Nth stack; 0 leaves it out",
     )
     parser.add_argument("--card", type=Path, help="model card to write the tables into")
 
@@ -259,14 +319,15 @@ def run(options: Namespace) -> int:
     asked, offer = asked_of(options), offer_of(options)
     systems = chosen(offer.systems, options.systems)
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
-    tables = evaluate(asked, systems, judges)
+    tables = evaluate(asked, systems, judges, slow_patients=options.slow_baselines)
     if options.time_steps is not None:
         add_times(tables, asked, systems, steps=options.time_steps)
-    notes, trust = notes_of(offer.notes, judges), None
-    if not options.no_uncertainty:
-        trust = uncertainty(asked, models_folder=options.models, samples=options.samples, device=options.device)
-        notes.insert(0, f"Uncertainty: Spearman correlation with the error {trust['spearman']:.2f}")
-    text = markdown(tables, ["", *notes, ""])
+    remarks, trust = [*notes_of_slow(options.slow_baselines), *offer.notes], None
+    if options.uncertainty_every:
+        some = asked[:: options.uncertainty_every]
+        trust = uncertainty(some, models_folder=options.models, samples=options.samples, device=options.device)
+        remarks.insert(0, trust_note(trust))
+    text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
     if options.card is not None:
         write_into_card(options.card, text)
     record = {"tables": tables, "uncertainty": trust, "notes": list(offer.notes)}
@@ -275,9 +336,19 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def notes_of(notes: Sequence[str], judges: Judges) -> list[str]:
+def trust_note(trust: Mapping[str, Any]) -> str:
+    """What `uncertainty` found, as a sentence."""
+    everywhere, heart = (trust[name]["spearman"] for name in ("everywhere", "heart"))
+    return (
+        f"Uncertainty: over {trust['slices']} slices, the Spearman correlation of the standard deviation over the "
+        f"draws with the error is {everywhere:.2f} over all pixels, and {heart:.2f} within {HEART_PIXELS} pixels "
+        f"({HEART_PIXELS * PIXEL_MM:.0f} mm) of the crop's center, where the heart is."
+    )
+
+
+def notes_of(notes: Sequence[str], measures: Perceptual) -> list[str]:
     """What is not in the table, and why, as paragraphs."""
-    reasons = [f"{name} is not measured: {reason}." for name, reason in judges.perceptual.reasons.items()]
+    reasons = [f"{name} is not measured: {reason}." for name, reason in measures.reasons.items()]
     return paragraphs([*notes, *reasons])
 
 

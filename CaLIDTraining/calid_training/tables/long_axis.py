@@ -35,13 +35,14 @@ from calid.surfaces import surfaces
 from tqdm import tqdm
 
 from calid_training.baselines import shape_based
-from calid_training.systems import Named, chosen
+from calid_training.systems import MOTION_ALONE, Named, chosen
 from calid_training.tables.drawings import sheet
 from calid_training.tables.meshes import SIDES, distances_to_meshes, mesh_labels
 from calid_training.tables.questions import PIXEL_MM, SIZE, add_source_arguments, cut_around, offer_of
 from calid_training.tables.record import markdown_table, paragraphs, write_table
 
 SHAPE_BASED = "shape-based (acquired slices' labels)"
+SHOWN = ("nearest", "linear", "registration", MOTION_ALONE, "CaLID+")
 GRAZED_MM2 = 200.0
 STILL_SIZE, STILL_DEGREES = (300, 300), -35
 
@@ -246,6 +247,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--phases", type=int, default=25, help="cardiac phases compared")
     parser.add_argument("--factor", type=int, default=8)
     add_source_arguments(parser, table="long-axis")
+    parser.set_defaults(systems=list(SHOWN))
 
 
 def run(options: Namespace) -> int:

@@ -5,6 +5,7 @@ Every stack is cut to a heart-centred 128 x 128 crop at 1.8 mm, scaled to [0, 1]
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import numpy as np
 
 from calid_training import baselines
 from calid_training.crops import CropPlan, apply_crop, heart_center
+from calid_training.datasets import SUNNYBROOK_PHASES
 from calid_training.prepare import PreparedCase, load_cases
-from calid_training.systems import Offer, Source, offered
+from calid_training.systems import SLOW_BASELINES, Offer, Source, offered
 
 PIXEL_MM, SIZE = 1.8, 128
+NUMBERED_PHASES = {"ED": 1, "ES": 8}
+"""Sunnybrook's experts drew at end diastole and end systole, mostly in the phases 20 and 7 to 9 of 20, but do not say
+which is which: a phase belongs to the nearer of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +30,11 @@ class Question:
     """One stack in one phase.
 
     Args:
-        group: "<set> <ED|ES|...> <spacing> mm", a block of a table; nothing is averaged over groups.
-        patient: one number each.
+        group: "<set> <ED|ES|cine> <spacing> mm", a block of a table; nothing is averaged over groups.
+        patient: one number each; may have several stacks in a group.
         spacing_mm: between slices.
         images: (Z, 128, 128) float32 in [0, 1].
-        stack_labels: (Z, 128, 128) the expert's labels of the slices, or None.
+        stack_labels: (Z, 128, 128) the expert's labels of the slices, or None where nothing was drawn in this frame.
         annotated: the labels that the expert drew.
     """
 
@@ -70,13 +75,27 @@ def _of_case(case: PreparedCase) -> list[Question]:
     entry = case.entry
     native_mm, _, spacing = entry.spacing_mm
     center = heart_center(case)
-    group = f"{entry.dataset} {entry.series} {spacing:.0f} mm"
+    group = f"{entry.dataset} {phase_of(entry.series)} {spacing:.0f} mm"
     found = []
     for index, frame in enumerate(case.images):
         images = cut_around(center, frame, native_mm=native_mm)
-        labels = None if case.labels is None else _cut_labels(center, case.labels[index], native_mm=native_mm)
+        drawn = None if case.labels is None or not case.labels[index].any() else case.labels[index]
+        labels = None if drawn is None else _cut_labels(center, drawn, native_mm=native_mm)
         found.append(Question(group, entry.patient, spacing, images, labels, tuple(entry.annotated)))
     return found
+
+
+def phase_of(series: str) -> str:
+    """ED, ES or cine, as the name of a series has it at its end or as the number of its phase says.
+
+    >>> [phase_of(series) for series in ("ED", "LV_ES", "cine", "phase20-from02", "phase07-from04")]
+    ['ED', 'ES', 'cine', 'ED', 'ES']
+    """
+    numbered = re.match(r"phase(\d+)", series)
+    if numbered is None:
+        return series.rpartition("_")[2]
+    away = {name: abs(int(numbered[1]) - phase) for name, phase in NUMBERED_PHASES.items()}
+    return min(away, key=lambda name: min(away[name], SUNNYBROOK_PHASES - away[name]))
 
 
 def cut_around(center: np.ndarray, images: np.ndarray, *, native_mm: float) -> np.ndarray:
@@ -103,6 +122,13 @@ def by_group(asked: Sequence[Question]) -> dict[str, list[Question]]:
     return {group: [question for question in asked if question.group == group] for group in groups}
 
 
+def answerable(system: str, members: Sequence[Question], *, slow_patients: int | None) -> list[Question]:
+    """The questions of a group that a system is asked: all, or about the first patients where it is a slow baseline."""
+    patients = list(dict.fromkeys(question.patient for question in members))
+    asked = patients[:slow_patients] if system in SLOW_BASELINES else patients
+    return [question for question in members if question.patient in asked]
+
+
 def first_of_each(asked: Sequence[Question], count: int | None) -> list[Question]:
     """The first `count` questions of every group, or all."""
     return [question for members in by_group(asked).values() for question in members[:count]]
@@ -113,6 +139,22 @@ def add_question_arguments(parser: ArgumentParser, *, table: str) -> None:
     add_set_arguments(parser)
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
     add_source_arguments(parser, table=table)
+
+
+def add_slow_argument(parser: ArgumentParser) -> None:
+    """How much is asked of the slow baselines."""
+    names = ", ".join(SLOW_BASELINES)
+    parser.add_argument(
+        "--slow-baselines", type=int, metavar="N", help=f"ask {names} only about the first N patients of every group"
+    )
+
+
+def notes_of_slow(patients: int | None) -> list[str]:
+    """What a table says where the slow baselines were asked less."""
+    if patients is None:
+        return []
+    names = ", ".join(SLOW_BASELINES)
+    return [f"{names}: asked about {patients} patient(s) of every group only, and compared with the others on these."]
 
 
 def add_set_arguments(parser: ArgumentParser) -> None:

@@ -4,13 +4,14 @@ A system that interpolates codes reconstructs a slice as the slice between it an
 the reconstructed slices; figures are of whole 3D stacks against the expert's labels, as in DMCVR's published code: HD,
 ASD and ASSD in voxels of unit spacing (one slice step counts as one) and, beside it, in millimetres; ASSD both pooled
 and, for DMCVR's, as the mean of both directions. "all labels" is the union of the structures. PSNR and SSIM are per
-slice as everywhere here, and "3D" as in DMCVR's code (whole stacks, SSIM's window uniform 7 x 7 x 7).
+slice as everywhere here, and "3D" as in DMCVR's code (whole stacks, SSIM's window uniform 7 x 7 x 7). Means are per
+stack, then over a patient's stacks, then over patients; stacks that nobody labelled are not asked for.
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def evaluate(asked: Sequence[Question], systems: Sequence[Named], segmenter: Seg
     """{group: {row: {"images": {figure: cell}, structure: {figure: cell}}}}."""
     tables: dict[str, dict[str, Any]] = {}
     for group, members in by_group([question for question in asked if question.stack_labels is not None]).items():
+        found: dict[str, list[metrics.Figures]]
         found = {ORIGINAL: [_labels_of(question, question.images, segmenter) for question in members]}
         for system in tqdm(systems, desc=group, unit=" systems"):
             made = [system.answer(question.images, question.images).images for question in members]
@@ -51,7 +53,8 @@ def evaluate(asked: Sequence[Question], systems: Sequence[Named], segmenter: Seg
                 {"images": compare_images(question.images, images)} | _labels_of(question, images, segmenter)
                 for question, images in zip(members, made, strict=True)
             ]
-        tables[group] = {name: _row(patients) for name, patients in found.items()}
+        patients = [question.patient for question in members]
+        tables[group] = {name: _row(zip(patients, stacks, strict=True)) for name, stacks in found.items()}
     return tables
 
 
@@ -77,29 +80,18 @@ def _labels_of(question: Question, images: np.ndarray, segmenter: Segmenter) -> 
 
 def compare_volumes(made: np.ndarray, truth: np.ndarray, *, spacing_mm: float) -> dict[str, float]:
     """Figures of one structure in 3D, masks (Z, Y, X) whose slices are `spacing_mm` apart; NaN where one is empty."""
-    if not (made.any() and truth.any()):
-        empty = {"dice": np.nan, "voe": np.nan} if not (made.any() or truth.any()) else {"dice": 0.0, "voe": 100.0}
-        return dict.fromkeys(LABEL_FIGURES, np.nan) | empty
-    figures = metrics.overlap(made, truth)
-    for unit, spacing in (("px", (1.0, 1.0, 1.0)), ("mm", (spacing_mm, PIXEL_MM, PIXEL_MM))):
-        figures |= {f"{name}_{unit}": value for name, value in metrics.distances(made, truth, spacing).items()}
-    return figures | {"assd_means_px": metrics.assd_of_means(made, truth, (1.0, 1.0, 1.0))}
+    voxels, millimetres = (1.0, 1.0, 1.0), (spacing_mm, PIXEL_MM, PIXEL_MM)
+    both = made.any() and truth.any()
+    means = metrics.assd_of_means(made, truth, voxels) if both else np.nan
+    return metrics.compare(made, truth, {"px": voxels, "mm": millimetres}) | {"assd_means_px": means}
 
 
-def _row(patients: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+def _row(stacks: Iterable[tuple[str, metrics.Figures]]) -> dict[str, Any]:
+    patients = metrics.per_patient(stacks)
     row: dict[str, Any] = {"patients": len(patients)}
-    for part in patients[0]:
-        names = IMAGE_FIGURES if part == "images" else LABEL_FIGURES
-        row[part] = {name: _cell([patient[part][name] for patient in patients]) for name in names}
+    for part, names in patients[0].items():
+        row[part] = {name: metrics.summary([patient[part][name] for patient in patients]) for name in names}
     return row
-
-
-def _cell(values: Sequence[float]) -> dict[str, float] | None:
-    known = [value for value in values if np.isfinite(value)]
-    if not known:
-        return None
-    low, high = metrics.interval(known)
-    return {"mean": float(np.mean(known)), "low": low, "high": high, "sd": float(np.std(known)), "stacks": len(known)}
 
 
 def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:

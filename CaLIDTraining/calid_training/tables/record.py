@@ -10,7 +10,7 @@ import subprocess
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from calid.errors import WeightsError
@@ -19,14 +19,23 @@ from calid.segmentation import DEFAULT_MODEL as SEGMENTER
 from calid.weights import find_model
 
 from calid_training.prepare import INDEX_NAME
-from calid_training.systems import Named
+
+
+class Weighted(Protocol):
+    """What has made rows of a table, and is recorded with them."""
+
+    @property
+    def weights(self) -> Sequence[tuple[str, str]]:
+        """(model name, SHA-256) of all that is behind it."""
+        ...
 
 
 def cell(figure: Mapping[str, float] | None, digits: int) -> str:
-    """A figure as printed: mean [low, high]."""
+    """A figure as printed: mean [low, high], or the mean alone where there is no interval."""
     if figure is None:
         return "-"
-    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+    limits = [f"{figure[name]:.{digits}f}" for name in ("low", "high") if name in figure]
+    return " ".join([f"{figure['mean']:.{digits}f}", *([f"[{', '.join(limits)}]"] if limits else [])])
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -47,7 +56,7 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def facts(models_folder: Path | None, options: Mapping[str, Any], systems: Iterable[Named] = ()) -> dict[str, Any]:
+def facts(models_folder: Path | None, options: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
     """Everything that made a table."""
     entry = find_model(DEFAULT_MODEL, models_folder)
     weights = {name: sha256 for system in systems for name, sha256 in system.weights}
@@ -103,7 +112,7 @@ def _revision() -> str:
 
 
 def write_table(
-    options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Named] = ()
+    options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Weighted] = ()
 ) -> None:
     """Print a table and write it, as Markdown and as JSON with everything that made it."""
     shown = {key: value for key, value in vars(options).items() if key != "run"}

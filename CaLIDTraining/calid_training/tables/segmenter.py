@@ -7,7 +7,6 @@ their voxels). Means are per stack first, then over stacks.
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from calid.anatomy import clean_labels
 from calid.device import choose_device
 from calid.segmentation import Segmenter, load_segmenter, segment_with
 from calid.stack import Stack
 from tqdm import tqdm
 
+from calid_training import metrics
 from calid_training.datasets import Case, read_cases
-from calid_training.metrics import distances, overlap
+from calid_training.metrics import DISTANCES
 from calid_training.segmenter import STRUCTURE_NAMES
+from calid_training.tables.drawings import dots, error_bars
 from calid_training.tables.questions import add_place_arguments
-from calid_training.tables.record import markdown_table
+from calid_training.tables.record import markdown_table, write_table
 
 OVERLAPS = ("dice", "voe")
-DISTANCES = ("hd", "asd", "assd")
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,9 @@ def compare(made: Stack, case: Case) -> list[Comparison]:
 
 
 def _figures(made: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, in_pixels: bool) -> dict[str, float]:
-    figures = overlap(made, truth)
-    if made.any() and truth.any():
-        units = {"mm": spacing_mm, "px": np.ones(made.ndim)} if in_pixels else {"mm": spacing_mm}
-        for unit, spacing in units.items():
-            figures |= {f"{name}_{unit}": value for name, value in distances(made, truth, spacing).items()}
-    return figures
+    spacings = {"mm": spacing_mm, "px": np.ones(made.ndim)} if in_pixels else {"mm": spacing_mm}
+    figures = metrics.compare(made, truth, spacings)
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
 def summarize(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
@@ -112,6 +108,9 @@ def _row(comparisons: Sequence[Comparison]) -> dict[str, Any]:
             "sd": float(np.std(per_stack)),
             "worst": _worst(name, per_stack),
         }
+        patients = {case.partition("/")[0] for case, _ in groups}
+        if len(patients) == len(groups):  # an interval over stacks of the same patients would be too narrow
+            row[name] |= metrics.summary(per_stack) or {}
     return row
 
 
@@ -163,17 +162,21 @@ def run(options: Namespace) -> int:
     segmenter = load_segmenter(choose_device(options.device), models_folder=options.models)
     comparisons = evaluate(segmenter, cases, clean=options.clean)
     rows = summarize(comparisons)
-    shown = {key: str(value) for key, value in vars(options).items() if key != "run"}
+    patients, slices = len({case.patient for case in cases}), sum(case.stack.num_slices for case in cases)
     record = {
-        "made_by": {"sha256": segmenter.entry.sha256, "torch": torch.__version__, "options": shown},
-        "patients": len({case.patient for case in cases}),
-        "slices": sum(case.stack.num_slices for case in cases),
+        "patients": patients,
+        "slices": slices,
         "rows": rows,
         "comparisons": [asdict(c) for c in comparisons if c.level == "stack"],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "segmenter.json").write_text(json.dumps(record, indent=1))
-    head = f"{options.dataset} {options.split}: {record['patients']} patients, {record['slices']} slices\n\n"
-    (options.out / "segmenter.md").write_text(head + markdown(rows))
-    print(head + markdown(rows))
+    head = f"{options.dataset} {options.split}: {patients} patients, {slices} slices"
+    write_table(options, "segmenter", f"{head}\n\n{markdown(rows)}", record)
+    draw(options.out / "segmenter.png", f"{head}: whole stacks", rows)
     return 0
+
+
+def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Means of whole stacks with their 95 % intervals over patients, a line per phase and structure."""
+    shown = [row for row in rows if row["level"] == "stack" and row["phase"] != "ED+ES" and row["structure"] != "mean"]
+    stacks = {f"{row['phase']}, {row['structure']}": row for row in shown}
+    dots(path, title, error_bars(stacks, ("dice", "voe", "hd_mm", "assd_mm")))

@@ -8,12 +8,13 @@ and suffer less from what else the machine does.
 
 Runs that would take more than `--affordable` CPU seconds are not run: seconds per network evaluation, per acquired
 slice and per new slice are fitted (non-negative least squares) to small timed runs of the same code, and multiplied by
-the exact counts. Such rows say "from N timed evaluations". FLOPs are counted by torch on the small runs and multiplied
-likewise, which is exact. All networks have random weights: cost only.
+the exact counts. Such rows say "from N timed evaluations". FLOPs are counted by torch on the small runs; there the same
+three costs solve the equations, and multiplied likewise they are exact. All networks have random weights: cost only.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,45 +33,69 @@ from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from calid_training.tables.contestants import NONE, OURS, Contestant, Runner, contestants
+from calid_training.tables.contestants import NONE, OURS, PAPER, Contestant, Runner, contestants
 from calid_training.tables.drawings import dots
 from calid_training.tables.questions import SIZE, add_place_arguments
 from calid_training.tables.record import machine, markdown_table, write_table
 
-PROBES = ((4, 2, 1), (4, 2, 3), (4, 4, 1))
-"""(acquired slices, factor, steps) of the small runs; together they tell the three costs apart. Smaller ones would fill
-no batch: small networks then take up to twice as long for each slice."""
+PROBES = {OURS: ((4, 2, 1), (4, 2, 3), (4, 4, 1)), PAPER: ((3, 2, 1), (3, 2, 2), (3, 4, 1))}
+"""(acquired slices, factor, steps) of the small runs of each block; together they tell the three costs apart. Smaller
+ones would fill no batch: small networks then take up to twice as long for each slice. The papers' networks fill the
+machine with less, and take seconds for every slice."""
 PAPER_STEPS = 128
 REFERENCE = "CaLID"
+BUSY = 0.3
+"""Load of other processes beyond which the output says so."""
+
+
+class Work(NamedTuple):
+    """What a run does: its cost is a sum over these.
+
+    Args:
+        evaluations: of the network in diffusion or optimisation steps.
+        encoded: slices.
+        made: new slices. A system without diffusion steps synthesises each by one evaluation that is unlike a step
+            (DeepRecon's go forth and back), and is counted here alone.
+    """
+
+    evaluations: int
+    encoded: int
+    made: int
+
+
+def work_of(line: Contestant, runner: Runner, acquired: int, factor: int, *, naive: bool = False) -> Work:
+    """The work of a whole heart; naive runs encode two slices for every new one, where a system inverts any."""
+    made = (acquired - 1) * (factor - 1)
+    evaluations = runner.evaluations(acquired, factor, naive=naive)
+    inverts = evaluations != runner.evaluations(acquired, factor)
+    synthesised = made if line.steps is None and evaluations else 0
+    return Work(evaluations - synthesised, 2 * made if inverts else acquired, made)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run costs, in seconds or FLOPs: per network evaluation, acquired slice and new slice."""
+    """What each part of the work costs, in seconds or FLOPs."""
 
     evaluation: float
-    acquired: float
-    new: float
+    encoded: float
+    made: float
 
-    def of(self, runner: Runner, acquired: int, factor: int, *, naive: bool = False) -> float:
-        """The cost of a whole heart; naive runs encode two slices for every new one, where a system inverts any."""
-        new = (acquired - 1) * (factor - 1)
-        evaluations = runner.evaluations(acquired, factor, naive=naive)
-        inverts = evaluations != runner.evaluations(acquired, factor)
-        encoded = 2 * new if inverts else acquired
-        return self.evaluation * evaluations + self.acquired * encoded + self.new * new
+    def of(self, work: Work) -> float:
+        """The cost of a run."""
+        return self.evaluation * work.evaluations + self.encoded * work.encoded + self.made * work.made
 
 
-def fitted(counts: Sequence[tuple[int, int, int]], costs: Sequence[float]) -> Costs:
-    """The costs that explain the small runs' best, none of them negative.
-
-    Args:
-        counts: (evaluations, acquired slices, new slices) of each small run.
-        costs: of each.
-    """
-    scale = max(costs) or 1.0
-    found, _ = nnls(np.array(counts, float), np.array(costs, float) / scale)
+def fitted(runs: Sequence[Work], seconds: Sequence[float]) -> Costs:
+    """The costs that explain the small runs' times best, none of them negative."""
+    scale = max(seconds) or 1.0
+    found, _ = nnls(np.array(runs, float), np.array(seconds, float) / scale)
     return Costs(*(float(value) * scale for value in found))
+
+
+def solved(runs: Sequence[Work], flops: Sequence[float]) -> Costs:
+    """The costs whose sums are the small runs' FLOPs: as many equations as costs (or fewer, for parts it lacks)."""
+    found, *_ = np.linalg.lstsq(np.array(runs, float), np.array(flops, float), rcond=None)
+    return Costs(*map(float, found))
 
 
 @dataclass(frozen=True)
@@ -148,47 +173,40 @@ class Race:
 
     def _runs(self, line: Contestant) -> list[tuple[Runner, int, int]]:
         """The small runs: (runner, acquired, factor)."""
-        return [(self._runner(line, steps), acquired, factor) for acquired, factor, steps in PROBES]
+        probes = PROBES.get(line.block, PROBES[OURS])
+        return [(self._runner(line, steps), acquired, factor) for acquired, factor, steps in probes]
 
     def _counts(self, line: Contestant) -> dict[str, Any]:
         """Evaluations and FLOPs of a whole heart."""
-        flops, counts = [], []
-        for runner, acquired, factor in self._runs(line):
-            flops.append(counted_flops(runner, acquired, factor))
-            counts.append(_counted(runner, acquired, factor))
+        runs = self._runs(line)
+        costs = solved([work_of(line, *run) for run in runs], [counted_flops(*run) for run in runs])
         own = self._runner(line, line.steps)
-        costs = fitted(counts, flops)
         return {
             "evaluations": own.evaluations(*self.task),
             "evaluations_naive": own.evaluations(*self.task, naive=True),
-            "flops": costs.of(own, *self.task),
-            "flops_naive": costs.of(own, *self.task, naive=True),
-            "flops_per_evaluation": costs.evaluation,
+            "flops": costs.of(work_of(line, own, *self.task)),
+            "flops_naive": costs.of(work_of(line, own, *self.task, naive=True)),
         }
 
     def _round(self, line: Contestant, folder: Path) -> dict[str, Any]:
         """Seconds of a whole heart, as measured or from small runs, and of the naive way from small runs."""
         runs = self._runs(line)
-        counts = [_counted(*run) for run in runs]
+        works = [work_of(line, *run) for run in runs]
         small = [timed_run(runner, noise_stack(acquired), factor, folder) for runner, acquired, factor in runs]
-        costs = {kind: fitted(counts, [getattr(one, kind) for one in small]) for kind in ("wall", "cpu")}
+        costs = {kind: fitted(works, [getattr(one, kind) for one in small]) for kind in ("wall", "cpu")}
         own = self._runner(line, line.steps)
-        found: dict[str, Any] = {"evaluations_timed": sum(evaluations for evaluations, _, _ in counts)}
+        found: dict[str, Any] = {"evaluations_timed": sum(runner.evaluations(*task) for runner, *task in runs)}
         for kind, cost in costs.items():
-            found[kind] = cost.of(own, *self.task)
-            found[f"{kind}_naive"] = cost.of(own, *self.task, naive=True)
+            found[kind] = cost.of(work_of(line, own, *self.task))
+            found[f"{kind}_naive"] = cost.of(work_of(line, own, *self.task, naive=True))
         found["measured"] = found["cpu"] <= self.affordable
         if found["measured"]:
             whole = timed_run(own, noise_stack(self.task[0]), self.task[1], folder)
             found |= {"wall": whole.wall, "cpu": whole.cpu}
         if line.steps is not None:
             slow = self._runner(line, PAPER_STEPS)
-            found["slice_at_128"] = costs["wall"].of(slow, 2, 2, naive=True)
+            found["slice_at_128"] = costs["wall"].of(work_of(line, slow, 2, 2, naive=True))
         return found
-
-
-def _counted(runner: Runner, acquired: int, factor: int) -> tuple[int, int, int]:
-    return runner.evaluations(acquired, factor), acquired, (acquired - 1) * (factor - 1)
 
 
 def _row(
@@ -210,7 +228,7 @@ def _row(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, range and interquartile range."""
+    """Median ("mean", as tables and drawings call the middle), minimum, maximum and interquartile range."""
     low, median, high = (float(value) for value in np.percentile(values, [25, 50, 75]))
     return {"mean": median, "low": float(min(values)), "high": float(max(values)), "iqr": high - low}
 
@@ -230,14 +248,47 @@ def task_of(options: Namespace) -> str:
     return f"{options.acquired} slices to {(options.acquired - 1) * options.factor + 1}"
 
 
-def markdown(task: str, rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+class OtherLoad:
+    """How many cores other processes keep busy: measured from when this is made until it is asked.
+
+    Only Linux says how busy cores have been; elsewhere the answer is None.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._begun = time.perf_counter(), self._others()
+
+    def mean(self) -> float | None:
+        """Mean load on the cores that this process may use."""
+        now = self._others()
+        if now is None or self._begun is None:
+            return None
+        return max(0.0, (now - self._begun) / (time.perf_counter() - self._wall))
+
+    @staticmethod
+    def _others() -> float | None:
+        """Seconds that the cores have worked since they were started, less those for this process."""
+        source = Path("/proc/stat")
+        if not source.is_file():
+            return None
+        names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        lines = [line.split() for line in source.read_text().splitlines()]
+        ticks = sum(int(ticks) for name, *times in lines if name in names for ticks in [*times[:3], *times[5:8]])
+        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def markdown(task: str, rows: Sequence[Mapping[str, Any]], made_on: Mapping[str, Any], load: float | None) -> str:
     """The table as Markdown, a block per size; ratios are to CaLID."""
     lines = [
-        f"{task} at {SIZE} x {SIZE}; {before['processor']}, "
-        f"{before['cores']} cores used; load {before['load']:.1f} before, {after['load']:.1f} after. Seconds: median "
-        "[range]; ratios are to CaLID at its 8 steps in the same block; in brackets for the naive way.",
+        f"{task} at {SIZE} x {SIZE}; {made_on['processor']}, {made_on['cores']} cores used. Seconds: median [minimum, "
+        "maximum] of the rounds; ratios are to CaLID at its 8 steps in the same block; in brackets for the naive way.",
         "",
     ]
+    if load is not None and load > BUSY:
+        lines += [
+            f"**Other processes kept {load:.1f} of these cores busy**: on an idle machine seconds are fewer. The "
+            "minima and the CPU seconds suffer least.",
+            "",
+        ]
     heads = ["system", "steps", "seconds", "CPU seconds", "evaluations", "TFLOP"]
     heads += [f"ratio of {name}" for name in ("evaluations", "FLOP", "wall time", "CPU time")]
     heads += ["s/slice at 128", "how"]
@@ -314,17 +365,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> int:
     lines = contestants(models=options.models, device=options.device, paper=not options.no_paper)
     lines = [line for line in lines if options.systems is None or line.name in {REFERENCE, *options.systems}]
-    before = machine()
+    others = OtherLoad()
     race = Race(lines, affordable=options.affordable, acquired=options.acquired, factor=options.factor)
     rows = race.results(rounds=options.rounds)
-    after = machine()
+    load = others.mean()
     add_ratios(rows)
-    write_table(
-        options,
-        "speed",
-        markdown(task_of(options), rows, before, after),
-        {"rows": rows, "before": before, "after": after},
-    )
+    text = markdown(task_of(options), rows, machine(), load)
+    write_table(options, "speed", text, {"rows": rows, "load_of_others": load})
     for block in dict.fromkeys(row["block"] for row in rows):
         found = {row["system"]: row for row in rows if row["block"] == block}
         panels = {

@@ -81,7 +81,7 @@ def run(options: Namespace) -> int:
     ]
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
     tables = evaluate_steps(asked, systems, judges, steps=options.counts)
-    text = markdown(tables, notes_of(offer.notes, judges))
+    text = markdown(tables, notes_of(offer.notes, judges.perceptual))
     record = {"tables": tables, "notes": list(offer.notes), "not_measured": judges.perceptual.reasons}
     write_table(options, "steps", text, record, systems=systems)
     for group, found in tables.items():
