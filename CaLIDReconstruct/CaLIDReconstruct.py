@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import unittest
 from pathlib import Path
 
 import slicer
 import vtk
-from CaLIDReconstructLib import DemoCase
+from CaLIDReconstructLib import DemoCase, Installation
 from CaLIDReconstructLib.Logic import Reconstruction
 from CaLIDReconstructLib.Panel import Panel
 from CaLIDReconstructLib.Parameters import CaLIDReconstructParameterNode
@@ -67,6 +68,8 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
+        for event in ("NodeAddedEvent", "NodeRemovedEvent", "EndBatchProcessEvent"):
+            self.addObserver(slicer.mrmlScene, getattr(slicer.mrmlScene, event), self.onSceneChanged)
         self.setParameterNode(self.logic.getParameterNode())
 
     def cleanup(self) -> None:
@@ -95,6 +98,9 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndImport(self, _caller, _event) -> None:
         if self.parent.isEntered:
             self.setParameterNode(self.logic.getParameterNode())
+
+    def onSceneChanged(self, _caller, _event) -> None:
+        self.panel.onSceneChanged()
 
     def setParameterNode(self, parameterNode: CaLIDReconstructParameterNode | None) -> None:
         """Bind the panel to another parameter node, or to none."""
@@ -128,9 +134,14 @@ class CaLIDReconstructTest(ScriptedLoadableModuleTest):
     def runTest(self) -> None:
         for name in ("test_demoCaseIsUpsampledByLinearInterpolation", "test_cancelLeavesTheSceneAsItWas"):
             self.setUp()
-            getattr(self, name)()
+            try:
+                getattr(self, name)()
+            except unittest.SkipTest as reason:  # "Reload and Test" would show it as a failure
+                self.delayDisplay(f"{name} was skipped: {reason}")
 
     def test_demoCaseIsUpsampledByLinearInterpolation(self) -> None:
+        if not Installation.isReady():
+            self.skipTest("the engine's packages are not installed, which a test must not do")
         self.delayDisplay("Upsampling the demo case without a model")
         sax = DemoCase.load().sax
         logic = CaLIDReconstructLogic()

@@ -12,6 +12,8 @@ CANCEL_DEADLINE_S = 1.0
 LAST_EVENTS = ("result", "error", "cancelled")
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
 KILLED_CODES = (-9, 137)
+# PythonSlicer is a launcher: of an interpreter that was killed it says only this, and ends with 1 itself.
+LAUNCHER_SIGN = "exit abnormally - Report the problem."
 
 Handler = Callable[[dict], None]
 
@@ -150,9 +152,10 @@ def _deathEvent(requestId: str, exitEvent: dict, wasReady: bool) -> dict:
         kind = "memory"
     elif "ModuleNotFoundError" in stderr or "No module named" in stderr:
         kind = "engine-missing"
-    elif code in KILLED_CODES:
+    elif code in KILLED_CODES or LAUNCHER_SIGN in stderr:
         kind = "engine-killed"
     else:
         kind = "engine-crashed" if wasReady else "engine-not-started"
-    lastLine = stderr.strip().splitlines()[-1] if stderr.strip() else f"exit code {code}"
+    said = [line for line in stderr.splitlines() if line.strip() and LAUNCHER_SIGN not in line]
+    lastLine = said[-1] if said else f"exit code {code}"
     return {"event": "error", "id": requestId, "code": kind, "message": f"({lastLine})", "details": stderr}

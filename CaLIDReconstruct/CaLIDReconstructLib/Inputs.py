@@ -11,7 +11,7 @@ from calid import checks
 from calid.stack import Stack
 
 from . import Nodes
-from .Messages import ModuleError, failure
+from .Messages import ModuleError, engineFailure, failure
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,17 @@ def blockingFailure(stack: Stack, name: str):
     """The first reason why this stack cannot be upsampled, as a `Failure`, or None."""
     for finding in checks.findings(stack):
         if finding.severity == "error":
-            return failure(finding.code, f"{name}: {finding.message}", remedy=finding.remedy)
+            return engineFailure(finding.code, f"{name}: {finding.message}", finding.remedy)
     return None
 
 
 def warnings(stack: Stack) -> list[str]:
     """What is unusual but does not stop a run."""
-    return [f"{finding.message} {finding.remedy}" for finding in checks.findings(stack) if finding.severity != "error"]
+    return [
+        engineFailure(finding.code, finding.message, finding.remedy).text()
+        for finding in checks.findings(stack)
+        if finding.severity != "error"
+    ]
 
 
 def regionInVoxels(region, volumeNode, transformNode) -> list[int] | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib.metadata
 import importlib.util
 import json
 import os
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,8 @@ REQUIREMENTS_FILE = Path(__file__).resolve().parents[1] / "Resources" / "require
 TORCH_REQUIREMENT = ">=2.2"
 TORCH_DOWNLOAD = "0.2 GB (CPU) - 3 GB (CUDA)"
 PACKAGES_DOWNLOAD = "10 MB"
+KEPT_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "SimpleITK")
+SELF_CHECK_TIMEOUT_S = 120.0
 
 # Runs in the engine's interpreter: imports torch for real and multiplies on the device, which is what fails when an
 # installation is half there or the graphics card is newer than the build of torch.
@@ -57,6 +63,7 @@ print("CALID-SELF-CHECK " + json.dumps(report))
 class TorchState(enum.Enum):
     MISSING = "missing"
     HALF_INSTALLED = "half installed"
+    TOO_OLD = "too old"
     PRESENT = "present"
 
 
@@ -110,8 +117,14 @@ def torchState() -> TorchState:
         version = None
     isFound = importlib.util.find_spec("torch") is not None
     if version and isFound:
-        return TorchState.PRESENT
+        return TorchState.PRESENT if _isNewEnough(version) else TorchState.TOO_OLD
     return TorchState.HALF_INSTALLED if version or isFound else TorchState.MISSING
+
+
+def _isNewEnough(torchVersion: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(TORCH_REQUIREMENT).contains(torchVersion, prereleases=True)
 
 
 def missingRequirements() -> list[str]:
@@ -124,6 +137,48 @@ def missingRequirements() -> list[str]:
 def isReady(interpreter: str = "") -> bool:
     """True when a run can be expected to work; another interpreter is believed until it fails."""
     return bool(interpreter) or (torchState() is TorchState.PRESENT and not missingRequirements())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a click would change in Slicer's Python; false when that is nothing.
+
+    Args:
+        removesTorch: take the torch that is there away first.
+        installsTorch: download torch.
+        requirements: the other packages to download, as pip would be given them.
+    """
+
+    removesTorch: bool = False
+    installsTorch: bool = False
+    requirements: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.installsTorch or bool(self.requirements)
+
+    @property
+    def needsRestart(self) -> bool:
+        """True while this process holds the torch to remove: Windows keeps its files, Python the old modules."""
+        return self.removesTorch and "torch" in sys.modules
+
+    def lines(self) -> list[str]:
+        """The steps in words."""
+        lines = []
+        if self.removesTorch:
+            lines.append(_("remove the PyTorch that is there"))
+        if self.installsTorch:
+            lines.append(
+                _("download and install PyTorch {requirement}, {size}").format(
+                    requirement=TORCH_REQUIREMENT, size=TORCH_DOWNLOAD
+                )
+            )
+        if self.requirements:
+            lines.append(
+                _("download and install {packages}, about {size}").format(
+                    packages=", ".join(self.requirements), size=PACKAGES_DOWNLOAD
+                )
+            )
+        return lines
 
 
 class Installer(Protocol):
@@ -154,16 +209,38 @@ class SlicerInstaller:
         PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=TORCH_REQUIREMENT)
 
     def removeTorch(self) -> None:
-        slicer.util.pip_uninstall("torch")
+        slicer.util.pip_uninstall("torch torchvision")  # the extension installs the two, fitted to each other
 
     def installRequirements(self) -> None:
+        """Install what requirements.txt names, leaving what is there as it is.
+
+        Without constraints pip takes the newest monai, and with it the torch that this one wants: gigabytes, and on
+        Windows a build without CUDA in place of the user's.
+        """
         from slicer import packaging
 
-        packaging.pip_ensure(packaging.load_requirements(REQUIREMENTS_FILE), prompt_install=False, requester="CaLID")
+        with tempfile.TemporaryDirectory() as folder:
+            constraints = Path(folder) / "constraints.txt"
+            constraints.write_text("\n".join(_keptVersions()), encoding="utf-8")
+            packaging.pip_ensure(
+                packaging.load_requirements(REQUIREMENTS_FILE),
+                constraints=constraints,
+                prompt_install=False,
+                requester="CaLID",
+            )
+
+
+def _keptVersions() -> list[str]:
+    """The packages that must stay as they are, as lines of a pip constraints file."""
+    lines = []
+    for name in KEPT_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{name}=={importlib.metadata.version(name)}")
+    return lines
 
 
 class Installation:
-    """Says what is missing, asks, installs, and checks the outcome.
+    """Says what is missing, asks, and installs.
 
     Args:
         installer: does the work.
@@ -174,86 +251,88 @@ class Installation:
         self.installer = installer or SlicerInstaller()
         self.confirm = confirm or slicer.util.confirmOkCancelDisplay
 
-    def plan(self) -> list[str]:
-        """What a click on Install would do, one line each; empty when nothing is missing."""
+    def plan(self) -> Plan:
+        """What a click on Install would do."""
         state = torchState()
-        lines = []
-        if state is TorchState.HALF_INSTALLED:
-            lines.append(_("remove the half-installed PyTorch"))
-        if state is not TorchState.PRESENT:
-            lines.append(
-                _("download and install PyTorch {requirement}, {size}").format(
-                    requirement=TORCH_REQUIREMENT, size=TORCH_DOWNLOAD
-                )
-            )
-        missing = missingRequirements()
-        if missing:
-            lines.append(
-                _("download and install {packages}, about {size}").format(
-                    packages=", ".join(missing), size=PACKAGES_DOWNLOAD
-                )
-            )
-        return lines
+        return Plan(
+            removesTorch=state in (TorchState.HALF_INSTALLED, TorchState.TOO_OLD),
+            installsTorch=state is not TorchState.PRESENT,
+            requirements=tuple(missingRequirements()),
+        )
 
-    def install(self) -> bool:
-        """Ask and install what is missing; returns False when the user said no or nothing was missing."""
-        return self._carryOut(self.plan(), repairTorch=torchState() is TorchState.HALF_INSTALLED)
+    def repairPlan(self) -> Plan:
+        """What a click on Repair would do: torch anew, and what else is missing."""
+        return Plan(removesTorch=True, installsTorch=True, requirements=tuple(missingRequirements()))
 
-    def repair(self) -> bool:
-        """Ask, then remove torch and install it again."""
-        lines = [
-            _("remove PyTorch"),
-            _("download and install PyTorch {requirement}, {size}").format(
-                requirement=TORCH_REQUIREMENT, size=TORCH_DOWNLOAD
-            ),
-        ]
-        return self._carryOut(lines, repairTorch=True)
+    def isAgreed(self, plan: Plan) -> bool:
+        """Ask the user."""
+        return self.confirm(
+            _("CaLID is going to change Slicer's Python environment:") + "\n\n- " + "\n- ".join(plan.lines())
+        )
 
-    def _carryOut(self, lines: list[str], *, repairTorch: bool) -> bool:
-        question = _("CaLID is going to change Slicer's Python environment:") + "\n\n- " + "\n- ".join(lines)
-        if not lines or not self.confirm(question):
-            return False
-        if repairTorch:
+    def carryOut(self, plan: Plan) -> None:
+        """Do what the user agreed to."""
+        if plan.removesTorch:
             self.installer.removeTorch()
-        if repairTorch or torchState() is not TorchState.PRESENT:
+        if plan.installsTorch:
             self.installer.installTorch()
-        if missingRequirements():
+            importlib.invalidate_caches()  # else the new torch's version is not seen by the constraints
+        if plan.requirements:
             self.installer.installRequirements()
-        importlib.invalidate_caches()
-        return True
+            importlib.invalidate_caches()
 
 
 class SelfCheckProcess:
-    """The self-check as a child process; `poll` gives the outcome once it is there."""
+    """The self-check as a child process; `poll` gives the outcome once it is there.
 
-    TIMEOUT_S = 120
+    Args:
+        interpreter: path of another Python; empty for Slicer's own.
+        timeout_s: a check that takes longer is ended; importing torch from a slow disk takes a minute.
+    """
 
-    def __init__(self, interpreter: str = "") -> None:
+    def __init__(self, interpreter: str = "", *, timeout_s: float = SELF_CHECK_TIMEOUT_S) -> None:
         environment = slicer.util.startupEnvironment() if interpreter else os.environ
         command = engineCommand(interpreter, environment=environment, arguments=("-c", SELF_CHECK))
         self._isOwnPython = not interpreter
-        self._error = ""
+        self._timeout_s, self._start = timeout_s, time.monotonic()
+        # A file takes any amount of output; a pipe that is read only at the end fills up and stops the process.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the check
+        self._process, self._error = None, ""
         try:
             self._process = startProcess(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
             )
         except OSError as error:
-            self._process, self._error = None, str(error)
+            self._error = str(error)
 
     def poll(self) -> SelfCheck | None:
         """The outcome, or None while the check runs."""
         if self._process is None:
-            return SelfCheck({}, TorchState.MISSING, self._error)
+            return self._failed(self._error)
         if self._process.poll() is None:
-            return None
-        output = self._process.stdout.read().decode("utf-8", errors="replace")
-        self._process.stdout.close()
+            if time.monotonic() - self._start < self._timeout_s:
+                return None
+            self.kill()
+            return self._failed(
+                _("The check was ended, because it took more than {seconds} s.").format(seconds=round(self._timeout_s))
+            )
+        self._output.seek(0)
+        output = self._output.read().decode("utf-8", errors="replace")
+        self._output.close()
         return evaluate(output, isOwnPython=self._isOwnPython)
 
     def kill(self) -> None:
         if self._process is not None and self._process.poll() is None:
             killTree(self._process)
-            self._process.stdout.close()
+        self._output.close()
+
+    def _failed(self, problem: str) -> SelfCheck:
+        return SelfCheck({}, _stateFromFiles(isOwnPython=self._isOwnPython), problem)
+
+
+def _stateFromFiles(*, isOwnPython: bool) -> TorchState:
+    """What the files say where the check itself says nothing; those of another Python are not known."""
+    return torchState() if isOwnPython else TorchState.MISSING
 
 
 def evaluate(output: str, *, isOwnPython: bool) -> SelfCheck:
@@ -267,15 +346,19 @@ def evaluate(output: str, *, isOwnPython: bool) -> SelfCheck:
     if not marked:
         last = output.strip().splitlines()[-1] if output.strip() else ""
         problem = _("The interpreter did not run the check: {line}").format(line=last)
-        return SelfCheck({}, torchState() if isOwnPython else TorchState.MISSING, problem)
+        return SelfCheck({}, _stateFromFiles(isOwnPython=isOwnPython), problem)
     report = json.loads(marked[-1].removeprefix("CALID-SELF-CHECK "))
     errors = report.get("errors", {})
     if "torch" in errors:
-        state = torchState() if isOwnPython else TorchState.MISSING
+        state = _stateFromFiles(isOwnPython=isOwnPython)
         if state is not TorchState.MISSING or "No module named 'torch'" not in errors["torch"]:
             problem = _("PyTorch is only half installed ({error}). Click 'Repair' to install it again.")
             return SelfCheck(report, TorchState.HALF_INSTALLED, problem.format(error=errors["torch"]))
         return SelfCheck(report, TorchState.MISSING, _("PyTorch is not installed. Click 'Install'."))
+    if not _isNewEnough(report["torch"]):
+        problem = _("PyTorch {version} is too old, {requirement} is needed. Click 'Repair' to replace it.")
+        problem = problem.format(version=report["torch"], requirement=TORCH_REQUIREMENT)
+        return SelfCheck(report, TorchState.TOO_OLD, problem)
     if errors:
         name, error = next(iter(errors.items()))
         return SelfCheck(report, TorchState.PRESENT, f"{name}: {error}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import slicer
 import vtk
@@ -15,13 +16,13 @@ from calid import files
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from . import Inputs
+from . import Inputs, Nodes
 from .EngineClient import EngineClient
-from .Messages import Failure, ModuleError, failure, failureFromEvent, failureFromOSError
-from .Results import ResultNodes, resultName
-from .Segmentations import SegmentationNodes, addFunctionNodes
+from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError
+from .Results import RESULT, ResultNodes, resultName
+from .Segmentations import SegmentationNodes, addFunctionNodes, readLabels
 from .Settings import RunSettings
-from .Transaction import Transaction
+from .Transaction import Transaction, isHelper
 from .Workspace import Workspace
 
 UPSAMPLING_SHARE = 0.85
@@ -41,31 +42,87 @@ class JobListener(Protocol):
     def cancelled(self) -> None: ...
 
 
-@dataclass
-class RunResult:
-    """The nodes that a run made, and what the engine said about it."""
+class _Part:
+    """A node that belongs to a result, or None: a node reference of the node that stands for the result."""
 
-    volume: Any = None
-    sequence: Any = None
-    generatedMask: Any = None
-    uncertainty: Any = None
-    segmentation: Any = None
-    functionTable: Any = None
-    functionChart: Any = None
-    functionSummary: str = ""
-    labels: Stack | None = None
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    transaction: Transaction | None = None
+    def __init__(self, role: str) -> None:
+        self.role = role
+
+    def __get__(self, result: RunResult, _owner: type):
+        return result.node.GetNodeReference(self.role)
+
+    def __set__(self, result: RunResult, node) -> None:
+        result.node.SetNodeReferenceID(self.role, node.GetID())
+
+
+class RunResult:
+    """What a run made. All of it is kept on one node of the scene, so it is saved, loaded and found again with it.
+
+    Args:
+        node: the node that stands for the result: the sequence of a cine, else the volume.
+    """
+
+    MADE = "CaLID.Made"
+
+    input = _Part("CaLID.Input")
+    generatedMask = _Part("CaLID.GeneratedMask")
+    uncertainty = _Part("CaLID.Uncertainty")
+    segmentation = _Part("CaLID.Segmentation")
+    functionTable = _Part("CaLID.FunctionTable")
+    functionChart = _Part("CaLID.FunctionChart")
+
+    def __init__(self, node) -> None:
+        self.node = node
 
     @property
-    def node(self):
-        """The sequence of a cine, else the volume."""
-        return self.sequence or self.volume
+    def sequence(self):
+        """The node of a cine; None for a volume."""
+        return self.node if self.node.IsA("vtkMRMLSequenceNode") else None
+
+    @property
+    def volume(self):
+        """The node shown in slice views; None for a cine that nothing plays any more."""
+        if self.sequence is None:
+            return self.node
+        browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForSequenceNode(self.sequence)
+        return browser.GetProxyNode(self.sequence) if browser is not None else None
+
+    @property
+    def labels(self) -> Stack | None:
+        """The segmentation of all frames on the result's grid; None without one."""
+        return readLabels(self.segmentation, self.volume) if self.segmentation is not None else None
+
+    @property
+    def functionSummary(self) -> str:
+        return self.functionTable.GetDescription() if self.functionTable is not None else ""
+
+    @property
+    def warnings(self) -> list[str]:
+        return json.loads(self.node.GetAttribute(RESULT) or "[]")
+
+    @property
+    def nodes(self) -> list:
+        """Every node that the run added, without display and storage nodes."""
+        count = self.node.GetNumberOfNodeReferences(self.MADE)
+        return list(filter(None, (self.node.GetNthNodeReference(self.MADE, index) for index in range(count))))
+
+    def keep(self, made: Iterable, warnings: list[str]) -> None:
+        """Note on the node that the result is complete, and what to take away with it."""
+        others = [node for node in made if node is not self.node and not isHelper(node)]
+        for node in (self.node, *others):
+            self.node.AddNodeReferenceID(self.MADE, node.GetID())
+        self.node.SetAttribute(RESULT, json.dumps(warnings))
 
     def remove(self) -> None:
         """Take every node of the run out of the scene again."""
-        self.transaction.rollback()
+        Transaction(slicer.mrmlScene, self.nodes).rollback()
+
+
+def resultsInScene() -> list[RunResult]:
+    """The complete results, oldest first."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLStorableNode")
+    # A copy of a result, made by the user, has its references too; removing it must not take the result along.
+    return [RunResult(node) for node in nodes if node.GetNodeReference(RunResult.MADE) is node]
 
 
 class State(enum.Enum):
@@ -88,13 +145,14 @@ class UpsampleJob:
     def __init__(self, client: EngineClient, node, settings: RunSettings, listener: JobListener) -> None:
         self.client, self.node, self.settings, self.listener = client, node, settings, listener
         self.state = State.NEW
-        self.result = RunResult()
+        self.result: RunResult | None = None
+        self._warnings: list[str] = []
         self._transaction = Transaction(slicer.mrmlScene)
         self._workspace: Workspace | None = None
         self._requestId: str | None = None
         self._steps: deque[Callable[[], None]] = deque()
         self._sceneTags: list[int] = []
-        self._guarded: set[str] = set()
+        self._needed: set[str] = set()
         self._labels: Stack | None = None
 
     @property
@@ -138,8 +196,10 @@ class UpsampleJob:
         reason = Inputs.blockingFailure(stack, self.chosen.name)
         if reason:
             raise ModuleError(reason)
-        self._guarded = {node.GetID() for node in self.chosen.nodes}
         self._isCine = stack.num_frames > 1
+        self._needed = {node.GetID() for node in self.chosen.nodes}
+        if self._isCine and self.chosen.browser is not None:
+            self._needed.add(self.chosen.browser.GetID())
         self._workspace = Workspace()
         suffix = ".seq.nrrd" if self._isCine else ".nrrd"
         self._inputFile, self._outputFile = (
@@ -148,6 +208,7 @@ class UpsampleJob:
         )
         self._uncertaintyFile = self._workspace.file(f"uncertainty{suffix}") if self.settings.uncertainty else None
         files.write_stack(stack, self._inputFile)
+        Nodes.showBrowser(self.chosen.browser)
         name = self.settings.name or resultName(self.chosen, self.settings.method, self.settings.factor)
         self._nodes = ResultNodes(self.chosen, name, self._transaction, isCine=self._isCine)
         self.listener.progressed(0.0, _("Starting the engine"), None)
@@ -173,14 +234,13 @@ class UpsampleJob:
             self._steps.append(lambda: self._nodes.addFrame(frame, files.read_stack(path)))
         elif event["event"] == "result":
             self._requestId = None
-            self.result.seconds = float(event.get("seconds", 0.0))
             self._steps.append(self._finishVolume)
 
     def _finishVolume(self) -> None:
         stack = files.read_stack(self._outputFile)
         self._nodes.finish(stack, self._requested())
-        self.result.volume, self.result.sequence = self._nodes.volume, self._nodes.sequence
-        self._guarded.add(self._nodes.node.GetID())
+        self.result = RunResult(self._nodes.node)
+        self.result.input = self.chosen.nodes[0]
         if self.settings.markGenerated:
             self.result.generatedMask = self._nodes.addGeneratedMask(stack)
         if self._uncertaintyFile and self._uncertaintyFile.is_file():
@@ -208,7 +268,7 @@ class UpsampleJob:
         if event["event"] == "error":
             # The volume is whole and right without its segmentation, so it is kept and the reason is said.
             self._requestId = None
-            self.result.warnings.append(_("No segmentation: {reason}").format(reason=failureFromEvent(event).text()))
+            self._warnings.append(_("No segmentation: {reason}").format(reason=failureFromEvent(event).text()))
             self._steps.append(self._finish)
         elif self._isCommonEvent(event, start=UPSAMPLING_SHARE, share=1 - UPSAMPLING_SHARE):
             return
@@ -230,7 +290,7 @@ class UpsampleJob:
 
     def _finishSegmentation(self) -> None:
         self._segmentations.finish()
-        self.result.segmentation, self.result.labels = self._segmentations.node, self._labels
+        self.result.segmentation = self._segmentations.node
         if self._isCine:
             self._addFunction()
         self._steps.append(self._finish)
@@ -241,13 +301,13 @@ class UpsampleJob:
         try:
             nodes = addFunctionNodes(self._nodes, self._labels, self._transaction)
         except CalidError as error:
-            self.result.warnings.append(str(error))
+            self._warnings.append(str(error))
             return
         self.result.functionTable, self.result.functionChart = nodes
-        self.result.functionSummary = nodes[0].GetDescription()
 
     def _finish(self) -> None:
-        self.result.transaction, self._transaction = self._transaction, Transaction(slicer.mrmlScene)
+        self.result.keep(self._transaction.nodes, self._warnings)
+        self._transaction.forget()
         self._end(lambda: self.listener.finished(self.result))
 
     # --- what every step shares ---
@@ -310,10 +370,14 @@ class UpsampleJob:
         ]
 
     def _onNodeRemoved(self, node) -> None:
-        isInput = node.GetID() in self._guarded and not self._transaction.owns(node.GetID())
-        isOutput = self._transaction.owns(node.GetID()) and node in (self._nodes.volume, self._nodes.sequence)
-        if self.state is State.RUNNING and (isInput or isOutput):
-            self.abandon(failure("input-removed" if isInput else "output-removed", node.GetName()))
+        if self.state is not State.RUNNING:
+            return
+        # The names of nodes are left out: they may be a patient's, and the reason goes into the log.
+        if node.GetID() in self._needed:
+            what = _("Its sequence browser was deleted.") if node is self.chosen.browser else ""
+            self.abandon(failure("input-removed", what))
+        elif self._transaction.owns(node.GetID()) and node in self._nodes.needed:
+            self.abandon(failure("output-removed"))
 
     def _onSceneCloses(self) -> None:
         self._transaction.forget()
@@ -326,7 +390,7 @@ def _unexpected(error: Exception) -> Failure:
     from calid.errors import CalidError
 
     if isinstance(error, CalidError):
-        return failure(error.code, error.message, remedy=error.remedy)
+        return engineFailure(error.code, error.message, error.remedy)
     if isinstance(error, MemoryError):
         return failure("memory")
     details = "".join(traceback.format_exception(error))

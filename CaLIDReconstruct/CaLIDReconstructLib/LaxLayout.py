@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from xml.sax.saxutils import quoteattr
@@ -21,7 +21,7 @@ from .Results import isGenerated
 
 PLANES_AT_FIRST = 4  # more rows make small pictures; the user may choose more
 SMALLEST_TILT_DEGREES = 45.0
-FIRST_LAYOUT_ID = 15730
+LAYOUT_ID = 15730
 FIRST_VIEW_GROUP = 1573
 HEIGHT_PER_STACK = 1.7
 TINT_OPACITY = 0.3
@@ -205,21 +205,31 @@ def _columnTitle(column: str) -> str:
 
 
 class LaxComparison:
-    """Shows the comparison and brings the user's layout back.
+    """Shows the comparison and brings the user's layout back, unless the user has chosen another one meanwhile.
 
     Args:
         original: volume node of the input as it is shown.
         upsampled: volume node of the result as it is shown.
         planes: what to look at; see `acquiredPlanes` and `derivedPlanes`.
         generatedMask: labelmap of the generated slices, or None.
+        onLayoutChanged: called when another layout takes the place of ours.
     """
 
-    def __init__(self, original, upsampled, planes: Sequence[LaxPlane], generatedMask=None) -> None:
+    def __init__(
+        self,
+        original,
+        upsampled,
+        planes: Sequence[LaxPlane],
+        generatedMask=None,
+        onLayoutChanged: Callable[[], None] = lambda: None,
+    ) -> None:
         if not planes:
             raise ModuleError(failure("no-long-axis"))
         self.original, self.upsampled, self.planes = original, upsampled, list(planes)
         self.generatedMask = generatedMask
-        self.previousLayout: int | None = None
+        self.onLayoutChanged = onLayoutChanged
+        self._previousLayout: int | None = None
+        self._observed: list[tuple] = []
         self._frameLink: FrameLink | None = None
 
     @property
@@ -230,8 +240,18 @@ class LaxComparison:
 
     def enter(self) -> None:
         """Arrange the views and fill them."""
-        self.previousLayout = _layoutNode().GetViewArrangement()
+        layoutNode = _layoutNode()
+        # Ours may be shown already, from an older scene's file: then there is nothing of the user's to go back to.
+        self._previousLayout = layoutNode.SlicerLayoutFourUpView if _isOurs() else layoutNode.GetViewArrangement()
+        # A file that named our layout would open as an empty window where nobody has described it yet.
+        layoutNode.SetSaveWithScene(False)
         self._arrange()
+        scene = slicer.mrmlScene
+        self._observed = [
+            (layoutNode, layoutNode.AddObserver(vtk.vtkCommand.ModifiedEvent, self._onLayoutModified)),
+            # Before the scene resets its layout: Slicer then brings back the one that it saw last.
+            (scene, scene.AddObserver(scene.StartCloseEvent, lambda *_: self.leave())),
+        ]
 
     def show(self, planes: Sequence[LaxPlane]) -> None:
         """Show other planes; the user's own layout is still the one from before `enter`."""
@@ -241,13 +261,12 @@ class LaxComparison:
 
     def _arrange(self) -> None:
         layoutNode = _layoutNode()
-        layoutId = FIRST_LAYOUT_ID + 10 * len(self.planes) + len(self.columns)
         xml = layoutXml(self.planes, self.columns)
-        if layoutNode.IsLayoutDescription(layoutId):
-            layoutNode.SetLayoutDescription(layoutId, xml)
+        if layoutNode.IsLayoutDescription(LAYOUT_ID):
+            layoutNode.SetLayoutDescription(LAYOUT_ID, xml)
         else:
-            layoutNode.AddLayoutDescription(layoutId, xml)
-        layoutNode.SetViewArrangement(layoutId)
+            layoutNode.AddLayoutDescription(LAYOUT_ID, xml)
+        layoutNode.SetViewArrangement(LAYOUT_ID)
         self.fill()
         self._frameLink = FrameLink(self.original, [plane.volume for plane in self.planes if plane.volume is not None])
 
@@ -272,11 +291,21 @@ class LaxComparison:
                     sliceNode.SetSliceVisible(column == "upsampled" and row in shownIn3d)
 
     def leave(self) -> None:
-        """Give the user's own layout back."""
+        """Give the user's own layout back where ours is still shown."""
         self._release()
-        if self.previousLayout is not None:
-            _layoutNode().SetViewArrangement(self.previousLayout)
-            self.previousLayout = None
+        if not self._observed:
+            return
+        for observed, tag in self._observed:
+            observed.RemoveObserver(tag)
+        self._observed = []
+        layoutNode = _layoutNode()
+        layoutNode.SetSaveWithScene(True)
+        if _isOurs():
+            layoutNode.SetViewArrangement(self._previousLayout)
+
+    def _onLayoutModified(self, *_args) -> None:
+        if not _isOurs():
+            self.onLayoutChanged()
 
     def showOriginal(self, isOriginal: bool) -> None:
         """Show the original in the place of the upsampled stack, or the upsampled stack again."""
@@ -353,6 +382,10 @@ class FrameLink:
 
 def _layoutNode():
     return slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+
+
+def _isOurs() -> bool:
+    return _layoutNode().GetViewArrangement() == LAYOUT_ID
 
 
 def _sliceNode(row: int, column: str):

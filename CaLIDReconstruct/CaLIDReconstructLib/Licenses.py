@@ -82,7 +82,7 @@ def isAgreed(license: License | None, preferences: Preferences) -> bool:  # noqa
         "The segmentation uses weights that are licensed {license}, for non-commercial use only.\n\n"
         "They were trained on {data}.\n\nIs your use non-commercial? (Without it, untick the segmentation.)"
     ).format(license=license.name, data=license.trainedOn)
-    if not slicer.util.confirmOkCancelDisplay(question, windowTitle=_("License of the segmentation")):
+    if not slicer.util.confirmYesNoDisplay(question, windowTitle=_("License of the segmentation")):
         return False
     preferences.agreedLicense = license.identifier
     return True

@@ -49,6 +49,7 @@ def _titles() -> dict[str, str]:
         "engine-killed": _("The operating system ended the engine."),
         "memory": _("There is not enough memory."),
         "disk-full": _("The disk is full."),
+        "unwritable": _("A file could not be written."),
         "no-models": _("The models are not there."),
         "no-device": _("The chosen device cannot be used."),
         "internal": _("The engine met an error of its own."),
@@ -74,6 +75,8 @@ def _titles() -> dict[str, str]:
         "implausible-spacing": _("The spacing is implausible."),
         "mixed-sizes": _("The slices differ in size."),
         "mixed-pixel-spacing": _("The slices differ in pixel size."),
+        "complex-pixels": _("The voxels are complex numbers."),
+        "unsupported-voxels": _("The voxels are of an unsupported type."),
         "nan-voxels": _("Some voxels are not numbers."),
         "infinite-voxels": _("Some voxels are infinite."),
         "absurd-values": _("Some voxels have impossible values."),
@@ -83,6 +86,11 @@ def _titles() -> dict[str, str]:
         "label-map": _("This is a label map and not an MR image."),
         "missing-frame": _("A frame of the cine is missing."),
         "uneven-frames": _("The slices have different numbers of frames."),
+        "repeated-frame": _("Some frames are there twice."),
+        "repeated-slice": _("Some slices are there twice."),
+        "guessed-frame-times": _("The times of the frames are guessed."),
+        "implausible-frame-times": _("The times of the frames are implausible."),
+        "generated-input": _("Some slices were generated before."),
         "no-left-ventricle": _("No left ventricle was found."),
         "no-right-ventricle": _("No right ventricle was found."),
         "unclear-apex": _("Base and apex could not be told apart."),
@@ -101,38 +109,87 @@ def _remedies() -> dict[str, str]:
             "This is what happens when memory runs out: choose a region of interest, fewer samples or a smaller "
             "factor, or close other programs."
         ),
-        "memory": _("Choose a region of interest, fewer samples, a smaller factor, or the CPU."),
+        "memory": _(
+            "Choose a region of interest, the shown frame only, fewer samples or a smaller factor, or close other "
+            "programs."
+        ),
         "disk-full": _("Free some space on the disk of the temporary folder and try again."),
+        "unwritable": _(
+            "Set the environment variable TMPDIR (Windows: TEMP) to a folder that you may write to, and start Slicer "
+            "again."
+        ),
+        "no-models": _("Choose another models folder under 'Advanced', or install CaLID again."),
+        "no-device": _("Choose 'Automatic' or the processor under 'Advanced'."),
+        "internal": _("Copy the log and report it."),
         "nothing-to-assemble": _("Load the short-axis series first; each position must be one volume or one sequence."),
         "no-long-axis": _(
             "Load the long-axis cines, or run with 'Segmentation' on so that planes can be derived from the anatomy."
         ),
         "busy": _("Wait for it or cancel it first."),
+        "one-slice": _("Load the whole short-axis stack (for DICOM: the folder that holds all its slices)."),
+        "no-voxels": _("Export it again, or choose another volume."),
+        "too-small": _("Use the slices as they were acquired, not a thumbnail or a narrow crop."),
+        "already-isotropic": _("Choose a stack whose slices are further apart."),
+        "uneven-spacing": _("Load slices of one evenly spaced acquisition, or resample the stack first."),
+        "missing-slice": _("Load the missing slice, or keep only the slices on one side of the gap."),
+        "duplicate-slices": _("Keep one of the two."),
+        "non-parallel": _("Leave this slice out, or resample it parallel to the others first."),
+        "rotated-slice": _("Leave this slice out, or resample it like the others first."),
+        "shifted-slice": _("Leave this slice out, or resample it on the grid of the others first."),
+        "sheared-stack": _("Resample the stack on a straight grid first."),
+        "sheared-affine": _("Resample the image on a straight grid first, or harden its transform."),
+        "implausible-spacing": _("Correct the spacing (it must be in millimeters), or export the image again."),
+        "mixed-sizes": _("Load only slices of one acquisition, or resample them to one grid first."),
+        "mixed-pixel-spacing": _("Load only slices of one acquisition, or resample them to one grid first."),
+        "complex-pixels": _("Save the magnitude image and use that."),
+        "unsupported-voxels": _("Save the image with integer or floating point voxels."),
+        "nan-voxels": _("Export the image again, or repair these slices."),
+        "infinite-voxels": _("Export the image again, or repair these slices."),
+        "absurd-values": _("Export the image again, or repair these slices."),
+        "constant-image": _("Export the image again."),
+        "blank-slice": _("Export the image again, or crop the stack to the slices that show the heart."),
+        "blank-frame": _("Export the image again."),
+        "label-map": _("Choose the MR image and not its segmentation."),
+        "missing-frame": _("Load the missing frame, or keep the frames that are complete."),
+        "uneven-frames": _("Load slices that were acquired with the same number of phases, or one phase of each."),
+        "repeated-frame": _("Check whether the export doubled it and lost another."),
+        "repeated-slice": _("Check whether the export doubled it and lost another."),
+        "guessed-frame-times": _("The voxels are not affected; heart rate and times in the results are."),
+        "implausible-frame-times": _("The voxels are not affected; heart rate and times in the results are."),
+        "generated-input": _("Start from the acquired stack where you have it."),
     }
 
 
 def failure(code: str, message: str = "", *, remedy: str = "", details: str = "") -> Failure:
-    """The failure of this code; unknown codes keep the engine's own words."""
-    title = _titles().get(code, "")
-    return Failure(code, title, message, remedy or _remedies().get(code, ""), details)
+    """The module's own failure of this code; a remedy given here is for this case and stands before the usual one."""
+    return Failure(code, _titles().get(code, ""), message, remedy or _remedies().get(code, ""), details)
+
+
+def engineFailure(code: str, message: str, remedy: str, *, details: str = "") -> Failure:
+    """What the engine reports, whose words are English: ours stand in place of its remedy where the code is known."""
+    return Failure(code, _titles().get(code, ""), message, _remedies().get(code, remedy), details)
 
 
 def failureFromEvent(event: dict) -> Failure:
     """The failure that an engine's "error" event reports."""
-    return failure(
+    return engineFailure(
         str(event.get("code", "engine-crashed")),
         str(event.get("message", "")),
-        remedy=str(event.get("remedy", "")),
+        str(event.get("remedy", "")),
         details=str(event.get("details", "")),
     )
 
 
-def failureFromOSError(error: OSError) -> Failure:
-    """The failure behind a file that could not be written or read."""
+def failureFromOSError(error: OSError, *, otherwise: str = "result-unreadable") -> Failure:
+    """The failure behind a file that could not be written or read.
+
+    Args:
+        error: what the system said.
+        otherwise: the code unless the disk is full, by what was done with the file.
+    """
     import errno
 
-    code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "result-unreadable"
-    return failure(code, str(error))
+    return failure("disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise, str(error))
 
 
 def timeText(seconds: float) -> str:

@@ -137,3 +137,15 @@ def addBrowser(sequence):
     browser.SetOverwriteProxyName(sequence, False)
     browser.GetProxyNode(sequence).SetName(sequence.GetName())
     return browser
+
+
+def showBrowser(browser) -> None:
+    """Let the sequence toolbar play this browser: it is hidden at first, and keeps the browser that came first.
+
+    Args:
+        browser: sequence browser node; None for a static volume, which needs no toolbar.
+    """
+    # Without a main window the toolbar would open as a window of its own; MRML alone has none to show.
+    show = getattr(slicer.modules.sequences, "showSequenceBrowser", None) if slicer.app.layoutManager() else None
+    if show is not None and browser is not None:
+        show(browser)

@@ -6,18 +6,21 @@ import time
 
 import qt
 import slicer
+from calid.errors import CalidError
 from slicer.i18n import tr as _
 
 from . import DemoCase, Inputs, Installation, Licenses, SaxAssembly
 from .Job import RunResult
 from .Logic import Reconstruction
 from .Messages import Failure, ModuleError, memoryText, timeText
+from .PrivateLog import PrivateLog
 from .ResultPanel import ResultPanel
 from .Settings import RunSettings
 from .SetupPanel import SetupPanel
 
 POLL_MS = 50
 ESTIMATE_DELAY_MS = 400
+SCENE_DELAY_MS = 300
 
 
 class Panel:
@@ -33,16 +36,20 @@ class Panel:
         self.ui, self.logic = ui, logic
         self.parameters = None
         self.problem: Failure | None = None
-        self._log: list[str] = []
+        self.groups: list[SaxAssembly.SaxGroup] = []
+        self._log = PrivateLog()
         self._checkedInput = None
+        self._unsuitable: set[tuple] = set()
         self._estimateId: str | None = None
-        self._chosen: Inputs.Input | None = None
         self._deviceAsked: tuple | None = None
         self._regionsSeen: set[str] = set()
         self.results = ResultPanel(ui, self.log)
-        self.setup = SetupPanel(ui, logic, installation, self.log, onChanged=self.refresh, onBusy=self.startPolling)
+        self.setup = SetupPanel(
+            ui, logic, installation, self.log, onChanged=self.onSetupChanged, onBusy=self.startPolling
+        )
         self.pollTimer = self._timer(POLL_MS, self.poll, singleShot=False)
         self.estimateTimer = self._timer(ESTIMATE_DELAY_MS, self.askEstimate, singleShot=True)
+        self.sceneTimer = self._timer(SCENE_DELAY_MS, self.onSceneSettled, singleShot=True)
         self._connect()
         self.logic.client.onLog = self._onEngineLog
 
@@ -52,6 +59,7 @@ class Panel:
         """End everything that is under way; the panel is going away."""
         self.pollTimer.stop()
         self.estimateTimer.stop()
+        self.sceneTimer.stop()
         self.setup.close()
         self.results.close()
         self.logic.close()
@@ -61,8 +69,24 @@ class Panel:
         self.parameters = parameters
         self._checkedInput = None
         if parameters is not None:
-            self._chooseDefaultInput()
-            self.refresh()
+            self.onSceneSettled()
+
+    def onSceneChanged(self) -> None:
+        """Nodes came or went; loading adds many of them, so the panel waits until it is quiet."""
+        self.sceneTimer.start()
+
+    def onSceneSettled(self) -> None:
+        """Bring the panel up to date with the images of the scene."""
+        if self.parameters is None or slicer.mrmlScene.IsBatchProcessing():
+            return
+        self._chooseDefaultInput()
+        self._showGroups()
+        self.refresh()
+
+    def onSetupChanged(self) -> None:
+        """Another engine may find another device."""
+        self._deviceAsked = None
+        self.refresh()
 
     def onSceneClosed(self) -> None:
         """The nodes of the last result are gone."""
@@ -79,7 +103,6 @@ class Panel:
         self._prepareRegion()
         self._showLicense()
         self.setup.refresh()
-        self._showGroups()
         self._showButtons()
         self.results.refresh()
         self.estimateTimer.start()
@@ -92,13 +115,16 @@ class Panel:
             *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"),
         ]
         for node in nodes[:30]:
+            if _state(node) in self._unsuitable:
+                continue
             if _reasonAgainst(node) is None:
                 self.parameters.inputNode = node
                 return
+            self._unsuitable.add(_state(node))
 
     def _checkInput(self) -> None:
         node = self.parameters.inputNode
-        state = (node.GetID(), node.GetMTime()) if node is not None else None
+        state = _state(node) if node is not None else None
         if state is not None and state == self._checkedInput:
             return
         self._checkedInput = state
@@ -132,32 +158,36 @@ class Panel:
             self.ui.licenseLabel.toolTip = _("Trained on {data}.").format(data=found.trainedOn)
 
     def _showGroups(self) -> None:
-        self.groups = SaxAssembly.findGroups() if self.problem is not None else []
-        self.ui.groupComboBox.clear()
-        for group in self.groups:
-            self.ui.groupComboBox.addItem(group.label())
+        shown, self.groups = [group.label() for group in self.groups], SaxAssembly.findGroups()
+        labels = [group.label() for group in self.groups]
+        if labels != shown:
+            self.ui.groupComboBox.clear()
+            self.ui.groupComboBox.addItems(labels)
         for widget in (self.ui.assembleLabel, self.ui.assembleRow):
             widget.visible = bool(self.groups)
 
     def onAssemble(self) -> None:
         """Make one stack of the chosen group and take it as the input."""
         try:
-            self.parameters.inputNode = SaxAssembly.assemble(self.groups[self.ui.groupComboBox.currentIndex])
+            node = SaxAssembly.assemble(self.groups[self.ui.groupComboBox.currentIndex])
         except ModuleError as error:
             self.ui.inputLabel.text = error.failure.text()
             self.log("error", error.failure.text())
+            return
+        self.parameters.inputNode = node
+        self.results.showVolume(node)
 
     def onSample(self) -> None:
         """Load the bundled case and choose its cine."""
         nodes = DemoCase.load()
         self.parameters.inputNode = nodes.sax
-        slicer.util.setSliceViewerLayers(background=nodes.sax)
+        self.results.showVolume(nodes.sax)
 
     # --- estimate ---
 
     def askEstimate(self) -> None:
         """Ask the engine, in the background, what the chosen run would take; it warms the engine up as well."""
-        if self.parameters is None or (self.logic.job and not self.logic.job.isDone):
+        if self.parameters is None or self.isRunning or self.setup.isInstalling:
             return
         if self.problem is not None or not Installation.isReady(self.logic.preferences.interpreter):
             self.ui.estimateLabel.text = ""
@@ -167,7 +197,7 @@ class Panel:
         asked = self._asked()
         try:
             self._estimateId = self.logic.estimate(*asked, lambda event, reason: self._onEstimate(asked, event, reason))
-        except (ModuleError, OSError) as error:
+        except (ModuleError, CalidError, OSError) as error:
             self.ui.estimateLabel.text = str(error)
             return
         self.startPolling()
@@ -220,6 +250,7 @@ class Panel:
         self._showButtons()
 
     def _start(self) -> None:
+        self.setup.finishPaths()
         if not Installation.isReady(self.logic.preferences.interpreter) and not self.setup.install():
             self.ui.statusLabel.text = _("The engine's packages are not installed; nothing was done.")
             return
@@ -227,7 +258,6 @@ class Panel:
             self.ui.statusLabel.text = _("Nothing was done. Untick the segmentation to run without it.")
             return
         self._startTime = time.monotonic()
-        self._chosen = Inputs.resolve(self.parameters.inputNode)
         self.ui.statusLabel.text = ""
         settings = self._settings()
         self.log("info", _("Run: {settings}").format(settings=settings.summary()))
@@ -268,7 +298,7 @@ class Panel:
         self._ended(_("Done in {time}.").format(time=took))
         for warning in result.warnings:
             self.log("warning", warning)
-        self.results.setResult(result, self._chosen)
+        self.results.setResult(result, isShown=self.parameters is not None)
 
     def failed(self, failure: Failure) -> None:
         self._ended(failure.text())
@@ -285,12 +315,13 @@ class Panel:
     def _showButtons(self) -> None:
         running = self.isRunning
         self.ui.upsampleButton.text = _("Cancel") if running else _("Upsample")
-        self.ui.upsampleButton.enabled = running or self.problem is None
+        self.ui.upsampleButton.enabled = running or (self.problem is None and not self.setup.isInstalling)
         self.ui.upsampleButton.toolTip = (
             self.problem.text() if self.problem and not running else _("Fill in the missing slices.")
         )
         self.ui.progressBar.visible = running
-        for widget in (self.ui.inputBox, self.ui.settingsBox, self.ui.outputBox, self.ui.advancedBox):
+        ui = self.ui
+        for widget in (ui.setupBox, ui.inputBox, ui.settingsBox, ui.outputBox, ui.advancedBox):
             widget.enabled = not running
 
     # --- log ---
@@ -298,7 +329,7 @@ class Panel:
     def log(self, level: str, message: str) -> None:
         """Add a line to the log that the user can copy."""
         line = f"{time.strftime('%H:%M:%S')} {level}: {message}"
-        self._log.append(line)
+        self._log.add(line)
         self.ui.logEdit.appendPlainText(line)
 
     def _onEngineLog(self, level: str, message: str) -> None:
@@ -308,7 +339,7 @@ class Panel:
         slicer.app.clipboard().setText(self.report())
 
     def report(self) -> str:
-        """The log with versions and settings, as one would send it to the authors. It holds no patient data."""
+        """The log with versions and settings, as one would send it to the authors."""
         import calid
 
         head = [f"CaLID {calid.__version__}, Slicer {slicer.app.applicationVersion}"]
@@ -316,7 +347,7 @@ class Panel:
             head.append(self.setup.lastCheck.text())
         if self.parameters is not None:
             head.append(self._settings().summary())
-        return "\n".join([*head, "", *self._log])
+        return self._log.report(head)
 
     # --- widgets ---
 
@@ -333,6 +364,11 @@ class Panel:
         timer.setSingleShot(singleShot)
         timer.timeout.connect(callback)
         return timer
+
+
+def _state(node) -> tuple:
+    """The same as long as the node was not changed."""
+    return node.GetID(), node.GetMTime()
 
 
 def _reasonAgainst(node) -> Failure | None:

@@ -9,13 +9,14 @@ import slicer
 from calid.errors import CalidError
 from slicer.i18n import tr as _
 
-from . import Inputs, LaxLayout
-from .Job import RunResult
-from .Messages import ModuleError
+from . import Inputs, LaxLayout, Nodes
+from .Job import RunResult, resultsInScene
+from .Messages import Failure, ModuleError, engineFailure
+from .Segmentations import SURFACE
 
 
 class ResultPanel:
-    """Shows what the last run made.
+    """Shows what the last run made, or the newest result that the scene holds.
 
     Args:
         ui: the named widgets.
@@ -25,14 +26,19 @@ class ResultPanel:
     def __init__(self, ui, log: Callable[[str, str], None]) -> None:
         self.ui, self.log = ui, log
         self.result: RunResult | None = None
-        self.chosen: Inputs.Input | None = None
         self.comparison: LaxLayout.LaxComparison | None = None
         self._choices: list[LaxLayout.LaxPlane] = []
+        self._problem: Failure | None = None
+        # Slicer's own button hides surfaces by removing them, and could not make the engine's again. So it is given
+        # no segmentation and no menu to change one, and shows and hides what is there.
+        ui.show3DButton.setMenu(None)
+        ui.show3DButton.setCheckable(True)
         self._menu = qt.QMenu(ui.planesButton)
         ui.planesButton.setMenu(self._menu)
         ui.compareButton.toggled.connect(self.onCompare)
         ui.toggleButton.toggled.connect(self.onToggle)
         ui.tintButton.toggled.connect(self.onTint)
+        ui.show3DButton.toggled.connect(self.onShow3D)
         ui.functionButton.clicked.connect(self.onFunction)
         ui.removeButton.clicked.connect(self.onRemove)
 
@@ -40,36 +46,46 @@ class ResultPanel:
         self._leave()
 
     def forget(self) -> None:
-        """The scene was closed: its nodes, layout and planes are gone."""
-        self.result = self.chosen = self.comparison = None
-        self._choices = []
-        self._setChecked(self.ui.compareButton, False)
+        """The scene was closed: its nodes and planes are gone; the layout is none of them."""
+        self._leave()
+        self.result = self._problem = None
         self.refresh()
 
-    def setResult(self, result: RunResult, chosen: Inputs.Input) -> None:
-        """Take over the nodes of a finished run and show the new volume."""
-        self._leave()
-        self._setChecked(self.ui.compareButton, False)
-        self.result, self.chosen = result, chosen
-        showInSliceViews(result.volume)
-        if result.segmentation is not None:
-            self.ui.show3DButton.setSegmentationNode(result.segmentation)
-            centerThreeDViews()
+    def setResult(self, result: RunResult, *, isShown: bool) -> None:
+        """Take over the nodes of a finished run.
+
+        Args:
+            result: what the run made.
+            isShown: also show it in the views; not while the user works with them in another module.
+        """
+        self.result, self._problem = result, None
+        if isShown:
+            self.showVolume(result.volume)
+            if result.segmentation is not None:
+                centerThreeDViews()
         self.refresh()
+
+    def showVolume(self, volumeNode) -> None:
+        """Show a volume in the slice views, and let the sequence toolbar play its cine."""
+        self._leave()
+        showInSliceViews(volumeNode)
+        Nodes.showBrowser(Inputs.resolve(volumeNode).browser)
 
     def refresh(self) -> None:
-        isThere = self._isThere()
-        isComparing = self.comparison is not None
-        self.ui.resultLabel.text = self._text() if isThere else _("No result yet.")
-        self.ui.functionLabel.text = self.result.functionSummary if isThere else ""
-        self.ui.compareButton.enabled = isThere
+        if not self._isThere():
+            self.result = next(reversed(resultsInScene()), None)
+        result, isComparing = self.result, self.comparison is not None
+        self.ui.resultLabel.text = self._text()
+        self.ui.functionLabel.text = result.functionSummary if result else ""
+        self.ui.compareButton.enabled = isComparing or bool(result and Nodes.hasImage(result.volume))
         self.ui.planesButton.enabled = isComparing and len(self._choices) > 1
         self.ui.toggleButton.enabled = isComparing
-        self.ui.tintButton.enabled = isComparing and self.result.generatedMask is not None
-        self.ui.show3DButton.enabled = isThere and self.result.segmentation is not None
-        self.ui.functionButton.enabled = isThere and self.result.functionChart is not None
-        self.ui.removeButton.enabled = isThere
-        self._explain(isThere)
+        self.ui.tintButton.enabled = isComparing and self.comparison.generatedMask is not None
+        self.ui.show3DButton.enabled = bool(result and result.segmentation)
+        self._setChecked(self.ui.show3DButton, self._isShownIn3D())
+        self.ui.functionButton.enabled = bool(result and result.functionChart)
+        self.ui.removeButton.enabled = bool(result)
+        self._explain(bool(result))
 
     def _explain(self, isThere: bool) -> None:
         """Say on every button that cannot be clicked what it waits for."""
@@ -79,7 +95,10 @@ class ResultPanel:
             "again for your own layout."
         )
         self.ui.show3DButton.toolTip = self._tip(
-            self.ui.show3DButton, missing, _("Show the ventricles in 3D."), _("Run with 'Segmentation' checked first.")
+            self.ui.show3DButton,
+            missing,
+            _("Show the ventricles in 3D, or hide them."),
+            _("Run with 'Segmentation' checked first."),
         )
         self.ui.functionButton.toolTip = self._tip(
             self.ui.functionButton,
@@ -94,10 +113,16 @@ class ResultPanel:
 
     def onCompare(self, isOn: bool = True) -> None:
         """Enter or leave the comparison layout."""
+        self._problem = None
         if not isOn:
             self._leave()
         elif self._isThere():
             self._enter()
+        self.refresh()
+
+    def onLayoutChanged(self) -> None:
+        """The user chose another layout: the comparison is over."""
+        self._leave()
         self.refresh()
 
     def onPlanes(self, *_args) -> None:
@@ -124,6 +149,14 @@ class ResultPanel:
         if self.comparison is not None:
             self.comparison.tintGenerated(isTinted)
 
+    def onShow3D(self, isShown: bool = True) -> None:
+        segmentation = self.result.segmentation
+        display = segmentation.GetDisplayNode()
+        display.SetVisibility3D(isShown)
+        if isShown:
+            display.SetVisibility(True)
+            segmentation.CreateClosedSurfaceRepresentation()  # the user may have removed it
+
     def onFunction(self) -> None:
         """Show the volume curves in a layout with a plot."""
         layoutManager = slicer.app.layoutManager()
@@ -134,18 +167,17 @@ class ResultPanel:
         layoutManager.plotWidget(0).mrmlPlotViewNode().SetPlotChartNodeID(self.result.functionChart.GetID())
 
     def onRemove(self) -> None:
-        """Remove every node of the last run; the input stays."""
+        """Remove every node of the result; the input stays."""
         self._leave()
-        self._setChecked(self.ui.compareButton, False)
-        if self.result is not None:
+        if self._isThere():
             self.result.remove()
-        self.result = None
+        self._problem = None
         self.refresh()
 
     def planes(self) -> list[LaxLayout.LaxPlane]:
         """The acquired long-axis planes of the scene, or those derived from the segmentation."""
-        planes = LaxLayout.acquiredPlanes(self.chosen.volume)
-        if planes or self.result.labels is None:
+        planes = LaxLayout.acquiredPlanes(self.result.volume)
+        if planes or self.result.segmentation is None:
             return planes
         return LaxLayout.derivedPlanes(self.result.labels, self.result.volume)
 
@@ -154,17 +186,33 @@ class ResultPanel:
             self._choices = self.planes()
             shown = self._choices[: LaxLayout.PLANES_AT_FIRST]
             self.comparison = LaxLayout.LaxComparison(
-                self.chosen.volume, self.result.volume, shown, self.result.generatedMask
+                self._original(), self.result.volume, shown, self.result.generatedMask, self.onLayoutChanged
             )
             self._offer(shown)
             self.comparison.enter()
             slicer.app.processEvents()  # gives the new views their size
             self.comparison.fill()
-        except (ModuleError, CalidError) as error:
-            self.comparison = None
-            self.log("error", str(error))
-            self.ui.resultLabel.text = str(error)
-            self._setChecked(self.ui.compareButton, False)
+            Nodes.showBrowser(Inputs.resolve(self.comparison.original).browser)
+        except ModuleError as error:
+            self._giveUp(error.failure)
+        except CalidError as error:
+            self._giveUp(engineFailure(error.code, error.message, error.remedy))
+
+    def _giveUp(self, reason: Failure) -> None:
+        self._leave()
+        self._problem = reason
+        self.log("error", reason.text())
+
+    def _original(self):
+        """The volume node of the result's input; a cine that nothing plays gets a browser to be seen.
+
+        Raises:
+            ModuleError: the input was removed.
+        """
+        if self.result.input is None:
+            raise ModuleError(Failure("input-gone", _("The input of this result is no longer in the scene.")))
+        chosen = Inputs.resolve(self.result.input)
+        return chosen.volume or Nodes.addBrowser(chosen.sequence).GetProxyNode(chosen.sequence)
 
     def _offer(self, shown: list[LaxLayout.LaxPlane]) -> None:
         """Fill the menu with every plane there is."""
@@ -183,21 +231,27 @@ class ResultPanel:
         if self.comparison is not None:
             self.comparison.leave()
             self.comparison = None
-        for button in (self.ui.toggleButton, self.ui.tintButton):
+        for button in (self.ui.compareButton, self.ui.toggleButton, self.ui.tintButton):
             self._setChecked(button, False)
         self.ui.toggleButton.text = _("Show original")
 
     def _isThere(self) -> bool:
-        volume = self.result.volume if self.result is not None else None
-        return volume is not None and bool(slicer.mrmlScene.IsNodePresent(volume))
+        return self.result is not None and bool(slicer.mrmlScene.IsNodePresent(self.result.node))
+
+    def _isShownIn3D(self) -> bool:
+        segmentation = self.result.segmentation if self.result is not None else None
+        if segmentation is None or not segmentation.GetSegmentation().ContainsRepresentation(SURFACE):
+            return False
+        display = segmentation.GetDisplayNode()
+        return bool(display.GetVisibility() and display.GetVisibility3D())
 
     def _text(self) -> str:
-        lines = [
-            _("'{name}': generated slices are synthetic, acquired ones unchanged.").format(
-                name=self.result.node.GetName()
-            )
-        ]
-        return "\n".join([*lines, *self.result.warnings])
+        if self.result is None:
+            return _("No result yet.")
+        name = self.result.node.GetName()
+        lines = [_("'{name}': generated slices are synthetic, acquired ones unchanged.").format(name=name)]
+        lines += self.result.warnings
+        return "\n".join([*lines, self._problem.text()] if self._problem else lines)
 
     @staticmethod
     def _setChecked(button, isChecked: bool) -> None:
@@ -207,12 +261,9 @@ class ResultPanel:
 
 
 def showInSliceViews(volumeNode) -> None:
-    """Show a volume in the standard slice views, turned to its own axes: axial cuts of an oblique stack say little."""
-    slicer.util.setSliceViewerLayers(background=volumeNode)
-    for name in ("Red", "Green", "Yellow"):
-        sliceNode = slicer.mrmlScene.GetSingletonNode(name, "vtkMRMLSliceNode")
-        if sliceNode is not None:
-            sliceNode.RotateToVolumePlane(volumeNode)
+    """Show a volume in the slice views, turned to its own axes: axial cuts of an oblique stack are thin stripes."""
+    if slicer.app.layoutManager() is not None:  # without a main window there are no views
+        slicer.util.setSliceViewerLayers(background=volumeNode, fit=True, rotateToVolumePlane=True)
 
 
 def centerThreeDViews() -> None:

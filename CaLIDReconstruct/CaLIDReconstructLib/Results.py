@@ -18,6 +18,7 @@ PROVENANCE = "CaLID.Provenance"
 GENERATED = "CaLID.GeneratedSlices"
 SOURCE = "CaLID.Source"
 LICENSE = "CaLID.License"
+RESULT = "CaLID.Result"
 GENERATED_COLOR = (0.30, 0.75, 0.95)
 
 
@@ -47,6 +48,11 @@ class ResultNodes:
     def node(self):
         """The node that stands for the result: the sequence of a cine, else the volume."""
         return self.sequence if self.isCine else self.volume
+
+    @property
+    def needed(self) -> list:
+        """The nodes without which the result cannot grow."""
+        return [node for node in (self.volume, self.sequence, self.browser) if node is not None]
 
     def addFrame(self, frame: int, stack: Stack) -> None:
         """Add one finished frame of a cine; the frame the user looks at stays the same."""
@@ -87,7 +93,7 @@ class ResultNodes:
         name = f"{self.name} generated slices"
         with self.transaction.recording():
             node = Nodes.addVolume(Stack(mask, stack.affine), name, nodeClass="vtkMRMLLabelMapVolumeNode")
-            node.GetDisplayNode().SetAndObserveColorNodeID(_generatedColors().GetID())
+            node.GetDisplayNode().SetAndObserveColorNodeID(_addColors(f"{name} colors").GetID())
             self._place(node, copyDisplay=False)
         return node
 
@@ -119,7 +125,6 @@ class ResultNodes:
     def _startProxy(self) -> None:
         """Join the browser, which needs an item in the sequence to make the shown node of."""
         self.browser.AddSynchronizedSequenceNode(self.sequence)
-        self.transaction.joined(self.browser, self.sequence)
         # A frame that is not made yet is shown as nothing, never as its neighbour.
         self.browser.SetMissingItemMode(self.sequence, self.browser.MissingItemSetToDefault)
         self.browser.SetOverwriteProxyName(self.sequence, False)
@@ -153,9 +158,14 @@ def readResult(node) -> Stack:
         node: volume or sequence node that a run made.
     """
     stack = Nodes.stackFromSequence(node) if node.IsA("vtkMRMLSequenceNode") else Nodes.stackFromVolume(node)
-    generated = np.zeros(stack.num_slices, bool)
+    return replace(stack, generated=generatedSlices(node, stack.num_slices), provenance=readProvenance(node))
+
+
+def generatedSlices(node, count: int) -> np.ndarray:
+    """(count,) bool: which of a result's slices are not acquired."""
+    generated = np.zeros(count, bool)
     generated[[int(index) for index in (node.GetAttribute(GENERATED) or "").split(",") if index]] = True
-    return replace(stack, generated=generated, provenance=json.loads(node.GetAttribute(PROVENANCE) or "{}"))
+    return generated
 
 
 def noteProvenance(node, provenance: Mapping) -> None:
@@ -163,6 +173,11 @@ def noteProvenance(node, provenance: Mapping) -> None:
     node.SetAttribute(PROVENANCE, json.dumps(dict(provenance), sort_keys=True, default=str))
     licenses = [provenance.get("model_license"), provenance.get("segmenter", {}).get("license")]
     node.SetAttribute(LICENSE, ", ".join(filter(None, licenses)) or None)
+
+
+def readProvenance(node) -> dict:
+    """What made a node, as `noteProvenance` wrote it."""
+    return json.loads(node.GetAttribute(PROVENANCE) or "{}")
 
 
 def isGenerated(node) -> bool:
@@ -194,12 +209,9 @@ def copyWindowLevel(source, target) -> None:
     display.SetInterpolate(shown.GetInterpolate())
 
 
-def _generatedColors():
-    """The colour table of the mask, one for the scene."""
-    existing = slicer.mrmlScene.GetFirstNodeByName("CaLID generated slices colors")
-    if existing is not None:
-        return existing
-    colors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", "CaLID generated slices colors")
+def _addColors(name: str):
+    """A mask's own colour table, so that it goes with its result and no other mask loses its colours."""
+    colors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
     colors.SetTypeToUser()
     colors.SetNumberOfColors(2)
     colors.SetColor(0, "acquired", 0.0, 0.0, 0.0, 0.0)

@@ -14,7 +14,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Inputs, Nodes
-from .Messages import ModuleError, failure
+from .Messages import Failure, ModuleError, engineFailure
 from .Results import copyWindowLevel, isGenerated, placeInStudy
 
 SAME_ORIENTATION_DEGREES = 1.0
@@ -44,9 +44,9 @@ def findGroups() -> list[SaxGroup]:
     """The groups of parallel single-slice volumes and cines in the scene, largest first."""
     groups: list[list[tuple[Inputs.Input, Plane]]] = []
     for chosen in _singleSlices():
-        plane = _worldPlane(chosen)
+        plane = _plane(chosen)
         for group in groups:
-            if _belongs(chosen, plane, *group[0]):
+            if _belongs(plane, group[0][1]):
                 group.append((chosen, plane))
                 break
         else:
@@ -62,15 +62,17 @@ def assemble(group: SaxGroup):
         the node to choose as input: the volume, or the shown node of the new cine.
 
     Raises:
-        ModuleError: the slices do not make a stack, with the engine's own reason.
+        ModuleError: the slices do not make a stack, with the engine's own reason, or lie under different transforms.
     """
     name = _("{first} stack").format(first=group.inputs[0].name)
+    transform = _commonTransform(group)
     try:
         stack = _stack(group)
         checks.check_stack(stack, source=name)
     except InputError as error:
-        raise ModuleError(failure(error.code, error.message, remedy=error.remedy)) from error
+        raise ModuleError(engineFailure(error.code, error.message, error.remedy)) from error
     node, _sequence = Nodes.addStack(stack, name)
+    node.SetAndObserveTransformNodeID(transform)
     first = group.inputs[0].volume or group.inputs[0].reference
     placeInStudy(node, first)
     copyWindowLevel(first, node)
@@ -99,21 +101,30 @@ def _numFrames(chosen: Inputs.Input) -> int:
     return chosen.sequence.GetNumberOfDataNodes() if chosen.sequence is not None else 1
 
 
-def _worldPlane(chosen: Inputs.Input) -> Plane:
+def _plane(chosen: Inputs.Input) -> Plane:
+    """Where a slice lies without the transform above it, which is one and the same for all slices of a stack."""
     return plane_of(Nodes.stackFromVolume(chosen.reference))
 
 
-def _belongs(chosen: Inputs.Input, plane: Plane, other: Inputs.Input, otherPlane: Plane) -> bool:
+def _belongs(plane: Plane, other: Plane) -> bool:
     return (
-        plane.size == otherPlane.size
-        and np.allclose(plane.spacing_mm, otherPlane.spacing_mm, rtol=1e-3)
-        and tilt_degrees(plane, otherPlane) < SAME_ORIENTATION_DEGREES
-        and _transform(chosen) == _transform(other)
+        plane.size == other.size
+        and np.allclose(plane.spacing_mm, other.spacing_mm, rtol=1e-3)
+        and tilt_degrees(plane, other) < SAME_ORIENTATION_DEGREES
     )
 
 
-def _transform(chosen: Inputs.Input):
-    return (chosen.volume or chosen.reference).GetTransformNodeID()
+def _commonTransform(group: SaxGroup) -> str | None:
+    """The ID of the transform above all slices, or None."""
+    nodes = [chosen.volume or chosen.reference for chosen in group.inputs]
+    first, *others = [node.GetTransformNodeID() for node in nodes]
+    for chosen, other in zip(group.inputs[1:], others, strict=True):
+        if other != first:
+            names = f"{group.inputs[0].name} / {chosen.name}"
+            title = _("The slices do not lie under the same transform.")
+            remedy = _("Put all slices under one transform, or harden the transforms.")
+            raise ModuleError(Failure("mixed-transforms", title, names, remedy))
+    return first
 
 
 def _sorted(group: list[tuple[Inputs.Input, Plane]]) -> SaxGroup:

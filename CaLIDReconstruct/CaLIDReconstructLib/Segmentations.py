@@ -16,7 +16,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
-from .Results import ResultNodes, noteProvenance, placeInStudy
+from .Results import ResultNodes, generatedSlices, noteProvenance, placeInStudy, readProvenance
 from .Transaction import Transaction
 
 TERMINOLOGY_CONTEXT = "Segmentation category and type - CaLID"
@@ -81,6 +81,46 @@ def fillSegmentation(node, labels: Stack, frame: int = 0, surfaceFiles: Mapping[
             segment.AddRepresentation(SURFACE, readSurface(surfaceFiles[label.key]))
         segmentation.AddSegment(segment, label.key)
     node.CreateClosedSurfaceRepresentation()
+
+
+def readLabels(node, volume) -> Stack:
+    """The labels of a result's segmentation as they are now, with what the user changed in them.
+
+    Args:
+        node: segmentation node; the shown one of a cine stands for all frames.
+        volume: the result's volume node, which gives the grid and the marks of generated slices.
+    """
+    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
+    sequence = browser.GetSequenceNode(node) if browser is not None else None
+    frames = [node]
+    if sequence is not None:
+        frames = [sequence.GetNthDataNode(index) for index in range(sequence.GetNumberOfDataNodes())]
+    shape = volume.GetImageData().GetDimensions()[::-1]
+    voxels = np.zeros((len(frames), *shape), np.uint8)
+    labels = Stack(
+        voxels,
+        Nodes.affineLps(volume),
+        Nodes.frameTimesMs(sequence) if sequence is not None else np.zeros(1),
+        generatedSlices(volume, shape[0]),
+        readProvenance(node),
+    )
+    grid = _orientedImage(labels, 0)
+    for frame, segmentationNode in zip(voxels, frames, strict=True):
+        _paint(frame, segmentationNode.GetSegmentation(), grid)
+    return labels
+
+
+def _paint(voxels: np.ndarray, segmentation, grid) -> None:
+    """Write the segments' labels into (Z, Y, X) voxels that lie on the grid of an oriented image."""
+    for label in LABELS:
+        segment = segmentation.GetSegment(label.key)
+        labelmap = segment.GetRepresentation(LABELMAP) if segment is not None else None
+        if labelmap is None:
+            continue  # the user deleted it
+        image = slicer.vtkOrientedImageData()
+        slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, image)
+        found = vtk.util.numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(voxels.shape)
+        voxels[found == segment.GetLabelValue()] = label.value
 
 
 def readSurface(path: Path):
@@ -160,7 +200,6 @@ class SegmentationNodes:
         self.sequence.SetDataNodeAtValue(item, self.result.sequence.GetNthIndexValue(frame))
         if self.node is None:
             browser.AddSynchronizedSequenceNode(self.sequence)
-            self.transaction.joined(browser, self.sequence)
             browser.SetOverwriteProxyName(self.sequence, False)
             self.node = browser.GetProxyNode(self.sequence) or browser.AddProxyNode(item, self.sequence)
             self.node.SetName(self.sequence.GetName())
@@ -168,8 +207,11 @@ class SegmentationNodes:
 
     def _prepare(self, node) -> None:
         node.CreateDefaultDisplayNodes()
-        node.GetDisplayNode().SetOpacity2DFill(0.25)
-        node.GetDisplayNode().SetSegmentOpacity3D(MYOCARDIUM.key, WALL_OPACITY_3D)
+        display = node.GetDisplayNode()
+        # Another frame replaces all segments; how each is shown, also by the user's wish, would be lost with them.
+        display.SetRemoveUnusedDisplayProperties(False)
+        display.SetOpacity2DFill(0.25)
+        display.SetSegmentOpacity3D(MYOCARDIUM.key, WALL_OPACITY_3D)
         noteProvenance(node, self.labels.provenance)
         node.SetAndObserveTransformNodeID(self.result.volume.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(self.result.volume)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from subprocess import CalledProcessError
 
+import slicer
 from slicer.i18n import tr as _
 
-from .Installation import Installation, SelfCheck, SelfCheckProcess, TorchState, isReady
+from .Installation import Installation, Plan, SelfCheck, SelfCheckProcess, TorchState, isReady
 from .Logic import Reconstruction
+from .PathChoice import PathChoice
 
 
 class SetupPanel:
@@ -16,10 +19,10 @@ class SetupPanel:
 
     Args:
         ui: the named widgets.
-        logic: whose engine is ended when another interpreter is chosen.
+        logic: whose engine is ended when another interpreter or other models are chosen.
         installation: None for the real one.
         log: log(level, message).
-        onChanged: called when what is installed, or the interpreter, changed.
+        onChanged: called when what is installed, the interpreter or the models changed, and around an installation.
         onBusy: called when `poll` has something to wait for.
     """
 
@@ -37,68 +40,117 @@ class SetupPanel:
         self.installation = installation or Installation()
         self.onChanged, self.onBusy = onChanged, onBusy
         self.lastCheck: SelfCheck | None = None
+        self.isInstalling = False
+        self._plan = Plan()
         self._check: SelfCheckProcess | None = None
-        ui.interpreterEdit.currentPath = logic.preferences.interpreter
-        ui.modelsFolderEdit.currentPath = logic.preferences.modelsFolder
         ui.installButton.clicked.connect(self.onInstall)
         ui.selfCheckButton.clicked.connect(self.onSelfCheck)
         ui.repairButton.clicked.connect(self.onRepair)
-        ui.interpreterEdit.currentPathChanged.connect(self.onInterpreter)
-        ui.modelsFolderEdit.currentPathChanged.connect(self.onModelsFolder)
+        self._paths = [
+            PathChoice(edit, button, logic.preferences, name, self._onPathChosen)
+            for edit, button, name in (
+                (ui.interpreterEdit, ui.defaultInterpreterButton, "interpreter"),
+                (ui.modelsFolderEdit, ui.defaultModelsFolderButton, "modelsFolder"),
+            )
+        ]
 
     @property
     def isBusy(self) -> bool:
         return self._check is not None
 
     def close(self) -> None:
+        for path in self._paths:
+            path.close()
         if self._check is not None:
             self._check.kill()
             self._check = None
 
+    def finishPaths(self) -> None:
+        """Take paths that were just typed without waiting for the pause."""
+        for path in self._paths:
+            path.finish()
+
     def refresh(self) -> None:
         """Say what is missing; nothing is imported or installed for that."""
         interpreter = self.logic.preferences.interpreter
-        plan = [] if isReady(interpreter) else self.installation.plan()
+        plan = Plan() if isReady(interpreter) else self.installation.plan()
         if plan:
-            self.ui.setupLabel.text = _("Before the first run: {steps}. Click 'Install'.").format(steps="; ".join(plan))
-            self.ui.setupBox.collapsed = False
+            self.ui.setupLabel.text = _("Before the first run: {steps}. Click 'Install'.").format(
+                steps="; ".join(plan.lines())
+            )
         else:
             self.ui.setupLabel.text = (
                 _("The engine runs in {path}.").format(path=interpreter)
                 if interpreter
                 else _("Everything the engine needs is installed.")
             )
-        self.ui.installButton.enabled = bool(plan)
+        if plan and plan != self._plan:
+            self.ui.setupBox.collapsed = False  # once for each plan, so that the user can close it again
+        self._plan = plan
+        self._showButtons()
+
+    def _showButtons(self) -> None:
+        canRepair = self.lastCheck is None or self.lastCheck.torch is not TorchState.MISSING
+        self.ui.installButton.enabled = bool(self._plan) and not self.isInstalling
+        self.ui.selfCheckButton.enabled = self._check is None and not self.isInstalling
+        self.ui.repairButton.enabled = canRepair and not self.isInstalling
 
     def onInstall(self) -> None:
         self.install()
 
     def install(self) -> bool:
         """Ask and install; True when the engine can be expected to run afterwards."""
-        return self._change(self.installation.install) and isReady(self.logic.preferences.interpreter)
+        return self._change(self.installation.plan()) and isReady(self.logic.preferences.interpreter)
 
     def onRepair(self) -> None:
-        self._change(self.installation.repair)
+        self._change(self.installation.repairPlan())
 
-    def _change(self, action: Callable[[], bool]) -> bool:
+    def _change(self, plan: Plan) -> bool:
+        if self.isInstalling or not plan:
+            return False
+        if plan.needsRestart:
+            self._offerRestart()
+            return False
+        if not self.installation.isAgreed(plan):
+            return False
         self.logic.client.shutdown()  # a running engine would keep files of the old packages open
         try:
-            isDone = action()
+            with self._installing():
+                self.installation.carryOut(plan)
         except (RuntimeError, CalledProcessError, OSError, ImportError) as error:
             self.ui.selfCheckLabel.text = _("Installation failed: {reason}").format(reason=error)
             self.log("error", self.ui.selfCheckLabel.text)
             return False
-        if isDone:
-            self.onSelfCheck()
+        self.onSelfCheck()
+        return True
+
+    @contextlib.contextmanager
+    def _installing(self) -> Iterator[None]:
+        """Meanwhile nothing else can be started: Slicer handles clicks at every line that pip prints."""
+        self.isInstalling = True
+        self.ui.selfCheckLabel.text = _("Installing ... This takes minutes; the Python console shows how far it is.")
+        self.onChanged()
+        try:
+            with slicer.util.WaitCursor():
+                yield
+        finally:
+            self.isInstalling = False
             self.onChanged()
-        return isDone
+
+    def _offerRestart(self) -> None:
+        reason = _("PyTorch is in use in this session and can only be replaced after a restart of Slicer.")
+        self.ui.selfCheckLabel.text = reason
+        question = _("{reason}\n\nRestart now? What is not saved in the scene is lost.").format(reason=reason)
+        if slicer.util.confirmYesNoDisplay(question, windowTitle=_("Restart Slicer")):
+            slicer.util.restart()
 
     def onSelfCheck(self) -> None:
         """Import torch in a child process and show what it says."""
+        self.finishPaths()
         if self._check is None:
             self.ui.selfCheckLabel.text = _("Checking ...")
-            self.ui.selfCheckButton.enabled = False
             self._check = SelfCheckProcess(self.logic.preferences.interpreter)
+            self._showButtons()
             self.onBusy()
 
     def poll(self) -> None:
@@ -106,20 +158,10 @@ class SetupPanel:
         if outcome is None:
             return
         self._check, self.lastCheck = None, outcome
-        self.ui.selfCheckButton.enabled = True
         self.ui.selfCheckLabel.text = outcome.text()
-        self.ui.repairButton.enabled = outcome.torch is not TorchState.MISSING
+        self._showButtons()
         self.log("info" if outcome.isFine else "error", outcome.text())
 
-    def onInterpreter(self, *_args) -> None:
-        self._prefer("interpreter", self.ui.interpreterEdit.currentPath)
-
-    def onModelsFolder(self, *_args) -> None:
-        self._prefer("modelsFolder", self.ui.modelsFolderEdit.currentPath)
-
-    def _prefer(self, name: str, path: str) -> None:
-        if getattr(self.logic.preferences, name) != path:
-            setattr(self.logic.preferences, name, path)
-            if not self.logic.isBusy:
-                self.logic.client.shutdown()
-            self.onChanged()
+    def _onPathChosen(self) -> None:
+        self.logic.client.shutdown()
+        self.onChanged()

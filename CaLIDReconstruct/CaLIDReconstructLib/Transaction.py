@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import slicer
 import vtk
@@ -13,12 +13,15 @@ class Transaction:
     """Remembers the nodes added inside `recording()`; `rollback()` removes exactly those.
 
     Nodes that the user adds meanwhile are not touched, because only the run's own calls are recorded.
+
+    Args:
+        scene: where the nodes are added.
+        added: nodes that a finished run had added.
     """
 
-    def __init__(self, scene) -> None:
+    def __init__(self, scene, added: Iterable = ()) -> None:
         self.scene = scene
-        self._added: list[str] = []
-        self._joined: list[tuple[str, str]] = []
+        self._added: list[str] = [node.GetID() for node in added]
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -34,10 +37,6 @@ class Transaction:
         finally:
             self.scene.RemoveObserver(tag)
 
-    def joined(self, browser, sequence) -> None:
-        """Note that a sequence was added to a browser that is not ours."""
-        self._joined.append((browser.GetID(), sequence.GetID()))
-
     def owns(self, nodeId: str) -> bool:
         return nodeId in self._added
 
@@ -49,24 +48,39 @@ class Transaction:
 
     def rollback(self) -> None:
         """Remove every added node that is still there, latest first."""
-        for browserId, sequenceId in self._joined:
-            browser = self.scene.GetNodeByID(browserId)
-            if browser is not None and browser.IsSynchronizedSequenceNodeID(sequenceId, True):
-                browser.RemoveSynchronizedSequenceNode(sequenceId)
-        # Display and storage nodes go last: a view that still shows their volume would make new ones.
         newestFirst = list(reversed(self.nodes))
-        for node in sorted(newestFirst, key=_isHelper):
+        for node in newestFirst:
+            _leaveBrowsers(node)
+        # Display and storage nodes go last: a view that still shows their volume would make new ones.
+        helpers = [helper for node in newestFirst for helper in _helpers(node)]
+        for node in sorted([*newestFirst, *helpers], key=isHelper):
             if self.scene.IsNodePresent(node):
                 removeWithItem(self.scene, node)
         self.forget()
 
     def forget(self) -> None:
         """Keep the nodes; the transaction no longer knows them."""
-        self._added, self._joined = [], []
+        self._added = []
 
 
-def _isHelper(node) -> bool:
+def isHelper(node) -> bool:
+    """True for a display or storage node, which means nothing without the node that it belongs to."""
     return bool(node.IsA("vtkMRMLDisplayNode") or node.IsA("vtkMRMLStorageNode"))
+
+
+def _helpers(node) -> list:
+    """A node's display and storage nodes; saving the scene makes storage nodes long after the run."""
+    roles = ("display", "storage")
+    found = [node.GetNthNodeReference(role, n) for role in roles for n in range(node.GetNumberOfNodeReferences(role))]
+    return [helper for helper in found if helper is not None]
+
+
+def _leaveBrowsers(node) -> None:
+    """Take a sequence out of the browsers that play it, the user's own among them."""
+    if node.IsA("vtkMRMLSequenceNode"):
+        for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"):
+            if browser.IsSynchronizedSequenceNodeID(node.GetID(), True):
+                browser.RemoveSynchronizedSequenceNode(node.GetID())
 
 
 def removeWithItem(scene, node) -> None:

@@ -8,15 +8,24 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from .Messages import ModuleError, failureFromOSError
+
 _PREFIX = "CaLID-"
 _NAME = re.compile(rf"{_PREFIX}(\d+)-")
 
 
 class Workspace:
-    """A folder that exists while one run needs it. Its name holds the number of the process that owns it."""
+    """A folder that exists while one run needs it. Its name holds the number of the process that owns it.
+
+    Raises:
+        ModuleError: "unwritable" or "disk-full".
+    """
 
     def __init__(self, parent: str | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        except OSError as error:
+            raise ModuleError(failureFromOSError(error, otherwise="unwritable")) from error
 
     def file(self, name: str) -> Path:
         return self.folder / name

@@ -64,3 +64,22 @@ def views(layoutViews):
 
     layoutViews.layoutNode.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
     return layoutViews
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """opened(script) opens a panel that lacks nothing; it is closed after the test."""
+    from CaLIDReconstructLib import Installation
+    from opened_panel import Opened
+
+    monkeypatch.setattr(Installation, "torchState", lambda: Installation.TorchState.PRESENT)
+    monkeypatch.setattr(Installation, "missingRequirements", list)
+    made = []
+
+    def open_(*args, **options) -> Opened:
+        made.append(Opened(*args, **options))
+        return made[-1]
+
+    yield open_
+    for each in made:
+        each.widget.cleanup()

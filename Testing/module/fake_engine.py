@@ -39,8 +39,19 @@ def answer(behaviour: str, request: dict) -> None:
     say("result", id=identity, seconds=0.1)
 
 
+def launch(*arguments: str) -> int:
+    """Be what PythonSlicer is, a launcher: of a child that was killed it tells neither signal nor exit code."""
+    child = subprocess.run([sys.executable, __file__, *arguments], check=False)
+    if child.returncode >= 0:
+        return child.returncode
+    print(f"error: [{sys.executable}] exit abnormally - Report the problem.", file=sys.stderr, flush=True)
+    return 1
+
+
 def main() -> int:
     behaviour = sys.argv[1]
+    if behaviour == "launched":
+        return launch(*sys.argv[2:])
     if behaviour == "missing":
         print("ModuleNotFoundError: No module named 'torch'", file=sys.stderr, flush=True)
         return 1

@@ -64,6 +64,15 @@ def nodeIds() -> set[str]:
     return {nodes.GetItemAsObject(index).GetID() for index in range(nodes.GetNumberOfItems())}
 
 
+def addUnplayed(frames: int, name: str = "alone"):
+    """The picture as a sequence that no browser plays."""
+    stack = picture(frames)
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+    for frame in range(frames):
+        sequence.SetDataNodeAtValue(Nodes.dataNode(stack, name, frame), str(frame))
+    return sequence
+
+
 def addPicture(frames: int = 1, name: str = "SAX"):
     """The picture as nodes; returns (shown volume, sequence or None)."""
     return Nodes.addStack(picture(frames), name)

@@ -75,6 +75,14 @@ def test_the_death_of_the_engine_is_told_apart(behaviour, code, word):
     assert word in event["message"]
 
 
+def test_an_engine_that_is_killed_behind_the_launcher_is_called_killed():
+    (event,) = ask(fakeClient("launched", "kill"))
+    assert event["code"] == "engine-killed"
+    assert event["message"] == "(exit code 1)"
+    (event,) = ask(fakeClient("launched", "crash"))
+    assert event["code"] == "engine-crashed"
+
+
 def test_an_interpreter_that_does_not_exist_is_an_error_and_no_exception():
     command = EngineCommand(("/no/such/python", "-m", "calid"), os.environ, str(FAKE.parent))
     (event,) = ask(EngineClient(lambda: EngineProcess(command)))

@@ -223,6 +223,16 @@ def test_every_button_and_choice_explains_itself():
     assert silent == []
 
 
+def test_a_path_edit_browses_for_what_it_holds():
+    """ctkPathLineEdit opens a dialog for files as soon as its filters include them, and they do by default."""
+    root = ElementTree.parse(UI).getroot()
+    edits = {item.get("name"): item for item in root.iter("widget") if item.get("class") == "ctkPathLineEdit"}
+    filters = {name: item.findtext("property[@name='filters']/set").split("|") for name, item in edits.items()}
+    assert "ctkPathLineEdit::Files" in filters["interpreterEdit"]
+    assert "ctkPathLineEdit::Dirs" in filters["modelsFolderEdit"]
+    assert "ctkPathLineEdit::Files" not in filters["modelsFolderEdit"]
+
+
 def shownTexts(tree: ast.Module) -> list[str]:
     """String literals that are assigned to a widget's text or tool tip without translation."""
     found = []

@@ -64,8 +64,19 @@ def test_a_volume_is_upsampled_and_no_temporary_file_is_left(temporaryFolder):
     run = Run(scripted.good, volume).toTheEnd()
     result = run.listener.result
     assert np.array_equal(slicer.util.arrayFromVolume(result.volume)[::2], slicer.util.arrayFromVolume(volume))
-    assert {node.GetID() for node in result.transaction.nodes} == run.leftovers
     assert list(temporaryFolder.iterdir()) == []
+    result.remove()
+    assert run.leftovers == set()
+
+
+def test_the_storage_nodes_of_a_saved_result_go_with_it():
+    volume, _ = hearts.addPicture(frames=2)
+    run = Run(scripted.good, volume, segment=True).toTheEnd()
+    for node in run.listener.result.nodes:
+        if node.IsA("vtkMRMLStorableNode"):
+            node.AddDefaultStorageNode()
+    run.listener.result.remove()
+    assert run.leftovers == set()
 
 
 def test_all_frames_of_a_cine_go_in_one_request():
@@ -163,6 +174,85 @@ def test_removing_the_input_ends_the_run_with_a_reason(scene, temporaryFolder):
     assert run.listener.failure.code == "input-removed"
     assert "cancel" in run.transport.commands
     assert list(temporaryFolder.iterdir()) == []
+
+
+def test_removing_the_browser_ends_the_run_with_a_reason(scene):
+    volume, _ = hearts.addPicture(frames=3)
+    run = Run(lambda request: scripted.upsample(request)[:-2], volume)
+    run.until(lambda: run.leftovers)
+    scene.RemoveNode(Inputs.resolve(volume).browser)
+    assert run.listener.failure.code == "input-removed"
+    assert "browser was deleted" in run.listener.failure.text()
+    assert run.leftovers == set()
+
+
+def test_removing_the_browser_that_the_run_made_ends_it_too(scene):
+    sequence = hearts.addUnplayed(frames=3)
+    run = Run(lambda request: scripted.upsample(request)[:-2], sequence)
+    run.until(lambda: slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"))
+    scene.RemoveNode(slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")[0])
+    assert run.listener.failure.code == "output-removed"
+    assert run.leftovers == set()
+
+
+def test_a_still_of_a_cine_needs_no_browser(scene):
+    volume, _ = hearts.addPicture(frames=3)
+    run = Run(scripted.good, volume, allFrames=False)
+    scene.RemoveNode(Inputs.resolve(volume).browser)
+    assert run.toTheEnd().listener.result is not None
+
+
+def test_a_reason_names_no_node(scene):
+    volume, _ = hearts.addPicture(frames=3, name="DOE^JANE")
+    run = Run(lambda request: scripted.upsample(request)[:-2], volume)
+    scene.RemoveNode(Inputs.resolve(volume).sequence)
+    assert run.listener.failure.code == "input-removed"
+    assert "DOE" not in run.listener.failure.text()
+
+
+@pytest.mark.parametrize("hasWindow", [True, False])
+def test_the_sequence_toolbar_plays_the_cine_of_the_run_where_there_is_a_window(monkeypatch, hasWindow):
+    volume, _ = hearts.addPicture(frames=2)
+    Nodes.addStack(hearts.picture(2), "2ch")
+    shown = []
+    monkeypatch.setattr(slicer.app, "layoutManager", lambda: object() if hasWindow else None)
+    monkeypatch.setattr(slicer.modules.sequences, "showSequenceBrowser", shown.append, raising=False)
+    Run(scripted.good, volume)
+    assert shown == ([Inputs.resolve(volume).browser] if hasWindow else [])
+
+
+def test_a_wall_stays_transparent_and_a_hidden_segment_hidden_in_every_frame():
+    volume, _ = hearts.addPicture(frames=3)
+    display = Run(scripted.good, volume, segment=True).toTheEnd().listener.result.segmentation.GetDisplayNode()
+    assert display.GetSegmentOpacity3D("MYO") == Segmentations.WALL_OPACITY_3D
+    display.SetSegmentVisibility("RV", False)
+    for frame in (2, 0):
+        Inputs.resolve(volume).browser.SetSelectedItemNumber(frame)
+        assert display.GetSegmentOpacity3D("MYO") == Segmentations.WALL_OPACITY_3D
+        assert not display.GetSegmentVisibility("RV")
+        assert display.GetSegmentVisibility("LV")
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_labels_of_a_result_are_those_of_its_segments(frames):
+    volume, _ = hearts.addPicture(frames)
+    result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
+    expected = hearts.dense(hearts.labels(frames), 2)
+    assert np.array_equal(result.labels.voxels, expected.voxels)
+    assert np.allclose(result.labels.affine, expected.affine)
+    assert np.array_equal(result.labels.generated, expected.generated)
+    assert np.allclose(result.labels.frame_times_ms, expected.frame_times_ms)
+    assert result.labels.provenance["segmenter"] == scripted.SEGMENTER
+    result.segmentation.GetSegmentation().RemoveSegment("RV")
+    assert set(np.unique(result.labels.voxels[0])) == ({0, 1, 2} if frames == 1 else {0, 1, 2, 3})
+
+
+def test_a_mask_keeps_its_colours_when_an_older_result_is_removed():
+    volume, _ = hearts.addPicture()
+    first, second = (Run(scripted.good, volume).toTheEnd().listener.result for _ in range(2))
+    first.remove()
+    colors = second.generatedMask.GetDisplayNode().GetColorNode()
+    assert colors.GetColorName(1) == "generated"
 
 
 def test_removing_the_growing_result_ends_the_run_with_a_reason(scene):

@@ -184,6 +184,45 @@ def test_leaving_gives_the_users_layout_back(case, views):
     assert not views.views[LaxLayout.viewTag(0, "upsampled")].node.GetSliceVisible()
 
 
+def test_a_layout_that_the_user_chose_meanwhile_stays(case, views):
+    changes = []
+    comparison = LaxLayout.LaxComparison(
+        case[0], case[1], LaxLayout.acquiredPlanes(case[0]), onLayoutChanged=lambda: changes.append(True)
+    )
+    comparison.enter()
+    comparison.show(comparison.planes[:1])
+    assert changes == []
+    views.layoutNode.SetViewArrangement(views.layoutNode.SlicerLayoutOneUp3DView)
+    assert changes == [True]
+    comparison.leave()
+    assert views.layoutNode.GetViewArrangement() == views.layoutNode.SlicerLayoutOneUp3DView
+    views.layoutNode.SetViewArrangement(views.layoutNode.SlicerLayoutFourUpView)
+    assert changes == [True]
+
+
+def test_our_own_layout_is_never_taken_for_the_users(case, views):
+    comparisonOf(case).enter()
+    comparison = comparisonOf(case)
+    comparison.enter()
+    comparison.leave()
+    assert views.layoutNode.GetViewArrangement() == views.layoutNode.SlicerLayoutFourUpView
+
+
+def test_a_scene_saved_while_comparing_does_not_ask_for_our_layout(case, views, scene):
+    comparison = comparisonOf(case)
+
+    def savedText() -> str:
+        scene.SetSaveToXMLString(1)
+        scene.Commit()
+        scene.SetSaveToXMLString(0)
+        return scene.GetSceneXMLString()
+
+    comparison.enter()
+    assert "currentViewArrangement" not in savedText()
+    comparison.leave()
+    assert f'currentViewArrangement="{views.layoutNode.SlicerLayoutFourUpView}"' in savedText()
+
+
 def test_the_comparison_can_be_entered_again(case, views):
     for _ in range(2):
         comparison = comparisonOf(case)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import slicer
+from calid import checks
 from CaLIDReconstructLib import Messages, Workspace
 
 LIBRARY = Path(Messages.__file__).parent
@@ -31,15 +33,34 @@ def test_every_failure_of_the_module_has_a_title():
     assert {code for code in codesUsed() if not Messages.failure(code).title} == set()
 
 
-def test_an_engine_error_keeps_its_place_and_remedy_behind_a_translated_title():
-    event = {"code": "uneven-spacing", "message": "Gap 3 of 9 is 21.0 mm.", "remedy": "Load the missing slice."}
+def test_an_engine_error_keeps_its_place_between_a_translated_title_and_remedy(monkeypatch):
+    remedy = "Load the missing slice, or keep only the slices on one side of the gap."
+    german = {"A slice is missing.": "Eine Schicht fehlt.", remedy: "Laden Sie die fehlende Schicht."}
+    monkeypatch.setattr(slicer.app, "translations", german)
+    event = {"code": "missing-slice", "message": "Gap 3 of 9 is 21.0 mm.", "remedy": "Load the missing slice."}
     text = Messages.failureFromEvent(event).text()
-    assert text == "The slices are not evenly spaced. Gap 3 of 9 is 21.0 mm. Load the missing slice."
+    assert text == "Eine Schicht fehlt. Gap 3 of 9 is 21.0 mm. Laden Sie die fehlende Schicht."
+
+
+def test_a_finding_of_the_checks_is_told_in_translated_words_wherever_its_code_is_known():
+    tree = ast.parse(Path(checks.__file__).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if getattr(getattr(node, "func", None), "id", "") == "Finding"]
+    codes = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+    assert len(codes) > 10
+    assert {code for code in codes if not Messages.failure(code).title} == set()
+    assert {code for code in codes if not Messages.failure(code).remedy} == set()
 
 
 def test_an_unknown_error_keeps_the_engines_own_words():
     event = {"code": "brand-new", "message": "Something new.", "remedy": "Do this."}
     assert Messages.failureFromEvent(event).text() == "Something new. Do this."
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_called_so(tmp_path):
+    with pytest.raises(Messages.ModuleError) as raised:
+        Workspace.Workspace(str(tmp_path / "not there"))
+    assert raised.value.failure.code == "unwritable"
+    assert "TMPDIR" in str(raised.value)
 
 
 def test_a_full_disk_is_told_from_other_file_errors():

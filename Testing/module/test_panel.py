@@ -3,79 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from types import SimpleNamespace
 
 import hearts
 import phantoms
 import pytest
 import scripted
 import slicer
-from CaLIDReconstructLib import Installation, LaxLayout, Nodes
+from CaLIDReconstructLib import Inputs, Installation, LaxLayout, Messages, Nodes, SaxAssembly
 from CaLIDReconstructLib.Installation import TorchState
 from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Model, Preferences
-from host.application import MODULE_FOLDER, loadModule, openWidget
-
-MODULE, MODULE_INSTANCE = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
-
-
-class Opened:
-    """A panel on a scripted engine."""
-
-    def __init__(self, script=scripted.good, *, agreedLicense: str = "CC-BY-NC-SA-4.0", **options) -> None:
-        self.transports: list[scripted.ScriptedTransport] = []
-        self.confirmations: list[str] = []
-        preferences = Preferences()
-        preferences.interpreter = preferences.modelsFolder = ""
-        preferences.agreedLicense = agreedLicense
-        logic = MODULE.CaLIDReconstructLogic(preferences, lambda: self._engine(script, options))
-        installation = Installation.Installation(installer=object(), confirm=self._confirm)
-        self.widget = openWidget(MODULE, "CaLIDReconstruct", logic=logic, installation=installation)
-        self.widget.parent.show()
-        self.ui, self.panel, self.logic = self.widget.ui, self.widget.panel, logic
-
-    def _engine(self, script, options) -> scripted.ScriptedTransport:
-        self.transports.append(scripted.ScriptedTransport(script, **options))
-        return self.transports[-1]
-
-    def _confirm(self, text: str) -> bool:
-        self.confirmations.append(text)
-        return False
-
-    @property
-    def parameters(self):
-        return self.panel.parameters
-
-    def until(self, condition, timeout_s: float = 10.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, self.ui.statusLabel.text
-            slicer.app.processEvents()
-            time.sleep(0.005)
-
-    def run(self) -> None:
-        self.ui.upsampleButton.click()
-        self.until(lambda: not self.panel.isRunning)
-
-    @property
-    def commands(self) -> list[str]:
-        return [command for transport in self.transports for command in transport.commands]
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """opened(script) opens a panel; it is closed after the test."""
-    monkeypatch.setattr(Installation, "torchState", lambda: TorchState.PRESENT)
-    monkeypatch.setattr(Installation, "missingRequirements", list)
-    made = []
-
-    def open_(*args, **options) -> Opened:
-        made.append(Opened(*args, **options))
-        return made[-1]
-
-    yield open_
-    for each in made:
-        each.widget.cleanup()
+from opened_panel import MODULE, MODULE_INSTANCE
 
 
 def test_opening_the_panel_starts_nothing_without_an_input(opened):
@@ -241,6 +178,16 @@ def test_the_copied_log_names_versions_but_no_node(opened):
     assert "DOE" not in report
 
 
+def test_the_copied_log_of_a_failure_names_no_node_either(opened):
+    volume, _ = hearts.addPicture(name="DOE^JANE")
+    panel = opened()
+    panel.panel.failed(Messages.failure("not-an-image", volume.GetName()))
+    assert "DOE^JANE" in panel.ui.statusLabel.text
+    assert "DOE^JANE" in panel.ui.logEdit.toPlainText()
+    assert "DOE" not in panel.panel.report()
+    assert "holds no image" in panel.panel.report()
+
+
 def test_the_panel_works_again_after_a_failure(opened):
     hearts.addPicture()
     answers = iter(["crash"])
@@ -319,28 +266,7 @@ def test_a_button_that_cannot_be_clicked_says_what_it_waits_for(opened):
     panel.parameters.segmentResult = True
     panel.run()
     assert panel.ui.show3DButton.enabled
-    assert panel.ui.show3DButton.toolTip == "Show the ventricles in 3D."
-
-
-class ThreeDViews:
-    """The part of a layout manager that knows the 3D views."""
-
-    threeDViewCount = 2
-
-    def __init__(self) -> None:
-        self.centred: list[int] = []
-
-    def threeDWidget(self, index: int):
-        view = SimpleNamespace(resetFocalPoint=lambda: self.centred.append(index))
-        return SimpleNamespace(threeDView=lambda: view)
-
-
-def test_the_3d_views_turn_to_a_new_segmentation(opened, monkeypatch):
-    shown = ThreeDViews()
-    monkeypatch.setattr(slicer.app, "layoutManager", lambda: shown)
-    hearts.addPicture()
-    opened().run()
-    assert shown.centred == [0, 1]
+    assert panel.ui.show3DButton.toolTip == "Show the ventricles in 3D, or hide them."
 
 
 def test_the_frames_choice_is_there_for_a_cine_only(opened):
@@ -366,15 +292,80 @@ def test_a_new_region_is_put_around_the_middle_of_the_stack(opened):
 
 
 def test_loose_slices_can_be_assembled_from_the_panel(opened):
-    stack = hearts.picture()
-    for index in range(stack.num_slices):
-        single = stack.with_voxels(stack.voxels[:, index : index + 1], affine=stack.slice_affine(index), generated=None)
-        Nodes.addVolume(single, f"series {index}")
+    addLooseSlices()
     panel = opened()
     assert panel.ui.assembleButton.isVisibleTo(panel.widget.parent)
     panel.ui.assembleButton.click()
     assert panel.ui.upsampleButton.enabled
-    assert panel.parameters.inputNode.GetImageData().GetDimensions()[2] == stack.num_slices
+    assert panel.parameters.inputNode.GetImageData().GetDimensions()[2] == hearts.picture().num_slices
+
+
+def addLooseSlices() -> None:
+    """The picture as scanners often write it, one series per position."""
+    stack = hearts.picture()
+    for index in range(stack.num_slices):
+        single = stack.with_voxels(stack.voxels[:, index : index + 1], affine=stack.slice_affine(index), generated=None)
+        Nodes.addVolume(single, f"series {index}")
+
+
+def test_what_is_loaded_while_the_panel_is_open_is_noticed(opened):
+    panel = opened()
+    volume, _ = hearts.addPicture()
+    panel.until(lambda: panel.ui.upsampleButton.enabled)
+    assert panel.parameters.inputNode is volume
+    addLooseSlices()
+    panel.until(lambda: panel.ui.assembleButton.isVisibleTo(panel.widget.parent))
+    assert panel.parameters.inputNode is volume
+    for node in slicer.util.getNodes("series *").values():
+        slicer.mrmlScene.RemoveNode(node)
+    panel.until(lambda: not panel.ui.assembleButton.isVisibleTo(panel.widget.parent))
+
+
+def test_a_volume_that_cannot_be_the_input_is_read_once_only(opened, monkeypatch):
+    addLooseSlices()
+    panel = opened()
+    assert panel.parameters.inputNode is None
+    read, readStack = [], Inputs.readStack
+    monkeypatch.setattr(Inputs, "readStack", lambda chosen: read.append(chosen.name) or readStack(chosen))
+    volume, _ = hearts.addPicture()
+    panel.until(lambda: panel.parameters.inputNode is volume)
+    assert set(read) == {volume.GetName()}
+
+
+def test_a_batch_of_nodes_is_looked_at_when_it_is_whole(opened, monkeypatch):
+    panel = opened()
+    searches = []
+    monkeypatch.setattr(SaxAssembly, "findGroups", lambda: searches.append(True) or [])
+    slicer.mrmlScene.StartState(slicer.vtkMRMLScene.BatchProcessState)
+    addLooseSlices()
+    panel.panel.onSceneSettled()
+    assert searches == []
+    slicer.mrmlScene.EndState(slicer.vtkMRMLScene.BatchProcessState)
+    panel.until(lambda: searches)
+    assert len(searches) == 1
+
+
+def test_the_scene_is_not_watched_while_another_module_is_shown_or_after_the_end(opened, monkeypatch):
+    panel = opened()
+    searches = []
+    monkeypatch.setattr(SaxAssembly, "findGroups", lambda: searches.append(True) or [])
+    panel.widget.exit()
+    addLooseSlices()
+    panel.panel.onSceneSettled()
+    panel.widget.enter()
+    assert len(searches) == 1
+    panel.widget.cleanup()
+    hearts.addPicture()
+    assert not panel.panel.sceneTimer.isActive()
+
+
+def test_the_chosen_group_of_loose_slices_stays_chosen(opened):
+    addLooseSlices()
+    panel = opened()
+    panel.ui.groupComboBox.addItem("another")
+    panel.ui.groupComboBox.setCurrentIndex(1)
+    panel.panel.onSceneSettled()
+    assert panel.ui.groupComboBox.currentIndex == 1
 
 
 def test_nothing_is_installed_when_the_user_says_no(opened, monkeypatch):
@@ -465,7 +456,7 @@ def asked(monkeypatch, answer: bool) -> list[str]:
     """The questions that the user answers from now on."""
     questions = []
     confirm = lambda text, **_: questions.append(text) or answer  # noqa: E731
-    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", confirm)
+    monkeypatch.setattr(slicer.util, "confirmYesNoDisplay", confirm)
     return questions
 
 
@@ -520,19 +511,25 @@ def test_a_licence_for_every_use_or_an_unreadable_one_asks_nothing(opened, monke
     assert questions == []
 
 
-def test_the_interpreter_is_kept_in_the_settings_and_not_in_the_scene(opened):
-    panel = opened()
-    panel.ui.interpreterEdit.setText("/opt/python")
-    assert Preferences().interpreter == "/opt/python"
-    assert "/opt/python" not in panel.parameters.parameterNode.GetParameterNamesAsCommaSeparatedList()
-    assert "/opt/python" in panel.ui.setupLabel.text
-
-
 def test_texts_go_through_the_translation(opened, monkeypatch):
     monkeypatch.setattr(slicer.app, "translations", {"Cancel": "Abbrechen", "Upsample": "Hochrechnen"})
     hearts.addPicture()
     panel = opened()
     assert panel.ui.upsampleButton.text == "Hochrechnen"
+
+
+def test_the_applications_test_is_skipped_where_the_engine_cannot_run(monkeypatch):
+    monkeypatch.setattr(Installation, "torchState", lambda: TorchState.MISSING)
+    outcome = MODULE.CaLIDReconstructTest("test_demoCaseIsUpsampledByLinearInterpolation").run()
+    ((_, reason),) = outcome.skipped
+    assert "not installed" in reason
+    said = []
+    test = MODULE.CaLIDReconstructTest
+    monkeypatch.setattr(test, "delayDisplay", lambda _self, message: said.append(message))
+    monkeypatch.setattr(test, "test_cancelLeavesTheSceneAsItWas", lambda _self: said.append("cancelled"))
+    test().runTest()
+    assert "was skipped" in said[0]
+    assert said[1:] == ["cancelled"]
 
 
 def test_the_module_introduces_itself():

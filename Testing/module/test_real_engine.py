@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import tempfile
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from calid import files
 from calid.labels import LABELS
 from CaLIDReconstructLib import DemoCase, Nodes, Results
 from CaLIDReconstructLib.Messages import ModuleError
@@ -171,37 +169,6 @@ def test_a_segmentation_brings_smooth_surfaces_with_the_volume_of_its_labels(log
         assert properties.GetVolume() == pytest.approx(
             (result.labels.voxels == label.value).sum() * voxel_mm3, rel=0.02
         )
-
-
-def loadScript():
-    path = MODULE_FOLDER / "Resources" / "Scripts" / "upsample_folder.py"
-    spec = importlib.util.spec_from_file_location("upsample_folder", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-def test_the_folder_script_goes_on_where_it_stopped_and_past_a_bad_case(logic, tmp_path, capsys):
-    inputs, outputs = tmp_path / "in", tmp_path / "out"
-    inputs.mkdir()
-    stack = hearts.picture(2)
-    files.write_stack(stack, inputs / "a.seq.nrrd")
-    files.write_stack(stack.with_voxels(stack.voxels[:, :1], generated=None), inputs / "b.seq.nrrd")
-    files.write_stack(stack.frame(0), inputs / "c.nii.gz")
-    script = loadScript()
-    arguments = [str(inputs), str(outputs), "--method", "linear", "--factor", "2"]
-    assert script.main(arguments, logic) == 1
-    assert "only one slice" in (outputs / "failed.txt").read_text()
-    made = files.read_stack(outputs / "a.seq.nrrd")
-    assert np.array_equal(made.voxels[:, ::2], stack.voxels)
-    assert np.array_equal(made.generated, np.arange(made.num_slices) % 2 == 1)
-    assert made.provenance["method"] == "linear"
-    assert np.array_equal(files.read_stack(outputs / "c.nrrd").voxels[:, ::2], stack.voxels[:1])
-    before = (outputs / "a.seq.nrrd").stat().st_mtime_ns
-    capsys.readouterr()
-    script.main(arguments, logic)
-    assert "a: already there" in capsys.readouterr().out
-    assert (outputs / "a.seq.nrrd").stat().st_mtime_ns == before
 
 
 @pytest.mark.skipif(not DemoCase.isThere(), reason="the demo case is not bundled in this checkout")

@@ -155,11 +155,8 @@ def test_a_second_result_gets_a_name_of_its_own():
     assert first.volume.GetName() != second.volume.GetName()
 
 
-def test_a_sequence_without_a_browser_gets_one(scene):
-    _, sequence = hearts.addPicture(frames=2)
-    alone = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "alone")
-    for index in range(2):
-        alone.SetDataNodeAtValue(sequence.GetNthDataNode(index), str(index))
+def test_a_sequence_without_a_browser_gets_one():
+    alone = hearts.addUnplayed(frames=2)
     result, _ = resultOf(alone, 2)
     browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForSequenceNode(alone)
     assert browser.IsSynchronizedSequenceNode(result.sequence)

@@ -90,3 +90,39 @@ def test_the_slices_stay_as_they_are():
     SaxAssembly.assemble(SaxAssembly.findGroups()[0])
     for index, node in enumerate(nodes):
         assert np.array_equal(slicer.util.arrayFromVolume(node)[0], stack.voxels[0, index])
+
+
+def putUnder(nodes: list, *, shift_mm: float = 40.0):
+    """A new transform above nodes."""
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+    matrix = np.eye(4)
+    matrix[0, 3] = shift_mm
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    for node in nodes:
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    return transform
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_stack_lies_under_the_transform_of_its_slices(frames):
+    stack = hearts.picture(frames)
+    transform = putUnder(loadSlices(stack, shuffled(stack)))
+    made = SaxAssembly.assemble(SaxAssembly.findGroups()[0])
+    assert made.GetTransformNodeID() == transform.GetID()
+    if frames > 1:
+        Inputs.resolve(made).browser.SetSelectedItemNumber(1)
+        assert made.GetTransformNodeID() == transform.GetID()
+
+
+def test_slices_under_different_transforms_are_refused_by_name():
+    stack = hearts.picture()
+    nodes = loadSlices(stack, list(range(stack.num_slices)))
+    putUnder(nodes[-1:])
+    (group,) = SaxAssembly.findGroups()
+    before = hearts.nodeIds()
+    with pytest.raises(ModuleError) as caught:
+        SaxAssembly.assemble(group)
+    assert caught.value.failure.code == "mixed-transforms"
+    assert f"series {stack.num_slices - 1}" in caught.value.failure.message
+    assert caught.value.failure.remedy
+    assert hearts.nodeIds() == before

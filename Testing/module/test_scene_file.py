@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-
 import hearts
 import numpy as np
 import scripted
@@ -17,6 +15,7 @@ from CaLIDReconstructLib.Parameters import Factor, Frames
 from CaLIDReconstructLib.Settings import RunSettings
 from host.application import MODULE_FOLDER, loadModule
 from host.views import SliceView, ThreeDView
+from scene_files import saveAndReload
 
 MODULE, _ = loadModule(MODULE_FOLDER / "CaLIDReconstruct.py")
 
@@ -38,29 +37,6 @@ def madeResult(frames: int):
 def parameterNode():
     """The module's parameters, as its logic finds or makes them."""
     return MODULE.CaLIDReconstructLogic().getParameterNode()
-
-
-def saveAndReload(scene, folder) -> None:
-    """Write the scene as .mrb, clear it, and read the file again as the application does."""
-    for node in slicer.util.getNodesByClass("vtkMRMLStorableNode"):
-        node.AddDefaultStorageNode()
-    path = folder / "scene.mrb"
-    scene.SetURL(str(folder / "scene.mrml"))
-    scene.SetRootDirectory(str(folder))
-    assert scene.WriteToMRB(str(path))
-    scene.Clear()
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder / "unpacked")
-    (mrml,) = (folder / "unpacked").rglob("*.mrml")
-    remote = slicer.vtkMRMLRemoteIOLogic()
-    remote.SetMRMLScene(scene)
-    remote.AddDataIOToScene()
-    dataManager = slicer.vtkDataIOManagerLogic()
-    dataManager.SetMRMLApplicationLogic(slicer.app.applicationLogic())
-    dataManager.SetAndObserveDataIOManager(scene.GetDataIOManager())
-    scene.SetURL(str(mrml))
-    assert scene.Import(None)
-    remote.RemoveDataIOFromScene()
 
 
 def test_a_result_survives_saving_and_loading(scene, tmp_path):

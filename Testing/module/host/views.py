@@ -5,6 +5,8 @@ The light-box renderer of the slice view belongs to CTK and is made again here i
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import slicer
 import vtk
@@ -170,13 +172,41 @@ class LayoutViews:
         self.linkLogic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
         self.linkLogic.SetMRMLScene(slicer.mrmlScene)
         slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, self._onNodeAdded)
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            self._addView(node)
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeAdded(self, _caller, _event, node) -> None:
+        self._addView(node)
+
+    def _addView(self, node) -> None:
         tag = node.GetSingletonTag() if node.IsA("vtkMRMLSliceNode") else None
         if tag and tag not in self.views:
             self.views[tag] = None
             self.views[tag] = SliceView(tag, self.size)
+
+
+class LayoutManager:
+    """What `slicer.app.layoutManager()` gives: the part that the module and `slicer.util` use."""
+
+    threeDViewCount = 2
+
+    def __init__(self, views: LayoutViews) -> None:
+        self._views = views.views
+        self.centred: list[int] = []
+
+    def sliceViewNames(self) -> tuple[str, ...]:
+        return tuple(self._views)
+
+    def sliceWidget(self, name: str):
+        return types.SimpleNamespace(mrmlSliceNode=lambda: self._views[name].node)
+
+    def mrmlSliceLogics(self):
+        return slicer.app.applicationLogic().GetSliceLogics()
+
+    def threeDWidget(self, index: int):
+        view = types.SimpleNamespace(resetFocalPoint=lambda: self.centred.append(index))
+        return types.SimpleNamespace(threeDView=lambda: view)
 
 
 def grid(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:

@@ -85,20 +85,41 @@ class ctkCollapsibleButton(Reacting, qt.QWidget):
 
 
 @pythonqt.customWidget
-class ctkPathLineEdit(qt.QLineEdit):
+class ctkPathLineEdit(qt.QWidget):
+    """Speaks at every key, but as the real one only of a path: its validator refuses an empty text."""
+
     currentPathChanged = Signal(str)
+    validInputChanged = Signal(bool)
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
-        self.textChanged.connect(self.currentPathChanged)
+        self._comboBox, self._hadValidInput = qt.QComboBox(self), False
+        self._comboBox.setEditable(True)
+        self._comboBox.setInsertPolicy(qt.QComboBox.NoInsert)
+        self._comboBox.setValidator(qt.QRegularExpressionValidator(qt.QRegularExpression(".+"), self))
+        self._comboBox.editTextChanged.connect(self._onText)
+        layout = qt.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._comboBox)
+
+    def comboBox(self):
+        return self._comboBox
+
+    def _onText(self, text: str) -> None:
+        hasValidInput = self._comboBox.lineEdit().hasAcceptableInput()
+        if hasValidInput:
+            self.currentPathChanged.emit(text)
+        if hasValidInput != self._hadValidInput:
+            self._hadValidInput = hasValidInput
+            self.validInputChanged.emit(hasValidInput)
 
     @property
     def currentPath(self) -> str:
-        return self.property("text")
+        return self._comboBox.property("currentText")
 
     @currentPath.setter
     def currentPath(self, value: str) -> None:
-        self.setText(value)
+        self._comboBox.setEditText(value)
 
 
 @pythonqt.customWidget

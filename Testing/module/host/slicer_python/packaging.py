@@ -1,6 +1,7 @@
 """Stand-in for `slicer.packaging`: reads requirements and says what is missing; it never installs."""
 
 import importlib.metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -21,5 +22,16 @@ def pip_check(requirement):
         return False
 
 
-def pip_ensure(requirements, prompt_install=True, requester=None, **_options):
-    installed.append(([str(requirement) for requirement in requirements], prompt_install, requester))
+def pip_ensure(
+    requirements,
+    constraints=None,
+    skip_packages=None,
+    prompt_install=True,
+    prompt_restart=True,
+    requester=None,
+    skip_in_testing=True,
+    show_progress=True,
+):
+    del skip_packages, prompt_install, prompt_restart, requester, skip_in_testing, show_progress
+    lines = Path(constraints).read_text(encoding="utf-8").splitlines() if constraints else []
+    installed.append(([str(requirement) for requirement in requirements], lines))

@@ -8,7 +8,6 @@ import types
 import typing
 from dataclasses import dataclass
 
-import ctk
 import qt
 import slicer
 import vtk
@@ -82,8 +81,6 @@ class _Binding:
             for annotation in self.parameter.annotations:
                 widget.setRange(annotation.minimum, annotation.maximum)
             return widget.valueChanged, lambda: widget.value, widget.setValue
-        if isinstance(widget, ctk.ctkPathLineEdit):
-            return widget.currentPathChanged, lambda: kind(widget.currentPath), lambda v: widget.setText(str(v))
         return widget.textChanged, lambda: widget.text, widget.setText
 
     def _choices(self, values):
