@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 
 from calid import STANDING_NOTE, __version__
 from calid.bisection import Plan, plan_bisection, resolve_factor
-from calid.checks import check_stack
+from calid.checks import check_stack, warnings
 from calid.cycle import spans_the_cycle
 from calid.device import Device, choose_device
 from calid.errors import SettingsError
@@ -25,6 +26,8 @@ from calid.preparation import Preparation, plan_preparation
 from calid.progress import Progress, Watch
 from calid.settings import Settings
 from calid.stack import Stack
+
+LOG = logging.getLogger("calid")
 
 RUN_FACTS = (
     *("calid", "method", "mode", "factor", "roi", "frames", "acquired_slices", "acquired_spacing_mm", "note", "input"),
@@ -77,6 +80,8 @@ def upsample(
         Cancelled: if `is_cancelled` said so.
     """
     run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
+    for finding in warnings(run.stack):
+        LOG.warning("%s %s", finding.message, finding.remedy)
     watch = Watch(run.work, progress, is_cancelled)
     if run.interpolator is None:
         frames = _linear_frames(run, watch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,67 @@ def test_wrong_options_are_one_line_and_leave_nothing(sparse, tmp_path, random_m
     assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
 
 
+def test_warnings_are_told_and_do_not_stop_the_run(sparse, tmp_path, caplog):
+    once, twice = tmp_path / "once.nrrd", tmp_path / "twice.nrrd"
+    linear = ["--method", "linear", "--factor", "2"]
+    assert main(["upsample", str(sparse), str(once), *linear]) == 0
+    assert "generated" not in caplog.text
+    assert main(["upsample", str(once), str(twice), *linear]) == 0
+    assert "generated" in caplog.text
+
+
+def test_an_upsampled_input_is_told_apart_from_the_new_run(sparse, tmp_path, random_models):
+    once, twice = tmp_path / "once.nrrd", tmp_path / "twice.nrrd"
+    model = ["--steps", "1", "--models", str(random_models)]
+    assert main(["upsample", str(sparse), str(once), "--factor", "2", *model]) == 0
+    assert main(["upsample", str(once), str(twice), "--factor", "2", "--method", "linear"]) == 0
+    facts = read_stack(twice).provenance
+    assert facts["method"] == "linear"
+    assert facts["acquired_slices"] == 3
+    assert "model" not in facts
+    assert facts["input"]["model"] == "calid-2d"
+
+
+def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tmp_path, random_models, monkeypatch):
+    import calid.run
+    from calid.errors import OutputError
+
+    def full(stack, path, **options):
+        if path.name == "dense.nrrd":
+            raise OutputError("disk-full", "There is no room.", "Free some.")
+        write_stack(stack, path, **options)
+
+    monkeypatch.setattr(calid.run, "write_stack", full)
+    options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
+    spread = ["--uncertainty", str(tmp_path / "spread.nrrd")]
+    assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, *spread]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory: 9 bytes"])
+def test_a_run_that_does_not_fit_the_memory_says_what_to_do(sparse, tmp_path, monkeypatch, capsys, words):
+    def starved(*_, **__):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("calid.run.upsample", starved)
+    assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), "--method", "linear"]) == 2
+    assert "not enough memory" in capsys.readouterr().err
+
+
+def test_the_smallest_region_is_made(sparse, tmp_path, random_models):
+    options = ["--factor", "2", "--steps", "1", "--roi", "10:26,10:26", "--models", str(random_models)]
+    assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options]) == 0
+
+
+def test_a_demo_replaces_nothing_unless_asked(tmp_path, capsys):
+    (tmp_path / "lax.png").write_text("precious")
+    assert main(["demo", str(tmp_path)]) == 2
+    assert "lax.png" in capsys.readouterr().err
+    assert main(["demo", str(tmp_path / "new"), "--every", "0"]) == 2
+    assert main(["demo", str(tmp_path / "lax.png" / "below")]) == 2
+    assert (tmp_path / "lax.png").read_text() == "precious"
+
+
 def test_nothing_is_overwritten_unless_asked(sparse, tmp_path, capsys):
     out = tmp_path / "dense.nrrd"
     out.write_text("precious")
@@ -110,3 +172,13 @@ def test_info_names_device_and_models(random_models, monkeypatch, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["device"] == "CPU (as asked)"
     assert [model["name"] for model in shown["models"]] == ["calid-2d"]
+    assert "problem" not in shown["models"][0]
+
+
+def test_info_finds_damaged_weights(random_models, tmp_path, monkeypatch, capsys):
+    shutil.copytree(random_models, tmp_path / "models")
+    with (tmp_path / "models" / "calid-2d.safetensors").open("ab") as file:
+        file.write(b"more")
+    monkeypatch.setenv("CALID_MODELS", str(tmp_path / "models"))
+    assert main(["info", "--device", "cpu"]) == 0
+    assert "SHA-256" in json.loads(capsys.readouterr().out)["models"][0]["problem"]

@@ -206,3 +206,23 @@ def test_labels_come_with_closed_surfaces_of_every_frame(engine, tmp_path):
     assert expected
     assert {path.name for path in folder.iterdir()} == expected
     assert events[-1]["provenance"]["segmenter"]["name"] == "segmenter"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"command": "upsample", "output": "x.nrrd"},
+        {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "stpes": 8},
+        {"command": "upsample", "input": 7, "output": "x.nrrd"},
+        {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "roi": "abc"},
+    ],
+    ids=["no input", "misspelt", "no path", "no region"],
+)
+def test_a_request_that_makes_no_sense_says_so(engine, request_):
+    engine.send(id=1, **request_)
+    assert engine.until("error")[-1]["code"] == "bad-request"
+
+
+def test_a_setting_of_the_wrong_kind_is_named(engine, sparse, tmp_path):
+    engine.send(id=1, command="upsample", input=str(sparse), output=str(tmp_path / "x.nrrd"), steps="8")
+    assert engine.until("error")[-1]["code"] == "steps"
