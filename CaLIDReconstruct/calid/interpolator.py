@@ -20,7 +20,16 @@ from calid.errors import is_out_of_memory
 from calid.motion import Motion, halfway
 from calid.networks import Denoiser, DenoiserConfig, LatentSpace
 from calid.settings import Mode, Model
-from calid.weights import Entry, below, build_latent_space, build_motion, config_from, load_model, read_manifest
+from calid.weights import (
+    Entry,
+    below,
+    build_latent_space,
+    build_motion,
+    built_for,
+    config_from,
+    load_model,
+    read_manifest,
+)
 
 DEFAULT_MODEL, CINE_MODEL = "calid-2d", "calid-2dt"
 Tick = Callable[[int], None]
@@ -193,10 +202,12 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
         WeightsError: if it is missing, damaged or does not fit.
     """
     state, entry = load_model(name, models_folder)
-    config = config_from(DenoiserConfig, entry.config["denoiser"])
-    denoiser = Denoiser(config)
-    denoiser.load_state_dict(below(state, "denoiser."))
-    space = build_latent_space(entry.config["autoencoder"], below(state, "latent_space."))
+    with built_for(name):
+        config = config_from(DenoiserConfig, entry.config["denoiser"])
+        denoiser = Denoiser(config)
+        denoiser.load_state_dict(below(state, "denoiser."))
+        space = build_latent_space(entry.config["autoencoder"], below(state, "latent_space."))
+        motion = _motion_of(entry, state, device)
     schedule = Schedule(prediction=config.prediction, zero_terminal_snr=config.prediction == "velocity")
     return Interpolator(
         latent_space=space.to(device.torch_device).eval(),
@@ -204,7 +215,7 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
         schedule=schedule,
         device=device,
         entry=entry,
-        motion=_motion_of(entry, state, device),
+        motion=motion,
         noise_share=entry.config.get("noise_share", 1.0),
     )
 

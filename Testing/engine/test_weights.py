@@ -83,6 +83,17 @@ def test_a_misspelt_configuration_is_an_error_and_lists_become_tuples():
     assert code_of(lambda: config_from(DenoiserConfig, {"chanels": [32]})) == "bad-config"
 
 
+def test_tensors_that_do_not_fit_the_configuration_are_an_error(folder):
+    from calid.device import choose_device
+    from calid.interpolator import load_interpolator
+
+    manifest = json.loads((folder / "models.json").read_text())
+    config = manifest["models"][0]["config"]
+    config["denoiser"]["channels"] = [2 * width for width in config["denoiser"]["channels"]]
+    change_entry(folder, config=config)
+    assert code_of(lambda: load_interpolator(choose_device("cpu"), models_folder=folder)) == "bad-config"
+
+
 def test_what_is_loaded_is_what_was_written(folder):
     interpolator = load_interpolator(choose_device("cpu"), models_folder=folder)
     state, entry = load_model("calid-2d", folder)
