@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from calid.checks import findings, raise_first
+from calid.checks import check_stack
 from calid.device import Device, choose_device
 from calid.errors import is_out_of_memory
 from calid.medformer import NUM_SCALES, MedFormer, MedFormerConfig
@@ -253,7 +253,7 @@ def segment(
         WeightsError, ResourceError: if the model or the device is not usable.
         Cancelled: if `is_cancelled` said so.
     """
-    raise_first((found for found in findings(stack) if found.code not in HARMLESS_HERE), source=source)
+    check_stack(stack, source=source, harmless=HARMLESS_HERE)
     segmenter = warm_segmenter(choose_device(device), models_folder)
     watch = Watch(stack.num_frames * stack.num_slices, progress, is_cancelled)
     watch.stage = "segmenting"
