@@ -125,6 +125,17 @@ def resultsInScene() -> list[RunResult]:
     return [RunResult(node) for node in nodes if node.GetNodeReference(RunResult.MADE) is node]
 
 
+def resultsOf(node) -> list[RunResult]:
+    """The complete results of an input, newest first; where it has none, those whose input is gone.
+
+    Args:
+        node: what `RunResult.input` names: the sequence of a cine, else the volume; None for no input.
+    """
+    newestFirst = resultsInScene()[::-1]
+    made = [result for result in newestFirst if result.input is node]
+    return made or [result for result in newestFirst if result.input is None]
+
+
 class State(enum.Enum):
     NEW = "new"
     RUNNING = "running"

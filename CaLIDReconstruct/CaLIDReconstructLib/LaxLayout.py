@@ -259,6 +259,12 @@ class LaxComparison:
         self.planes = list(planes)
         self._arrange()
 
+    def showResult(self, upsampled, generatedMask) -> None:
+        """Show another result of the same input; planes, zoom and the places of the views stay."""
+        self.upsampled, self.generatedMask = upsampled, generatedMask
+        self.showOriginal(False)
+        self.tintGenerated(False)
+
     def _arrange(self) -> None:
         layoutNode = _layoutNode()
         xml = layoutXml(self.planes, self.columns)

@@ -166,10 +166,10 @@ class Reconstruction:
 
         chosen = Inputs.resolve(node)
         stack = Inputs.readStack(chosen, allFrames=settings.allFrames)
-        workspace = Workspace()
-        path = workspace.file("input.nrrd")
         transform = (chosen.volume or chosen.reference).GetParentTransformNode()
         roi = Inputs.regionInVoxels(settings.region, chosen.reference, transform)
+        workspace = Workspace()
+        path = workspace.file("input.nrrd")
 
         def answered(event, reason) -> None:
             workspace.remove()
@@ -180,7 +180,7 @@ class Reconstruction:
             request = settings.request(path, roi=roi)
             fields = {"uncertainty": settings.uncertainty, "num_frames": stack.num_frames}
             return self.ask("estimate", answered, **fields, **request)
-        except OSError:
+        except BaseException:
             workspace.remove()
             raise
 

@@ -104,7 +104,7 @@ class Panel:
         self._showLicense()
         self.setup.refresh()
         self._showButtons()
-        self.results.refresh()
+        self.results.setInput(self.parameters.inputNode)
         self.estimateTimer.start()
 
     def _chooseDefaultInput(self) -> None:

@@ -1,4 +1,4 @@
-"""The panel's result part: the long-axis comparison, 3D, volume curves, and taking the result away again."""
+"""The panel's result part: which result, the long-axis comparison, 3D, volume curves, and taking it away again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Callable
 
 import qt
 import slicer
+import vtk
 from calid.errors import CalidError
 from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
 
 from . import Inputs, LaxLayout, Nodes
-from .Job import RunResult, resultsInScene
+from .Job import RunResult, resultsOf
 from .Messages import Failure, ModuleError, engineFailure
+from .Results import resultLabel
 from .Segmentations import SURFACE
 
 
-class ResultPanel:
-    """Shows what the last run made, or the newest result that the scene holds.
+class ResultPanel(VTKObservationMixin):
+    """Offers the results of the input; everything else acts on the chosen one, at first the newest.
 
     Args:
         ui: the named widgets.
@@ -24,8 +27,11 @@ class ResultPanel:
     """
 
     def __init__(self, ui, log: Callable[[str, str], None]) -> None:
+        super().__init__()
         self.ui, self.log = ui, log
         self.result: RunResult | None = None
+        self._input = None
+        self._offered: list[RunResult] = []
         self.comparison: LaxLayout.LaxComparison | None = None
         self._choices: list[LaxLayout.LaxPlane] = []
         self._problem: Failure | None = None
@@ -35,6 +41,7 @@ class ResultPanel:
         ui.show3DButton.setCheckable(True)
         self._menu = qt.QMenu(ui.planesButton)
         ui.planesButton.setMenu(self._menu)
+        ui.resultComboBox.activated.connect(self.onChoose)  # by the user only, not when the list is made anew
         ui.compareButton.toggled.connect(self.onCompare)
         ui.toggleButton.toggled.connect(self.onToggle)
         ui.tintButton.toggled.connect(self.onTint)
@@ -43,22 +50,32 @@ class ResultPanel:
         ui.removeButton.clicked.connect(self.onRemove)
 
     def close(self) -> None:
+        self.removeObservers()
         self._leave()
 
     def forget(self) -> None:
         """The scene was closed: its nodes and planes are gone; the layout is none of them."""
         self._leave()
-        self.result = self._problem = None
+        self.result = self._input = self._problem = None
+        self.refresh()
+
+    def setInput(self, node) -> None:
+        """Offer the results of this volume or sequence, or of the sequence that this volume shows."""
+        try:
+            self._input = Inputs.resolve(node).nodes[0]
+        except ModuleError:
+            self._input = None
         self.refresh()
 
     def setResult(self, result: RunResult, *, isShown: bool) -> None:
-        """Take over the nodes of a finished run.
+        """Choose the result of a finished run.
 
         Args:
             result: what the run made.
             isShown: also show it in the views; not while the user works with them in another module.
         """
-        self.result, self._problem = result, None
+        if isShown or self.comparison is None:  # a comparison that goes on is one of the result chosen before
+            self.result, self._problem = result, None
         if isShown:
             self.showVolume(result.volume)
             if result.segmentation is not None:
@@ -71,9 +88,8 @@ class ResultPanel:
         showInSliceViews(volumeNode)
         Nodes.showBrowser(Inputs.resolve(volumeNode).browser)
 
-    def refresh(self) -> None:
-        if not self._isThere():
-            self.result = next(reversed(resultsInScene()), None)
+    def refresh(self, *_args) -> None:
+        self._offerResults()
         result, isComparing = self.result, self.comparison is not None
         self.ui.resultLabel.text = self._text()
         self.ui.functionLabel.text = result.functionSummary if result else ""
@@ -86,6 +102,22 @@ class ResultPanel:
         self.ui.functionButton.enabled = bool(result and result.functionChart)
         self.ui.removeButton.enabled = bool(result)
         self._explain(bool(result))
+
+    def _offerResults(self) -> None:
+        """List the input's results under their present names; the newest takes the place of a chosen one that left."""
+        self._offered = resultsOf(self._input)
+        nodes = [result.node for result in self._offered]
+        if self.result is None or self.result.node not in nodes:
+            self._leave()
+            self.result = next(iter(self._offered), None)
+        box = self.ui.resultComboBox
+        box.clear()
+        box.addItems([resultLabel(node) for node in nodes])
+        box.setCurrentIndex(nodes.index(self.result.node) if nodes else -1)
+        box.enabled = bool(nodes)
+        self.removeObservers()
+        for node in nodes:
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.refresh)
 
     def _explain(self, isThere: bool) -> None:
         """Say on every button that cannot be clicked what it waits for."""
@@ -110,6 +142,19 @@ class ResultPanel:
     @staticmethod
     def _tip(button, missing: str, whatItDoes: str, whatItNeeds: str) -> str:
         return whatItDoes if button.enabled else missing or whatItNeeds
+
+    def onChoose(self, *_args) -> None:
+        """Show the chosen result: in the place of the one that is compared, else in the slice views."""
+        self.result, self._problem = self._offered[self.ui.resultComboBox.currentIndex], None
+        volume = self.result.volume
+        if not Nodes.hasImage(volume):
+            self._leave()
+        elif self.comparison is None:
+            self.showVolume(volume)
+        else:
+            self.comparison.showResult(volume, self.result.generatedMask)
+            self._keepToggles()
+        self.refresh()
 
     def onCompare(self, isOn: bool = True) -> None:
         """Enter or leave the comparison layout."""
@@ -137,6 +182,10 @@ class ResultPanel:
         self.comparison.show(chosen)
         slicer.app.processEvents()  # gives the new views their size
         self.comparison.fill()
+        self._keepToggles()
+
+    def _keepToggles(self) -> None:
+        """Let what is shown anew look as the pressed buttons say."""
         self.comparison.showOriginal(self.ui.toggleButton.checked)
         self.comparison.tintGenerated(self.ui.tintButton.checked)
 

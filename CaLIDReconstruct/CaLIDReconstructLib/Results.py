@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import slicer
 from calid.stack import Stack
+from slicer.i18n import tr as _
 
 from . import Nodes
 from .Inputs import Input
@@ -24,8 +25,26 @@ GENERATED_COLOR = (0.30, 0.75, 0.95)
 
 def resultName(chosen: Input, method: str, factor: int | str) -> str:
     """Such as "SAX CaLID+ x8"."""
-    title = {"calid+": "CaLID+", "calid": "CaLID", "linear": "linear"}[method]
-    return f"{chosen.name} {title} {factor if factor == 'isotropic' else f'x{factor}'}"
+    return f"{chosen.name} {_title(method, factor)}"
+
+
+def resultLabel(node) -> str:
+    """A result's name and what made it, such as "SAX CaLID+ x8 (fidelity)" or "mine (CaLID+ x8, fidelity)".
+
+    Args:
+        node: the node that stands for the result.
+    """
+    name, requested = node.GetName(), readProvenance(node)["requested"]
+    title = _title(requested["method"], requested["factor"])
+    mode = {"detail": _("detail"), "fidelity": _("fidelity")}.get(requested["mode"], requested["mode"])
+    details = [title] if title not in name else []
+    details += [mode] if requested["method"] != "linear" else []
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def _title(method: str, factor: int | str) -> str:
+    title = {"calid+": "CaLID+", "calid": "CaLID"}.get(method, method)
+    return f"{title} {factor if factor == 'isotropic' else f'x{factor}'}"
 
 
 class ResultNodes:

@@ -17,7 +17,7 @@ import vtk
 from calid import files
 from CaLIDReconstructLib import Inputs, Nodes, Results, Segmentations
 from CaLIDReconstructLib.EngineClient import EngineClient
-from CaLIDReconstructLib.Job import UpsampleJob
+from CaLIDReconstructLib.Job import UpsampleJob, resultsOf
 from CaLIDReconstructLib.Logic import Quiet
 from CaLIDReconstructLib.Settings import RunSettings
 
@@ -253,6 +253,17 @@ def test_a_mask_keeps_its_colours_when_an_older_result_is_removed():
     first.remove()
     colors = second.generatedMask.GetDisplayNode().GetColorNode()
     assert colors.GetColorName(1) == "generated"
+
+
+def test_the_results_of_an_input_are_found_newest_first(scene):
+    volume, other = (hearts.addPicture(name=name)[0] for name in ("SAX", "other"))
+    assert resultsOf(volume) == []
+    first, _, third = (Run(scripted.good, node).toTheEnd().listener.result for node in (volume, other, volume))
+    assert [result.node for result in resultsOf(volume)] == [third.node, first.node]
+    assert resultsOf(None) == []
+    scene.RemoveNode(volume)
+    assert [result.node for result in resultsOf(None)] == [third.node, first.node]
+    assert third.node not in [result.node for result in resultsOf(other)]
 
 
 def test_removing_the_growing_result_ends_the_run_with_a_reason(scene):

@@ -174,6 +174,21 @@ def test_toggling_shows_the_original_in_the_upsampled_views_and_back(case, views
     assert composite(views, 0, "upsampled").GetBackgroundVolumeID() == upsampled.GetID()
 
 
+def test_another_result_takes_the_place_of_the_first_as_the_views_are(case, views):
+    another = Nodes.addVolume(hearts.dense(hearts.picture(), 2), "another")
+    mask = Nodes.addVolume(hearts.dense(hearts.picture(), 2), "mask", nodeClass="vtkMRMLLabelMapVolumeNode")
+    comparison = comparisonOf(case)
+    comparison.enter()
+    view = views.views[LaxLayout.viewTag(0, "upsampled")]
+    view.node.SetFieldOfView(30, 30, 1)
+    comparison.showResult(another, mask)
+    assert view.composite.GetBackgroundVolumeID() == another.GetID()
+    assert view.node.GetFieldOfView()[0] == 30  # as the user zoomed
+    assert composite(views, 0, "original").GetBackgroundVolumeID() == case[0].GetID()
+    comparison.tintGenerated(True)
+    assert view.composite.GetLabelVolumeID() == mask.GetID()
+
+
 def test_leaving_gives_the_users_layout_back(case, views):
     before = views.layoutNode.GetViewArrangement()
     comparison = comparisonOf(case)

@@ -10,6 +10,7 @@ import scripted
 import slicer
 from CaLIDReconstructLib import DemoCase, Inputs, LaxLayout, Nodes
 from CaLIDReconstructLib.Job import resultsInScene
+from CaLIDReconstructLib.Parameters import Factor, Method, Mode
 from CaLIDReconstructLib.Segmentations import SURFACE
 from host.views import LayoutManager
 from scene_files import saveAndReload
@@ -38,6 +39,18 @@ def addLongAxis(frames: int = 2, name: str = "4ch"):
 
 def redView(views):
     return views.views["Red"]
+
+
+def offered(panel) -> list[str]:
+    """The names in the list of results."""
+    box = panel.ui.resultComboBox
+    return [box.itemText(index) for index in range(box.count)]
+
+
+def choose(panel, index: int) -> None:
+    """Choose a result as the user does."""
+    panel.ui.resultComboBox.setCurrentIndex(index)
+    panel.ui.resultComboBox.activated.emit(index)
 
 
 # --- which result ---
@@ -122,6 +135,127 @@ def test_a_copy_of_a_result_is_not_taken_for_one(opened):
     panel.ui.removeButton.click()
     assert slicer.mrmlScene.IsNodePresent(copy)
     assert panel.ui.resultLabel.text == "No result yet."
+
+
+@pytest.fixture
+def twice(opened):
+    """A panel whose cine was upsampled x2 with its segmentation, then x4 without one."""
+    hearts.addPicture(frames=2)
+    panel = opened()
+    panel.parameters.factor = Factor.X2
+    panel.run()
+    panel.parameters.factor, panel.parameters.segmentResult = Factor.X4, False
+    panel.run()
+    return panel
+
+
+TWICE = ["SAX CaLID+ x4 (detail)", "SAX CaLID+ x2 (detail)"]
+
+
+def test_the_results_of_the_input_are_offered_newest_first(opened):
+    hearts.addPicture()
+    panel = opened()
+    assert not panel.ui.resultComboBox.enabled
+    panel.parameters.factor = Factor.X2
+    panel.run()
+    panel.parameters.method = Method.LINEAR
+    panel.run()
+    panel.parameters.method, panel.parameters.mode = Method.CALID, Mode.FIDELITY
+    panel.parameters.outputName = "mine"
+    panel.run()
+    assert offered(panel) == ["mine (CaLID x2, fidelity)", "SAX linear x2", "SAX CaLID+ x2 (detail)"]
+    assert panel.ui.resultComboBox.enabled
+    assert panel.ui.resultComboBox.currentIndex == 0
+    assert panel.panel.results.result.node.GetName() == "mine"
+
+
+def test_everything_acts_on_the_chosen_result(twice):
+    assert offered(twice) == TWICE
+    assert not twice.ui.show3DButton.enabled
+    assert twice.ui.functionLabel.text == ""
+    newest, before = twice.panel.results.result, hearts.nodeIds()
+    choose(twice, 1)
+    chosen = twice.panel.results.result
+    assert "'SAX CaLID+ x2'" in twice.ui.resultLabel.text
+    assert "EF" in twice.ui.functionLabel.text
+    assert twice.ui.functionButton.enabled
+    twice.ui.show3DButton.click()
+    assert not chosen.segmentation.GetDisplayNode().GetVisibility3D()
+    twice.panel.refresh()
+    assert twice.ui.resultComboBox.currentIndex == 1
+    twice.ui.removeButton.click()
+    assert offered(twice) == TWICE[:1]
+    assert {node.GetID() for node in newest.nodes} <= hearts.nodeIds() < before
+
+
+@pytest.mark.usefixtures("layoutManager")
+def test_the_chosen_result_is_shown_in_the_slice_views(twice, views, playing):
+    playing.clear()
+    choose(twice, 1)
+    volume = twice.panel.results.result.volume
+    assert volume.GetName() == "SAX CaLID+ x2"
+    assert redView(views).composite.GetBackgroundVolumeID() == volume.GetID()
+    assert playing == [Inputs.resolve(volume).browser]
+
+
+def test_a_loaded_scene_offers_the_same_results(twice, scene, tmp_path):
+    saveAndReload(scene, tmp_path)
+    twice.widget.enter()
+    assert offered(twice) == TWICE
+    assert twice.panel.results.result.node.GetName() == "SAX CaLID+ x4"
+    choose(twice, 1)
+    assert "EF" in twice.ui.functionLabel.text
+
+
+def test_a_renamed_result_is_offered_under_its_new_name(twice):
+    choose(twice, 1)
+    twice.panel.results.result.node.SetName("before surgery")
+    assert offered(twice) == [TWICE[0], "before surgery (CaLID+ x2, detail)"]
+    assert "before surgery" in twice.ui.resultLabel.text
+    assert twice.ui.resultComboBox.currentIndex == 1
+
+
+def test_a_result_that_was_deleted_elsewhere_is_no_longer_offered(twice, scene):
+    choose(twice, 1)
+    scene.RemoveNode(twice.panel.results.result.node)
+    twice.panel.onSceneSettled()
+    assert offered(twice) == TWICE[:1]
+    assert "x4" in twice.ui.resultLabel.text
+    scene.Clear()
+    assert offered(twice) == []
+    assert not twice.ui.resultComboBox.enabled
+
+
+def test_results_of_another_input_are_not_offered(twice, scene):
+    cine = twice.parameters.inputNode
+    other, _ = hearts.addPicture(name="other")
+    twice.parameters.inputNode = other
+    assert offered(twice) == []
+    assert twice.ui.resultLabel.text == "No result yet."
+    assert not twice.ui.removeButton.enabled
+    twice.parameters.inputNode = Inputs.resolve(cine).volume
+    assert offered(twice) == TWICE
+    twice.parameters.inputNode = Inputs.resolve(cine).sequence
+    assert offered(twice) == TWICE
+    scene.RemoveNode(Inputs.resolve(cine).sequence)
+    twice.parameters.inputNode = other
+    assert offered(twice) == TWICE  # nothing else would take them away again
+    twice.run()
+    assert offered(twice) == ["other CaLID+ x4 (detail)"]
+
+
+def test_another_result_can_be_chosen_while_a_run_goes_on(twice):
+    twice.parameters.outputName = "third"
+    twice.ui.upsampleButton.click()
+    twice.until(lambda: slicer.mrmlScene.GetFirstNodeByName("third"))
+    twice.panel.refresh()
+    assert twice.panel.isRunning
+    assert offered(twice) == TWICE  # the growing one is not whole yet
+    choose(twice, 1)
+    assert "EF" in twice.ui.functionLabel.text
+    twice.until(lambda: not twice.panel.isRunning)
+    assert offered(twice) == ["third (CaLID+ x4, detail)", *TWICE]
+    assert twice.ui.resultComboBox.currentIndex == 0
 
 
 # --- views ---
@@ -314,3 +448,45 @@ def test_a_run_that_ends_in_another_module_leaves_the_comparison_alone(comparing
     comparing.until(lambda: not comparing.panel.isRunning)
     assert views.layoutNode.GetViewArrangement() == LaxLayout.LAYOUT_ID
     assert comparing.ui.compareButton.checked
+    comparing.widget.enter()
+    results = comparing.panel.results
+    assert results.result.volume is results.comparison.upsampled
+    assert comparing.ui.resultComboBox.currentIndex == 1  # the first of two, newest first
+
+
+def test_another_result_takes_the_place_of_the_compared_one(comparing, views):
+    first = comparing.panel.results.result
+    comparing.parameters.markGenerated = False
+    comparing.run()
+    comparing.ui.compareButton.click()
+    assert not comparing.ui.tintButton.enabled
+    actions = comparing.ui.planesButton.menu().actions()
+    assert len(actions) == 1
+    composite = views.views[LaxLayout.viewTag(0, "upsampled")].composite
+    assert composite.GetBackgroundVolumeID() == comparing.panel.results.result.volume.GetID()
+    choose(comparing, 1)
+    assert comparing.ui.compareButton.checked
+    assert views.layoutNode.GetViewArrangement() == LaxLayout.LAYOUT_ID
+    assert composite.GetBackgroundVolumeID() == first.volume.GetID()
+    comparing.ui.tintButton.click()
+    assert composite.GetLabelVolumeID() == first.generatedMask.GetID()
+    comparing.ui.toggleButton.click()
+    choose(comparing, 0)
+    assert composite.GetBackgroundVolumeID() == comparing.panel.results.comparison.original.GetID()
+    assert composite.GetLabelVolumeID() is None
+    comparing.ui.toggleButton.click()
+    assert composite.GetBackgroundVolumeID() == comparing.panel.results.result.volume.GetID()
+
+
+def test_another_input_ends_the_comparison(comparing, views):
+    comparing.parameters.inputNode = hearts.addPicture(name="other")[0]
+    assert views.layoutNode.GetViewArrangement() == views.layoutNode.SlicerLayoutFourUpView
+    assert not comparing.ui.compareButton.enabled
+
+
+def test_a_chosen_cine_that_nothing_plays_cannot_be_shown(comparing, views, scene):
+    comparing.run()
+    scene.RemoveNode(Inputs.resolve(comparing.panel.results.result.node).browser)
+    choose(comparing, 1)
+    assert not comparing.ui.compareButton.enabled
+    assert views.layoutNode.GetViewArrangement() == views.layoutNode.SlicerLayoutFourUpView

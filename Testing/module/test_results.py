@@ -155,6 +155,24 @@ def test_a_second_result_gets_a_name_of_its_own():
     assert first.volume.GetName() != second.volume.GetName()
 
 
+@pytest.mark.parametrize(
+    ("name", "requested", "label"),
+    [
+        ("SAX CaLID+ x8", ("calid+", 8, "detail"), "SAX CaLID+ x8 (detail)"),
+        ("SAX CaLID+ x8_1", ("calid+", 8, "fidelity"), "SAX CaLID+ x8_1 (fidelity)"),
+        ("SAX CaLID isotropic", ("calid", "isotropic", "detail"), "SAX CaLID isotropic (detail)"),
+        ("SAX linear x4", ("linear", 4, "detail"), "SAX linear x4"),  # it has no samples, so no mode
+        ("mine", ("calid+", 2, "fidelity"), "mine (CaLID+ x2, fidelity)"),
+        ("SAX CaLID+ x2", ("calid", 2, "detail"), "SAX CaLID+ x2 (CaLID x2, detail)"),  # renamed to what it is not
+    ],
+)
+def test_a_result_is_named_with_what_made_it(scene, name, requested, label):
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+    settings = dict(zip(("method", "factor", "mode"), requested, strict=True))
+    Results.noteProvenance(node, {"requested": settings})
+    assert Results.resultLabel(node) == label
+
+
 def test_a_sequence_without_a_browser_gets_one():
     alone = hearts.addUnplayed(frames=2)
     result, _ = resultOf(alone, 2)
