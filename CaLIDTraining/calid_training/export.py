@@ -4,6 +4,7 @@
 `calid-train export motion --run runs/motion --out runs/motion/motion.safetensors`
 `calid-train export segmenter --run runs/segmenter --models CaLIDReconstruct/Resources/Models`
 `calid-train export model --run runs/denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
+`calid-train export model --model calid-2d.safetensors --motion motion.safetensors --models FOLDER`
 `calid-train export cine --run runs/cine-denoiser --models CaLIDReconstruct/Resources/Models`
 `calid-train export baseline --run runs/diffae --models CaLIDTraining/weights --name DiffAE`
 """
@@ -51,13 +52,16 @@ def main(arguments: list[str]) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="calid-train export", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    part, model, released = _shared_arguments()
+    run, part, model, released = _shared_arguments()
     autoencoder = commands.add_parser("autoencoder", parents=[part], help="the latent space for stage two")
     autoencoder.add_argument("--prepared", type=Path, required=True)
     autoencoder.set_defaults(run_command=_export_autoencoder)
     motion = commands.add_parser("motion", parents=[part], help="the motion between slices for stage two")
     motion.set_defaults(run_command=_export_motion)
-    whole = commands.add_parser("model", parents=[released], help="the interpolation model that ships")
+    whole = commands.add_parser("model", parents=[model, released], help="the interpolation model that ships")
+    source = whole.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder of the denoiser")
+    source.add_argument("--model", type=Path, help="file of a finished model, to ship with other parts")
     whole.add_argument(
         "--autoencoder", type=Path, help="refined autoencoder file to ship instead of the trained-on one"
     )
@@ -73,7 +77,7 @@ def _parser() -> ArgumentParser:
     whole.add_argument("--name", help=f"default: {DEFAULT_MODEL}, or {CINE_MODEL} for a model over time")
     whole.set_defaults(run_command=_export_model)
     cine = commands.add_parser(
-        "cine", parents=[released], help="the 2D+T model that ships: what it adds to the 2D model beside it"
+        "cine", parents=[run, model, released], help="the 2D+T model that ships: what it adds to the 2D model beside it"
     )
     cine.add_argument("--name", default=CINE_MODEL)
     cine.add_argument("--noise-share", type=float, default=1.0, help="of the noise's power common to all frames")
@@ -82,26 +86,28 @@ def _parser() -> ArgumentParser:
     )
     cine.add_argument("--card", default="", help="model card in the folder with the manifest")
     cine.set_defaults(run_command=_export_cine)
-    segmenter = commands.add_parser("segmenter", parents=[model], help="the segmenter that ships")
+    segmenter = commands.add_parser("segmenter", parents=[run, model], help="the segmenter that ships")
     segmenter.set_defaults(run_command=_export_segmenter)
-    baseline = commands.add_parser("baseline", parents=[released], help="a system that CaLID is measured against")
+    baseline = commands.add_parser(
+        "baseline", parents=[run, model, released], help="a system CaLID is measured against"
+    )
     baseline.add_argument("--name", choices=baselines.NAMES, required=True)
     baseline.set_defaults(run_command=_export_baseline)
     return parser
 
 
-def _shared_arguments() -> tuple[ArgumentParser, ArgumentParser, ArgumentParser]:
-    """Parents: of parts in a file of their own, of models in a manifest, and of those whose license may be chosen."""
+def _shared_arguments() -> tuple[ArgumentParser, ...]:
+    """Parents: of what comes from a run, of parts in their own files, of models in a manifest, of released ones."""
     run = ArgumentParser(add_help=False)
     run.add_argument("--run", type=Path, required=True, help="run folder of the stage")
     part = ArgumentParser(add_help=False, parents=[run])
     part.add_argument("--out", type=Path, required=True, help="file to write")
-    model = ArgumentParser(add_help=False, parents=[run])
+    model = ArgumentParser(add_help=False)
     model.add_argument("--models", type=Path, required=True, help="folder with the manifest")
-    released = ArgumentParser(add_help=False, parents=[model])
+    released = ArgumentParser(add_help=False)
     released.add_argument("--license", default="CC-BY-4.0", help="SPDX identifier")
     released.add_argument("--trained-on", default="", help="the data, in words")
-    return part, model, released
+    return run, part, model, released
 
 
 def checkpoint_of(run: Path, which: Literal["last", "best"] = "last") -> dict[str, torch.Tensor]:
@@ -171,27 +177,44 @@ def _export_motion(options: Namespace) -> None:
 
 
 def _export_model(options: Namespace) -> None:
-    model = run_config(options.run)["model"]
-    if model.get("base") is not None:
-        raise ValueError(f"{options.run} extends a finished 2D model: export what it adds with calid-train export cine")
-    state = checkpoint_of(options.run)
-    network = _denoiser_config(model)
-    config = {"autoencoder": _part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
-    space = below(state, "latent_space.")
+    tensors, config = _trained(options.run) if options.model is None else _finished(options.model)
     if options.autoencoder is not None:
-        space = _refined(space, read_tensors(options.autoencoder)[0])
-    tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", space)
-    motion, strength = options.motion or model.get("motion"), options.strength
-    if motion is not None:
-        config["motion"], strength = _part_config(motion, "motion"), strength or STRENGTH
-        moving = below(state, "motion.") if options.motion is None else read_motion(options.motion).state_dict()
-        tensors |= _named("motion", moving)
+        trained_on = below(tensors, "latent_space.")
+        tensors |= _named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
+    if options.motion is not None:
+        config["motion"] = _part_config(options.motion, "motion")
+        tensors |= _named("motion", read_motion(options.motion).state_dict())
+    strength = options.strength or (STRENGTH if "motion" in config and "strength" not in config else None)
     if strength is not None:
         config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
+    name = options.name or (CINE_MODEL if "noise_share" in config else DEFAULT_MODEL)
+    write_model(options.models, name, tensors, config, license=options.license, trained_on=options.trained_on)
+
+
+def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and configuration of the model that a run of the denoiser's stage trained."""
+    model = run_config(run)["model"]
+    if model.get("base") is not None:
+        raise ValueError(f"{run} extends a finished 2D model: export what it adds with calid-train export cine")
+    state = checkpoint_of(run)
+    network = _denoiser_config(model)
+    config = {"autoencoder": _part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
+    tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", below(state, "latent_space."))
+    if model.get("motion") is not None:
+        config["motion"] = _part_config(model["motion"], "motion")
+        tensors |= _named("motion", below(state, "motion."))
     if network.is_over_time:
         config["noise_share"] = model["noise_shares"][1]
-    name = options.name or (CINE_MODEL if network.is_over_time else DEFAULT_MODEL)
-    write_model(options.models, name, tensors, config, license=options.license, trained_on=options.trained_on)
+    return tensors, config
+
+
+def _finished(model: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and configuration of a whole model from its file."""
+    tensors, metadata = read_tensors(model)
+    config = json.loads(metadata["config"])
+    if "autoencoder" not in config or "denoiser" not in config:
+        raise ValueError(f"{model} is no whole model: give the file of one, such as calid-2d.safetensors")
+    return tensors, config
 
 
 def _denoiser_config(model: Mapping[str, Any]) -> DenoiserConfig:
@@ -295,9 +318,9 @@ def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
     """Add or replace one model's entry, keeping what people wrote of it where the new one says nothing."""
     models = json.loads(manifest.read_text())["models"] if manifest.is_file() else []
     old: Mapping[str, Any] = next((model for model in models if model["name"] == entry["name"]), {})
-    written = {key: old[key] for key in WRITTEN if key in old}
     said = {key: value for key, value in entry.items() if value != ""}
-    models = [model for model in models if model["name"] != entry["name"]] + [{**written, **said}]
+    kept = {key: old[key] for key in WRITTEN if key in old and key not in said}
+    models = [model for model in models if model["name"] != entry["name"]] + [{**said, **kept}]
     partial = manifest.with_suffix(".part")
     partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")
     partial.replace(manifest)

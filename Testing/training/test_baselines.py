@@ -290,6 +290,11 @@ def test_a_baseline_comes_back_as_it_was_written(tmp_path):
     assert np.array_equal(loaded.between(stack[:-1], stack[1:]), system.between(stack[:-1], stack[1:]))
 
 
+@pytest.mark.parametrize("name", baselines.NAMES)
+def test_every_baseline_has_weights_in_the_repository(name):
+    assert baselines.load(name, device="cpu").name == name
+
+
 def test_steps_default_to_the_papers(tmp_path):
     written(tmp_path, "diffae", DiffAENetwork(TINY), {"network": asdict(TINY)})
     assert baselines.load("DiffAE", tmp_path, device="cpu").steps == 64

@@ -14,6 +14,7 @@ from calid_training.evaluate import main
 from calid_training.systems import Named
 from calid_training.tables import interpolation
 from calid_training.tables.interpolation import Judges, evaluate
+from calid_training.tables.record import write_into
 from scipy import stats
 
 GROUP = "phantom ED 16 mm"
@@ -152,14 +153,14 @@ def test_one_command_writes_the_table_with_what_made_it(prepared, random_models,
     assert {path.name for path in (tmp_path / "table").glob("*.png")} == {"phantom-ED-16-mm.png", "slices.png"}
 
 
-def test_a_card_gets_the_tables_between_its_marks_only(tmp_path):
+def test_a_file_gets_a_table_into_its_place_only(tmp_path):
     card = tmp_path / "card.md"
-    card.write_text("above\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nbelow\n")
-    interpolation.write_into_card(card, "new table")
-    assert card.read_text() == "above\n<!-- figures: begin -->\nnew table\n<!-- figures: end -->\nbelow\n"
-    card.write_text("no marks")
-    with pytest.raises(ValueError, match="no place"):
-        interpolation.write_into_card(card, "new table")
+    place = "above\n<!-- steps: begin -->\n{}\n<!-- steps: end -->\n<!-- cine: begin --><!-- cine: end -->\nbelow\n"
+    card.write_text(place.format("old\nlines"))
+    write_into(card, "steps", r"new \1 table")
+    assert card.read_text() == place.format(r"new \1 table")
+    with pytest.raises(ValueError, match=r"card\.md has no place for speed"):
+        write_into(card, "speed", "new table")
 
 
 def test_labels_are_cut_like_their_slices(asked):

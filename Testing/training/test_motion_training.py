@@ -82,6 +82,29 @@ def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_fi
     assert read_stack(dense).num_slices == 2 * stack.num_slices - 1
 
 
+def test_a_finished_model_ships_with_another_motion(motion_file, random_models, tmp_path):
+    finished = random_models / "calid-2d.safetensors"
+    command = ["export", "model", "--model", str(finished), "--motion", str(motion_file), "--models", str(tmp_path)]
+    assert main(command) == 0
+    entry, old = find_model("calid-2d", tmp_path), find_model("calid-2d", random_models)
+    assert entry.config["motion"]["features"] == [8, 8, 8, 16, 16, 8]
+    assert entry.config == {**old.config, "motion": entry.config["motion"]}  # its strength among the rest
+    before, after = (read_tensors(folder / "calid-2d.safetensors")[0] for folder in (random_models, tmp_path))
+    moving = below(after, "motion.")
+    assert len(before) - len(below(before, "motion.")) == len(after) - len(moving)
+    for key, value in read_motion(motion_file).state_dict().items():
+        torch.testing.assert_close(moving[key], value, rtol=1e-3, atol=1e-6)
+    for part in ("denoiser.", "latent_space."):
+        for key, value in below(before, part).items():
+            torch.testing.assert_close(below(after, part)[key], value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_part_is_no_finished_model(motion_file, tmp_path):
+    with pytest.raises(ValueError, match=r"motion\.safetensors is no whole model"):
+        main(["export", "model", "--model", str(motion_file), "--models", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_models_denoiser_is_trained_on(hearts, random_models, tmp_path):
     finished = random_models / "calid-2d.safetensors"
     options = [*SMALL_DENOISER, *FEW_STEPS, "--model.network.anchored", "false", "--model.network.num_res_blocks", "1"]

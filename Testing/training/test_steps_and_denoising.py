@@ -75,8 +75,13 @@ def test_the_last_estimate_of_diffae_is_its_slice_between(asked):
 def test_all_tables_are_made_by_one_command(prepared, all_random_models, tmp_path, monkeypatch):
     monkeypatch.setattr(contestants.baselines, "NAMES", ())
     options = ["--prepared", str(prepared), "--datasets", "phantom", "--models", str(all_random_models), "--quick"]
-    options += ["--systems", "CaLID"]
-    assert main(["all", *options, "--weights", str(tmp_path / "none"), "--out", str(tmp_path)]) == 0
+    options += ["--systems", "CaLID", "--weights", str(tmp_path / "none"), "--out", str(tmp_path)]
+    results, other = tmp_path / "results.md", tmp_path / "other.md"
+    results.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("steps", "cine")))
+    other.write_text("No place.")
+    with pytest.raises(ValueError, match=r"other\.md has no place for any of: interpolation"):
+        main(["all", *options, "--into", str(results), str(other)])
+    assert main(["all", *options, "--into", str(results)]) == 0
     made = ("interpolation", "downstream", "reconstruction", "steps", "denoising", "speed")
     for name in made:
         record = json.loads((tmp_path / name / f"{name}.json").read_text())
@@ -88,3 +93,6 @@ def test_all_tables_are_made_by_one_command(prepared, all_random_models, tmp_pat
     index = (tmp_path / "index.md").read_text()
     assert [name for name in made if f"[{name}]({name}/{name}.md)" in index] == list(made)
     assert "long-axis" not in index
+    steps = (tmp_path / "steps" / "steps.md").read_text().strip()
+    assert f"<!-- steps: begin -->\n{steps}\n<!-- steps: end -->" in results.read_text()
+    assert "<!-- cine: begin -->\n<!-- cine: end -->" in results.read_text()

@@ -53,7 +53,7 @@ from calid_training.prepare import Entry, PreparedCase, load_cases, scaled_image
 from calid_training.systems import generated
 from calid_training.tables.downstream import segmented
 from calid_training.tables.drawings import PIXELS_PER_INCH
-from calid_training.tables.interpolation import notes_of, perceptual_cells, write_into_card
+from calid_training.tables.interpolation import notes_of, perceptual_cells
 from calid_training.tables.questions import SIZE, add_place_arguments, cut_around
 from calid_training.tables.record import cell, markdown_table, probability, write_table
 
@@ -353,7 +353,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps")
     perceptual.add_arguments(parser)
-    parser.add_argument("--card", type=Path, help="model card to write the tables into")
     add_place_arguments(parser, table="cine")
 
 
@@ -381,8 +380,6 @@ def run(options: Namespace) -> int:
     judges = perceptual.measures_of(options)
     tables = evaluate(asked, rows, segmenter, judges)
     text = markdown(tables, [*notes_of([], judges), ""])
-    if options.card is not None:
-        write_into_card(options.card, text)
     record = {"tables": tables, "not_measured": judges.reasons}
     write_table(options, "cine", text, record, systems=rows.values())
     firsts = [next(s for s in asked if s.group == group) for group in tables]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from calid_training import baselines, perceptual
 from calid_training.tables import table
 from calid_training.tables.questions import add_place_arguments, add_set_arguments
+from calid_training.tables.record import has_place
 
 QUICK = {
     "interpolation": ["--quick", "1", "--samples", "2"],
@@ -79,6 +81,22 @@ def make(name: str, arguments: list[str]) -> float:
     return time.perf_counter() - start
 
 
+def check_places(files: Iterable[Path], names: Sequence[str]) -> None:
+    """Refuse files that none of the tables would be written into, before the work.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for file in files:
+        if not any(has_place(file, name) for name in names):
+            raise ValueError(f"{file} has no place for any of: {', '.join(names)}")
+
+
+def _into(files: Iterable[Path], name: str) -> list[str]:
+    wanted = [str(file) for file in files if has_place(file, name)]
+    return ["--into", *wanted] if wanted else []
+
+
 def add_arguments(parser: ArgumentParser) -> None:
     add_set_arguments(parser)
     parser.add_argument("--study", type=Path, help="DICOM folder with short- and long-axis cines, for long-axis")
@@ -94,10 +112,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    plan = planned(options)
+    check_places(options.into, [name for name, _ in plan])
     lines = ["# Tables", ""]
-    for name, arguments in planned(options):
+    for name, arguments in plan:
         extra = (QUICK if options.quick else FULL).get(name, [])
-        seconds = make(name, [*arguments, *extra, "--out", str(options.out / name)])
+        seconds = make(name, [*arguments, *extra, "--out", str(options.out / name), *_into(options.into, name)])
         lines.append(f"- [{name}]({name}/{name}.md): {seconds:.0f} s")
         (options.out / "index.md").write_text("\n".join([*lines, ""]))
     return 0

@@ -56,7 +56,6 @@ FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips":
 """Figures with an interval, and their digits."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
 UNCERTAINTY_PIXELS_PER_SLICE, HEART_PIXELS = 2000, 40
-CARD_BEGIN, CARD_END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 @dataclass(frozen=True)
@@ -312,7 +311,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="how well the deviation tells the error, on every Nth stack; 0 leaves it out",
     )
-    parser.add_argument("--card", type=Path, help="model card to write the tables into")
 
 
 def run(options: Namespace) -> int:
@@ -328,8 +326,6 @@ def run(options: Namespace) -> int:
         trust = uncertainty(some, models_folder=options.models, samples=options.samples, device=options.device)
         remarks.insert(0, trust_note(trust))
     text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
-    if options.card is not None:
-        write_into_card(options.card, text)
     record = {"tables": tables, "uncertainty": trust, "notes": list(offer.notes)}
     write_table(options, "interpolation", text, record | {"not_measured": judges.perceptual.reasons}, systems=systems)
     draw(options.out, tables, asked, systems)
@@ -350,15 +346,6 @@ def notes_of(notes: Sequence[str], measures: Perceptual) -> list[str]:
     """What is not in the table, and why, as paragraphs."""
     reasons = [f"{name} is not measured: {reason}." for name, reason in measures.reasons.items()]
     return paragraphs([*notes, *reasons])
-
-
-def write_into_card(card: Path, text: str) -> None:
-    """Put the tables between the card's marks."""
-    before, _, rest = card.read_text().partition(CARD_BEGIN)
-    _, _, after = rest.partition(CARD_END)
-    if not rest or not after:
-        raise ValueError(f"{card} has no place for figures: it needs the lines {CARD_BEGIN} and {CARD_END}")
-    card.write_text(f"{before}{CARD_BEGIN}\n{text.strip()}\n{CARD_END}{after}")
 
 
 @lru_cache(maxsize=1)

@@ -184,6 +184,14 @@ def add_place_arguments(parser: ArgumentParser, *, table: str) -> None:
     parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("evaluation") / table, help="folder for the table")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="Markdown files to write the table into, between <!-- TABLE: begin --> and <!-- TABLE: end -->",
+    )
 
 
 def asked_of(options: Namespace) -> list[Question]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -114,10 +115,38 @@ def _revision() -> str:
 def write_table(
     options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Weighted] = ()
 ) -> None:
-    """Print a table and write it, as Markdown and as JSON with everything that made it."""
+    """Print a table, and write it as Markdown, as JSON with everything that made it, and into the files that want it."""
     shown = {key: value for key, value in vars(options).items() if key != "run"}
     options.out.mkdir(parents=True, exist_ok=True)
     made_by = {"made_by": facts(options.models, shown, systems)}
     (options.out / f"{name}.json").write_text(json.dumps({**record, **made_by}, indent=1))
     (options.out / f"{name}.md").write_text(text)
     print(text)
+    for file in options.into:
+        write_into(file, name, text)
+
+
+def has_place(file: Path, name: str) -> bool:
+    """Whether a Markdown file has a place for the table `name`."""
+    return _place_of(name).search(file.read_text()) is not None
+
+
+def write_into(file: Path, name: str, text: str) -> None:
+    """Put a table into its place in a Markdown file, instead of what was there.
+
+    Raises:
+        ValueError: if there is no place for it.
+    """
+    begin, end = _marks_of(name)
+    filled, count = _place_of(name).subn(lambda _: f"{begin}\n{text.strip()}\n{end}", file.read_text())
+    if count == 0:
+        raise ValueError(f"{file} has no place for {name}: it needs the lines {begin} and {end}")
+    file.write_text(filled)
+
+
+def _marks_of(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def _place_of(name: str) -> re.Pattern[str]:
+    return re.compile(".*?".join(_marks_of(name)), re.DOTALL)
