@@ -90,7 +90,8 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
         "--mode",
         default="detail",
         choices=MODES,
-        help="detail: one draw (default); fidelity: the mean of all draws, least error, softer",
+        help="detail: one draw (default); fidelity: the mean of all draws, least error, softer, predicted by one step "
+        "in --samples mirrored views; with --uncertainty it is the mean of --samples whole draws, another result",
     )
     parser.add_argument("--samples", type=int, help="draws for fidelity and uncertainty (default 8)")
     parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
@@ -98,7 +99,13 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roi", type=_roi, metavar="x0:x1,y0:y1", help="columns and rows in which to generate")
     parser.add_argument("--frames", type=_range, metavar="A:B", help="frames A to B-1, counted from 0")
     parser.add_argument("--device", default="auto", choices=DEVICES)
-    parser.add_argument("--uncertainty", type=Path, metavar="PATH", help="also write the standard deviation of draws")
+    parser.add_argument(
+        "--uncertainty",
+        type=Path,
+        metavar="PATH",
+        help="also write the standard deviation of draws; with --mode fidelity this changes OUTPUT to their mean, see "
+        "--mode",
+    )
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
     parser.set_defaults(run=_upsample)

@@ -16,6 +16,7 @@ MAX_INTERVALS_OFF = 2.5  # by which frames may miss the noted beat: one is left 
 NUMBERED_MS = 1.0  # frames that are one millisecond apart are numbered, not timed
 CLOSING_LIMIT = 1.25  # of the largest difference of frames that follow each other
 CONTEXT_FRAMES = 4  # seen on both sides of a window, and made again in the next
+WINDOW_FRAMES = 64  # made together at most: a whole beat (50 in the UK Biobank), and what networks can halve six times
 
 
 def is_cine(num_frames: int) -> bool:
@@ -132,9 +133,21 @@ def _window_at(start: int, *, num_frames: int, size: int, is_periodic: bool, con
     return Window(frames, slice(first, first + stop - start), is_periodic=False)
 
 
-def windows(*, num_frames: int, size: int, is_periodic: bool = False, multiple: int = 1) -> list[Window]:
-    """The windows of a whole cine; every frame is kept once, in order."""
-    made: list[Window] = []
-    while (start := sum(window.num_kept for window in made)) < num_frames:
-        made.append(window_at(start, num_frames=num_frames, size=size, is_periodic=is_periodic, multiple=multiple))
+def windows(
+    *,
+    num_frames: int,
+    size: int = WINDOW_FRAMES,
+    is_periodic: bool = False,
+    context: int = CONTEXT_FRAMES,
+    multiple: int = 1,
+) -> list[Window]:
+    """The windows of a whole cine, see `window_at`; every frame is kept once, in order."""
+    made, start = [], 0
+    while start < num_frames:
+        made.append(
+            window_at(
+                start, num_frames=num_frames, size=size, is_periodic=is_periodic, context=context, multiple=multiple
+            )
+        )
+        start += made[-1].num_kept
     return made

@@ -47,8 +47,15 @@ class ResourceError(CalidError):
     """The machine lacks what is needed: memory, a device, a package."""
 
 
-def out_of_memory() -> ResourceError:
-    """The error for a run that does not fit this machine's memory."""
+def out_of_memory(*, together: int = 1) -> ResourceError:
+    """The error for a run that does not fit this machine's memory, or for that many frames that are made together."""
+    if together > 1:
+        return ResourceError(
+            "memory",
+            f"There is not enough memory for {together} frames that are made together, one slice of each at a time.",
+            "Choose fewer frames (--frames A:B), the model that makes every frame by itself (--model 2d) or a region "
+            "of interest, or close other programs.",
+        )
     return ResourceError(
         "memory",
         "There is not enough memory for this run.",

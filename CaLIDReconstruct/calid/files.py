@@ -9,7 +9,8 @@ in a header extension in NIfTI.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ __all__ = [
     "SUFFIXES",
     "LaxImage",
     "Study",
+    "check_fits",
     "check_output",
+    "pending_stack",
     "read_lax_folder",
     "read_stack",
     "read_study",
@@ -227,20 +230,49 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     output.check_output(path, SUFFIXES, overwrite=overwrite)
 
 
+def check_fits(stack: Stack, path: Path) -> None:
+    """Return if the format of `path` can hold voxels like a stack's where they lie; to be asked before a long run.
+
+    Raises:
+        OutputError: "unsupported-voxels", or "sheared-affine" if the axes are not perpendicular, as NIfTI's quaternion
+            needs them.
+    """
+    path = Path(path)
+    _need_plain_voxels(stack, path)
+    shear = geometry.shear_degrees(stack.affine)
+    if suffix_of(path) in (".nii", ".nii.gz") and shear > MAX_NIFTI_SHEAR_DEGREES:
+        message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
+        raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
+
+
 def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
     """Write a stack with its frame times, generated marks and provenance, whole or not at all.
 
     Args:
-        stack: voxels are written as they are; .nii needs perpendicular axes, as NIfTI's quaternion does.
+        stack: voxels are written as they are.
         path: the extension says the format: .nii, .nii.gz, .nrrd, .seq.nrrd, .mha, or .seg.nrrd for labels.
         overwrite: replace what exists.
 
     Raises:
         OutputError: the file cannot be written there; nothing is left behind.
     """
+    with pending_stack(stack, path, overwrite=overwrite):
+        pass
+
+
+@contextmanager
+def pending_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Write a stack like `write_stack`, but let the file appear when what is done meanwhile has gone well.
+
+    Args:
+        stack, path, overwrite: as for `write_stack`.
+
+    Raises:
+        OutputError: as `write_stack`.
+    """
     path = Path(path)
     suffix = suffix_of(path)
-    _need_plain_voxels(stack, path)
+    check_fits(stack, path)
     if suffix == ".seg.nrrd":
         _need_labels(stack, path)
     with output.whole_file(path, SUFFIXES, overwrite=overwrite) as temporary:
@@ -251,6 +283,7 @@ def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
         else:
             segments = _segment_entries(stack) if suffix == ".seg.nrrd" else {}
             _write_nrrd(stack, temporary, segments)
+        yield
 
 
 def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
@@ -335,10 +368,6 @@ def _write_nrrd(stack: Stack, path: Path, segments: Mapping[str, str]) -> None:
 
 
 def _write_nifti(stack: Stack, path: Path) -> None:
-    shear = geometry.shear_degrees(stack.affine)
-    if shear > MAX_NIFTI_SHEAR_DEGREES:
-        message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
-        raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
     pieces = nifti.written(stack, _entries(stack))
     is_zipped = path.name.lower().endswith(".gz")
     _write_pieces(path, gzipped(pieces, COMPRESSION_LEVEL) if is_zipped else pieces)

@@ -36,6 +36,10 @@ Tick = Callable[[int], None]
 """Called with the number of images whose network evaluation has just ended; may raise to stop the work."""
 
 
+def _untold(_: int) -> None:
+    """The tick of work that nobody watches."""
+
+
 @dataclass(frozen=True)
 class Interpolator:
     """E, D, eps_theta, tau1 and tau2 on a device, and the motion that comes before them.
@@ -95,20 +99,40 @@ class Interpolator:
     def _downsampling(self) -> int:
         return self.latent_space.autoencoder.config.downsampling
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """E: images -> latents, on the CPU."""
-        return self._batched(lambda x: self.latent_space.encode(x).float(), images)
+    def encode(self, images: torch.Tensor, *, tick: Tick = _untold) -> torch.Tensor:
+        """E: images -> latents, on the CPU; `tick` is told of every batch."""
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """D: latents -> images, on the CPU."""
-        return self._batched(lambda z: self.latent_space.decode(z).float(), latents, magnification=self._downsampling)
+        def run(images: torch.Tensor) -> torch.Tensor:
+            latents = self.latent_space.encode(images).float()
+            tick(self._num_images(latents))
+            return latents
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """Images at the place half-way between them: (N, 2 for before and after, 1, H, W), on the CPU."""
-        motion = self.motion
-        if motion is None:
-            return torch.stack([before, after], dim=1)
-        return self._batched(lambda *images: torch.stack(halfway(motion, *images), dim=1), before, after)
+        return self._batched(run, images)
+
+    def decode(self, latents: torch.Tensor, *, tick: Tick = _untold) -> torch.Tensor:
+        """D: latents -> images, on the CPU; `tick` is told of every batch."""
+
+        def run(latents: torch.Tensor) -> torch.Tensor:
+            images = self.latent_space.decode(latents).float()
+            tick(self._num_images(latents))
+            return images
+
+        return self._batched(run, latents, magnification=self._downsampling)
+
+    def halfway(self, before: torch.Tensor, after: torch.Tensor, *, tick: Tick = _untold) -> torch.Tensor:
+        """Images at the place half-way between them: (N, 2 for before and after, 1, H, W), on the CPU.
+
+        Args:
+            before, after: images.
+            tick: told of every batch.
+        """
+
+        def run(*images: torch.Tensor) -> torch.Tensor:
+            moved = images if self.motion is None else halfway(self.motion, *images)
+            tick(len(images[0]))
+            return torch.stack(moved, dim=1)
+
+        return self._batched(run, before, after)
 
     def interpolate(
         self,
@@ -137,7 +161,11 @@ class Interpolator:
         return self._batched(run, before, after, z_T)
 
     def condition(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """z_c of images on the device, see `Denoiser.condition`."""
+        """z_c of images on the device, see `Denoiser.condition`.
+
+        E reads them anew for every gap, although every slice is a neighbor of two: brought half-way, it is another
+        image in each.
+        """
         if not self.denoiser.config.anchored:
             return self.denoiser.condition(before, after)
         latents = self.latent_space.encode(before).float(), self.latent_space.encode(after).float()
@@ -167,15 +195,19 @@ class Interpolator:
 
     def _walk(self, states: Iterable[torch.Tensor], tick: Tick) -> torch.Tensor:
         for state in states:
-            tick(len(state) * (state.shape[2] * self.frames_per_latent if state.ndim == 5 else 1))
+            tick(self._num_images(state))
         return state
+
+    def _num_images(self, latents: torch.Tensor) -> int:
+        """How many images latents stand for, those of all frames counted."""
+        return len(latents) * (latents.shape[2] * self.frames_per_latent if latents.ndim == 5 else 1)
 
     def _batched(
         self, run: Callable[..., torch.Tensor], *tensors: torch.Tensor, magnification: int = 1
     ) -> torch.Tensor:
         """Run over batches that fit the device; one that does not fit is halved and tried again.
 
-        A sequence is never cut: whether its frames fit together is the caller's business.
+        A sequence counts as many images as it has frames, and is never cut: its frames belong together.
 
         The images of a batch are `magnification` times as wide as the first of the tensors.
         """

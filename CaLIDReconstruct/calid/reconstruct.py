@@ -17,10 +17,10 @@ import torch
 from calid import STANDING_NOTE, __version__
 from calid.bisection import Plan, plan_bisection, resolve_factor
 from calid.checks import check_stack, warnings
-from calid.cycle import spans_the_cycle
+from calid.cycle import Window, spans_the_cycle
 from calid.device import Device, choose_device
 from calid.errors import SettingsError
-from calid.generation import Frame, Generation, frames_made, linear_slices, work
+from calid.generation import Frame, Generation, linear_slices, windows_of, work
 from calid.interpolator import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.preparation import Preparation, plan_preparation
 from calid.progress import Progress, Watch
@@ -128,15 +128,19 @@ class Run:
         """The cost in network evaluations of one slice; of linear interpolation in frames."""
         if self.interpolator is None:
             return self.num_frames
-        made = frames_made(
-            self.interpolator,
+        frames = sum(len(window.frames) for window in self.windows(self.interpolator))
+        return work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
+
+    def windows(self, interpolator: Interpolator) -> list[Window]:
+        """Which frames the model makes together."""
+        return windows_of(
+            interpolator,
             self.plan,
             frames=self.num_frames,
             pixels=self.pixels,
             draws=self.draws,
             is_periodic=self.is_periodic,
         )
-        return work(self.plan, self.settings, frames=made, draws=self.draws)
 
 
 def plan_run(

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from calid import __version__
-from calid.bisection import Plan
+from calid.bisection import Plan, plan_bisection
 from calid.device import Device, choose_device, free_system_bytes
 from calid.errors import OutputError, WeightsError
-from calid.files import SUFFIXES, check_output, read_stack, write_stack
-from calid.generation import HELD_BYTES, frames_together
+from calid.files import check_fits, check_output, pending_stack, read_stack, write_stack
+from calid.generation import Generation
 from calid.interpolator import Interpolator
-from calid.output import whole_file
 from calid.progress import Progress, Watch
 from calid.reconstruct import Reconstruction, Run, plan_run, upsample
 from calid.settings import Settings
@@ -30,9 +29,11 @@ from calid.stack import Stack
 from calid.weights import Entry, check_file, read_manifest
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-TRIAL_BATCH, TRIAL_STEPS = 4, 2
+TRIAL_SLICES, TRIAL_FRAMES, TRIAL_STEPS = 3, 4, 8
 RESULT_COPIES = 2  # the dense stack, and once more while it is written
 SEQUENCE_BYTES_PER_PIXEL = 800  # of the denoiser, for every frame of a sequence
+HELD_BYTES = 17  # for each pixel of every slice of the frames that are made together: images, starts, draws summed up
+LEVEL_BYTES = 150  # for each pixel of the images that are in work: what comes before and after the networks
 WORKING_COPIES = 6  # of one frame: what the levels read and write, and what is carried past the networks
 
 
@@ -63,7 +64,7 @@ class Job:
         is_cancelled: Callable[[], bool] | None = None,
         on_frame: Callable[[int, Stack], None] | None = None,
     ) -> Reconstruction:
-        """Do it. Outputs are checked before the work, so that no minutes are lost to a read-only folder.
+        """Do it. Outputs are checked before the work, so that no minutes are lost to a read-only folder or a format.
 
         Raises:
             CalidError: whatever is wrong with input, settings, weights, machine or output.
@@ -76,8 +77,11 @@ class Job:
             check_output(path, overwrite=self.overwrite)
             if path.name.lower().endswith(SEGMENTATION_SUFFIX):
                 raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
+        stack = read_stack(self.source)
+        for path in outputs:
+            check_fits(stack, path)
         made = upsample(
-            read_stack(self.source),
+            stack,
             self.settings,
             models_folder=self.models_folder,
             uncertainty=self.uncertainty is not None,
@@ -86,16 +90,14 @@ class Job:
             on_frame=on_frame,
             source=self.source.name,
         )
-        with self._uncertainty_file() as spread:  # takes its name when the result has been written as well
-            if spread is not None and made.uncertainty is not None:
-                write_stack(made.uncertainty, spread)
+        with self._pending(made.uncertainty):  # takes its name when the result has been written as well
             write_stack(made.stack, self.output, overwrite=self.overwrite)
         return made
 
-    def _uncertainty_file(self) -> AbstractContextManager[Path | None]:
-        if self.uncertainty is None:
+    def _pending(self, uncertainty: Stack | None) -> AbstractContextManager[None]:
+        if self.uncertainty is None or uncertainty is None:
             return nullcontext()
-        return whole_file(self.uncertainty, SUFFIXES, overwrite=self.overwrite)
+        return pending_stack(uncertainty, self.uncertainty, overwrite=self.overwrite)
 
 
 def estimate(
@@ -107,7 +109,7 @@ def estimate(
     num_frames: int | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
-    """Seconds, memory and slices of a run; the seconds measured by a trial of a few network evaluations of its size.
+    """Seconds, memory and slices of a run; the seconds measured by a trial run of a few slices of its size.
 
     Args:
         stack: the input, or one frame of it.
@@ -123,29 +125,24 @@ def estimate(
     interpolator = run.interpolator
     if interpolator is None:
         return facts | memory(choose_device("cpu"), pixels=0) | {"seconds": 0.1 * run.num_frames, "device": "CPU"}
-    one = _seconds_per_evaluation(interpolator, run.preparation.padded_shape, Watch(1, is_cancelled=is_cancelled))
-    facts |= memory(interpolator.device, pixels=run.pixels, together=_frames_together(interpolator, run))
+    seconds = run.work * _seconds_per_evaluation(run, interpolator, Watch(1, is_cancelled=is_cancelled))
+    together = max(len(window.frames) for window in run.windows(interpolator))
+    facts |= memory(interpolator.device, pixels=run.pixels, together=together)
     facts |= {"device": interpolator.device.reason, "model": interpolator.entry.name}
-    return facts | {"seconds": round(one * run.work, 1)}
+    return facts | {"seconds": round(seconds, 1)}
 
 
-def _frames_together(interpolator: Interpolator, run: Run) -> int:
-    """How many frames a 2D+T model makes at once; 1 for a 2D model."""
-    if not interpolator.is_over_time:
-        return 1
-    return min(run.num_frames, frames_together(interpolator, run.plan, pixels=run.pixels, draws=run.draws))
-
-
-def _seconds_per_evaluation(interpolator: Interpolator, shape: tuple[int, int], watch: Watch) -> float:
-    count = max(min(TRIAL_BATCH, interpolator.device.batch_size(math.prod(shape))), interpolator.frame_multiple)
-    images = torch.zeros(count, 1, *shape)
-    z_T = torch.zeros(count // interpolator.frames_per_latent, *interpolator.latent_shape(shape))
-    if interpolator.is_over_time:  # as many images, but of one sequence
-        images, z_T = (tensor.transpose(0, 1)[None] for tensor in (images, z_T))
-    interpolator.interpolate(images, images, z_T, steps=1, tick=watch.tick)  # the first call is slow
-    start = time.perf_counter()
-    interpolator.interpolate(images, images, z_T, steps=TRIAL_STEPS, tick=watch.tick)
-    return (time.perf_counter() - start) / (images[..., 0, 0].numel() * TRIAL_STEPS)
+def _seconds_per_evaluation(run: Run, interpolator: Interpolator, watch: Watch) -> float:
+    """What a unit of `Run.work` takes, by a small run that has all parts of the whole one."""
+    slices, frames = min(TRIAL_SLICES, run.plan.num_acquired), TRIAL_FRAMES if interpolator.is_over_time else 1
+    settings = replace(run.settings, steps=min(run.settings.steps, TRIAL_STEPS))
+    trial = replace(run, settings=settings, plan=plan_bisection(slices, 2), draws=1, num_frames=frames)
+    generation = Generation(interpolator, trial.preparation, trial.plan, settings, 1, watch, trial.is_periodic)
+    voxels = run.stack.voxels[[0] * frames, :slices]
+    for _ in range(2):  # the first is slow
+        start = time.perf_counter()
+        list(generation.frames(voxels))
+    return (time.perf_counter() - start) / trial.work
 
 
 def expected_memory(
@@ -160,18 +157,21 @@ def expected_memory(
         frames: of the whole run.
         draws: of every slice.
         pixels: of one image as the networks see it; 0 without networks.
-        together: frames that a 2D+T model makes at once.
+        together: frames that go through the networks at once.
 
     Returns:
         "memory_bytes" and "free_bytes" on the device, and whether the run "fits" there and into the main memory.
     """
-    networks = device.working_bytes(pixels, plan.num_generated * draws) if pixels else 0
-    networks = max(networks, pixels * SEQUENCE_BYTES_PER_PIXEL * together)
     voxels = plan.num_slots * math.prod(stack.voxels.shape[2:])
     spread_bytes = np.dtype(np.float32).itemsize if draws > 1 else 0
     kept = frames * voxels * (RESULT_COPIES * stack.voxels.itemsize + spread_bytes)
-    frame_bytes = HELD_BYTES if together > 1 else WORKING_COPIES * np.dtype(np.float32).itemsize
-    working = together * voxels * draws * frame_bytes
+    working = voxels * WORKING_COPIES * np.dtype(np.float32).itemsize
+    networks = 0
+    if pixels:
+        images = plan.num_generated * draws * together
+        networks = max(device.working_bytes(pixels, images), pixels * SEQUENCE_BYTES_PER_PIXEL * together)
+        images = max(together, min(images, device.batch_size(pixels)))
+        working += together * voxels * HELD_BYTES + images * pixels * LEVEL_BYTES
     free, free_system = device.free_bytes(), free_system_bytes()
     if device.torch_device.type != "cuda":  # networks and voxels share one memory
         return {"memory_bytes": networks + kept + working, "free_bytes": free, "fits": networks + kept + working < free}

@@ -29,8 +29,8 @@ class Settings:
         factor: 2, 4, 8 or 16 new gaps for each, or "isotropic": slices about as far apart as pixels.
         method: "calid" starts from noise, "calid+" from its neighbors' inverted latents, "linear" needs no model.
         model: "2d" makes every frame by itself, "2d+t" all together; "auto" is 2D+T for a cine, if it is installed.
-        mode: "detail" is one draw; "fidelity" the mean of all, by one step in `samples` mirrored views, or the mean of
-            `samples` whole draws where their spread is asked for too.
+        mode: "detail" is one draw; "fidelity" an estimate of the mean of all, by one step in `samples` mirrored views.
+            Where the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
         seed: of every random number; same seed, same device: same voxels.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +113,48 @@ def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tm
     spread = ["--uncertainty", str(tmp_path / "spread.nrrd")]
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, *spread]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
+
+
+def test_a_disk_that_is_full_is_said_of_the_file_that_was_asked_for(
+    sparse, tmp_path, random_models, monkeypatch, capsys
+):
+    import calid.files
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(calid.files, "_write_pieces", full)
+    options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
+    spread = tmp_path / "spread.nrrd"
+    assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, "--uncertainty", str(spread)]) == 2
+    assert f"no room to write {spread}." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
+
+
+@pytest.mark.parametrize("slanted", ["dense", "spread"])
+def test_axes_that_nifti_cannot_hold_are_found_before_the_work(tmp_path, monkeypatch, capsys, slanted):
+    stack = cine()
+    affine = stack.affine.copy()
+    affine[:3, 1] += 5e-4 * affine[:3, 0]  # 0.03 degrees
+    write_stack(replace(stack, affine=affine), tmp_path / "slanted.nrrd")
+    worked = []
+    monkeypatch.setattr("calid.run.upsample", lambda *_, **__: worked.append(True))
+    dense, spread = (tmp_path / f"{name}.{'nii.gz' if name == slanted else 'nrrd'}" for name in ("dense", "spread"))
+    assert main(["upsample", str(tmp_path / "slanted.nrrd"), str(dense), "--uncertainty", str(spread)]) == 2
+    assert "0.03 degrees" in (said := capsys.readouterr().err)
+    assert "Write .nrrd" in said
+    assert not worked
+
+
+def test_help_says_that_the_uncertainty_changes_fidelity(capsys):
+    with pytest.raises(SystemExit):
+        main(["upsample", "--help"])
+    mode, uncertainty = (
+        " ".join(text.split())
+        for text in re.findall(r"(?s)\n  --(?:mode|uncertainty) (.*?)\n  --", capsys.readouterr().out)
+    )
+    assert "with --uncertainty it is the mean of --samples whole draws, another result" in mode
+    assert "with --mode fidelity this changes OUTPUT" in uncertainty
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory: 9 bytes"])

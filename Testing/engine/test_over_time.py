@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from calid.bisection import plan_bisection
-from calid.cycle import window_at
-from calid.device import choose_device
-from calid.errors import SettingsError, WeightsError
+from calid.cycle import CONTEXT_FRAMES, WINDOW_FRAMES, window_at
+from calid.device import Device, choose_device
+from calid.errors import ResourceError, SettingsError, WeightsError
 from calid.generation import Generation
 from calid.interpolator import load_interpolator
 from calid.networks import (
@@ -28,7 +28,7 @@ from calid.networks import (
 )
 from calid.preparation import plan_preparation
 from calid.progress import Watch
-from calid.reconstruct import upsample, warm_interpolator
+from calid.reconstruct import plan_run, upsample
 from calid.settings import Settings
 from calid.stack import Stack
 from calid.weights import MANIFEST_NAME, load_model
@@ -233,31 +233,59 @@ def test_layers_for_another_2d_model_are_refused(cine_models, tmp_path):
     assert caught.value.code == "other-base"
 
 
-def test_a_sequence_that_does_not_fit_is_made_in_windows(cine_models, monkeypatch):
-    whole, lengths = Denoiser.forward, []
+@pytest.fixture
+def seen_together(monkeypatch) -> list[tuple[int, int]]:
+    """(sequences, frames) of every call of the denoiser."""
+    whole, calls = Denoiser.forward, []
 
     def forward(self, z_t, t, z_c, **options):
-        lengths.append(z_t.shape[2])
-        if z_t.shape[2] > 5 or len(z_t) > 1:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        calls.append((len(z_t), z_t.shape[2]))
         return whole(self, z_t, t, z_c, **options)
 
-    sparse, shown = cine(frames=11), []
-    reference = upsample(sparse, quick(), models_folder=cine_models).stack.voxels
-    warm_interpolator.cache_clear()
     monkeypatch.setattr(Denoiser, "forward", forward)
-    made = upsample(
-        sparse, quick(), models_folder=cine_models, on_frame=lambda index, _: shown.append((index, len(lengths)))
-    ).stack.voxels
-    assert max(lengths) == 11
-    assert [index for index, _ in shown] == list(range(11))
+    return calls
+
+
+def test_free_memory_does_not_decide_which_frames_see_each_other(cine_models, seen_together, monkeypatch):
+    sparse, settings = cine(frames=11), quick(factor=4)
+    made, works = [], []
+    for free_bytes in (10**12, 1):
+        monkeypatch.setattr(Device, "free_bytes", lambda _, free_bytes=free_bytes: free_bytes)
+        works.append(plan_run(sparse, settings, models_folder=cine_models).work)
+        made.append(upsample(sparse, settings, models_folder=cine_models).stack.voxels)
+    assert {frames for _, frames in seen_together} == {11}
+    assert {sequences for sequences, _ in seen_together} > {1}  # a batch was cut where memory was short
+    assert works[0] == works[1]
+    np.testing.assert_allclose(*made, atol=1)  # batches of other sizes round differently, no more
+
+
+def test_a_cine_longer_than_a_window_is_made_in_windows_of_its_length(cine_models, seen_together):
+    sparse, shown = cine(frames=WINDOW_FRAMES + 3), []
+    asked = quick(steps=1, method="calid")
+
+    def show(index: int, _: Stack) -> None:
+        shown.append((index, len(seen_together)))
+
+    made = upsample(sparse, asked, models_folder=cine_models, on_frame=show).stack.voxels
+    lengths = [frames for _, frames in seen_together]
+    assert lengths[0] == max(lengths) == WINDOW_FRAMES - CONTEXT_FRAMES  # nothing is before the first
+    assert [index for index, _ in shown] == list(range(len(sparse.voxels)))
     assert shown[0][1] < shown[-1][1]  # frames appear window by window
     np.testing.assert_array_equal(made[:, ::2], sparse.voxels)
-    assert np.abs(made.astype(float) - reference).mean() < 0.5 * reference.std()
+
+
+def test_frames_that_do_not_fit_with_a_single_gap_are_refused_with_what_to_do(cine_models, monkeypatch):
+    def forward(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    with pytest.raises(ResourceError, match=r"11 frames.*--frames.*--model 2d") as caught:
+        upsample(cine(frames=11), quick(), models_folder=cine_models)
+    assert caught.value.code == "memory"
 
 
 @pytest.mark.parametrize("method", ["calid", "calid+"])
-@pytest.mark.parametrize("frames", [1, 8, 18])
+@pytest.mark.parametrize("frames", [1, 8, 18, 70])
 def test_the_papers_form_makes_any_number_of_frames_and_counts_its_work(papers_models, frames, method):
     told = []
     sparse = cine(frames)
@@ -267,27 +295,6 @@ def test_the_papers_form_makes_any_number_of_frames_and_counts_its_work(papers_m
     np.testing.assert_array_equal(dense.voxels[:, ::4], sparse.voxels)
     assert told[-1].fraction == 1
     assert all(step.fraction < 1 for step in told[:-1])
-
-
-def test_the_papers_form_is_made_in_windows_where_memory_is_short_and_gives_up_at_the_shortest(
-    papers_models, monkeypatch
-):
-    whole, lengths, limit = Denoiser.forward, [], [4]
-
-    def forward(self, z_t, t, z_c, **options):
-        lengths.append(z_t.shape[2])
-        if z_t.shape[2] > limit[0]:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return whole(self, z_t, t, z_c, **options)
-
-    monkeypatch.setattr(Denoiser, "forward", forward)
-    sparse = cine(frames=20)
-    made = upsample(sparse, quick(), models_folder=papers_models).stack.voxels
-    assert set(lengths) == {8, 4}  # latents of 32 and of 16 frames
-    np.testing.assert_array_equal(made[:, ::2], sparse.voxels)
-    limit[0] = 0
-    with pytest.raises(RuntimeError, match="out of memory"):
-        upsample(sparse, quick(), models_folder=papers_models)
 
 
 def test_the_papers_form_joins_the_ends_of_a_cycle(papers_models):
@@ -329,13 +336,12 @@ def test_frames_share_noise_as_far_as_the_model_wants(cine_models):
     stack, settings = cine(frames=6), quick(method="calid")
     interpolator = load_interpolator_of(cine_models)
     plan, preparation = plan_bisection(3, 2), plan_preparation(stack)
-    acquired = torch.zeros(6, 3, 1, *preparation.padded_shape)
 
     def starts(share: float) -> np.ndarray:
         model = replace(interpolator, noise_share=share)
         generation = Generation(model, preparation, plan, settings, 1, Watch(1))
         window = window_at(0, num_frames=6, size=6)
-        return generation._starts(acquired, window).flatten(1).numpy()
+        return generation._starts(None, window, range(1)).flatten(1).numpy()
 
     for share, measured in ((1.0, 1.0), (0.6, 0.6), (0.0, 0.0)):
         correlation = np.corrcoef(starts(share))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,85 @@ def test_progress_rises_to_one_and_frames_appear_in_order(random_models):
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1.0)
     assert shown == [(index, (1, 9, 40, 56), 40.0 * index) for index in range(3)]
+
+
+@pytest.mark.parametrize("method", ["calid", "calid+"])
+@pytest.mark.parametrize("moved_and_mixed", [True, False])
+def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method, moved_and_mixed):
+    from calid.bisection import plan_bisection
+    from calid.device import choose_device
+    from calid.generation import Generation, work
+    from calid.interpolator import load_interpolator
+    from calid.preparation import plan_preparation
+    from calid.progress import Watch
+
+    interpolator = load_interpolator(choose_device("cpu"), models_folder=random_models)
+    if not moved_and_mixed:
+        config = {key: value for key, value in interpolator.entry.config.items() if key != "strength"}
+        interpolator = replace(interpolator, entry=replace(interpolator.entry, config=config), motion=None)
+    stack, plan, settings = cine(frames=3), plan_bisection(3, 4), quick(method=method)
+    watch, ticks = Watch(1), []
+    watch.tick = ticks.append
+    list(Generation(interpolator, plan_preparation(stack), plan, settings, 2, watch).frames(stack.voxels))
+    assert sum(ticks) == work(interpolator, plan, settings, frames=3, draws=2)
+
+
+def test_the_bar_moves_after_every_batch(random_models, monkeypatch):
+    """And so cancel is answered after it."""
+    from calid.motion import Motion
+    from calid.networks import LatentSpace
+
+    events = []
+    for network, name in ((LatentSpace, "encode"), (LatentSpace, "decode"), (Motion, "forward")):
+        whole = getattr(network, name)
+
+        def noted(self, *tensors, whole=whole):
+            events.append("batch")
+            return whole(self, *tensors)
+
+        monkeypatch.setattr(network, name, noted)
+    monkeypatch.setattr(Device, "batch_size", lambda *_: 2)
+    upsample(cine(), quick(factor=4), models_folder=random_models, progress=lambda _: events.append("told"))
+    batches = [place for place, event in enumerate(events) if event == "batch"]
+    assert len(batches) > 20
+    assert all(events[place + 1] == "told" for place in batches)
+
+
+def test_no_more_than_a_batch_is_in_work_at_once_and_its_size_changes_nothing(random_models, monkeypatch):
+    from calid.interpolator import Interpolator
+
+    halfway, sizes = Interpolator.halfway, []
+
+    def noted(self, before, after, **options):
+        sizes.append(len(before))
+        return halfway(self, before, after, **options)
+
+    monkeypatch.setattr(Interpolator, "halfway", noted)
+    made, sparse = [], cine(frames=1, dtype=np.float32)
+    settings = quick(factor=4, mode="fidelity", samples=10)
+    for batch in (1000, 4, 1):
+        sizes.clear()
+        monkeypatch.setattr(Device, "batch_size", lambda *_, batch=batch: batch)
+        made.append(upsample(sparse, settings, models_folder=random_models, uncertainty=True))
+        assert max(sizes) == min(batch, 40)  # 10 draws of 4 gaps
+    for other in made[1:]:
+        np.testing.assert_allclose(other.stack.voxels, made[0].stack.voxels, atol=0.5)
+        np.testing.assert_allclose(other.uncertainty.voxels, made[0].uncertainty.voxels, atol=0.5)
+    assert made[0].uncertainty.voxels.max() > 10
+
+
+def test_draws_summed_up_one_by_one_have_their_mean_and_deviation():
+    from calid.draws import Draws
+
+    draws = np.random.default_rng(0).normal(3000, 2, (64, 5, 7)).astype(np.float32)
+    summed = Draws()
+    for draw in draws:
+        summed.add(draw)
+    exact = draws.astype(np.float64)
+    np.testing.assert_array_equal(summed.first, draws[0])
+    np.testing.assert_allclose(summed.mean, exact.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(summed.deviation, exact.std(axis=0, ddof=1), rtol=1e-3)
+    assert summed.mean.dtype == summed.deviation.dtype == np.float32
 
 
 def test_cancel_takes_effect_at_the_next_network_evaluation(random_models):
@@ -235,8 +316,6 @@ def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
 @pytest.mark.parametrize("strength", [0.25, 1.0])
 def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(random_models, strength):
     """From the mean of the moved neighbors, in a straight line to the whole change; the spread is that of the draws."""
-    from dataclasses import replace
-
     from calid.bisection import plan_bisection
     from calid.device import choose_device
     from calid.generation import Generation
