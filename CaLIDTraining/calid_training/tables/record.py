@@ -115,7 +115,7 @@ def _revision() -> str:
 def write_table(
     options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Weighted] = ()
 ) -> None:
-    """Print a table, and write it as Markdown, as JSON with everything that made it, and into the files that want it."""
+    """Print a table, and write it as Markdown, as JSON with all that made it, and into the files that want it."""
     shown = {key: value for key, value in vars(options).items() if key != "run"}
     options.out.mkdir(parents=True, exist_ok=True)
     made_by = {"made_by": facts(options.models, shown, systems)}
