@@ -36,7 +36,7 @@ FULL = {
     "long-axis": ["--phases", "5"],
     "speed": ["--rounds", "3", "--affordable", "100"],
 }
-"""What keeps the whole below an hour on two cores; each table by itself has more. In seconds on ACDC's test patients and
+"""What keeps the whole below an hour on two cores; each table by itself has more. Seconds on ACDC's test patients and
 two idle cores: interpolation 1000, downstream 250, reconstruction 270, steps 380, long-axis 90, cine 400, segmenter 40,
 speed 560."""
 
