@@ -36,8 +36,6 @@ MOTION_ALONE = "CaLID's motion alone"
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
 SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
 """Seconds for a slice; tables can ask them about fewer patients."""
-PAPERS_OPTIMISATION_STEPS = 1000
-"""Of DeepRecon."""
 ON_REQUEST = ("CaLID, mean of draws", "CaLID+, mean of draws")
 """Rows that are made only where they are named: each costs as much as eight others, and "fidelity" is better."""
 VIEWS = tuple(product(((), (-1,), (-2,), (-2, -1)), (1, -1)))
@@ -289,9 +287,14 @@ def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
                 f'{name} is left out: {error.message} README.md, "Baselines", says how to train and export it.'
             )
             continue
-        if name == "DeepRecon" and source.optimisation_steps not in (None, PAPERS_OPTIMISATION_STEPS):
-            notes.append(f"DeepRecon took {source.optimisation_steps} steps for a slice, not its paper's 1,000.")
+        if name == "DeepRecon":
+            notes += _notes_of_steps(source.optimisation_steps)
     return found, tuple(notes)
+
+
+def _notes_of_steps(steps: int | None) -> list[str]:
+    papers = baselines.module_of("DeepRecon").Optimisation.steps
+    return [] if steps in (None, papers) else [f"DeepRecon took {steps} steps for a slice, not its paper's {papers:,}."]
 
 
 def _trained(name: str, source: Source, steps: int | None = None) -> Named:
