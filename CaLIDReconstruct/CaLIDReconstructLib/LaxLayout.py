@@ -3,161 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import slicer
 import vtk
-from calid.geometry import lps_to_ras, ras_to_lps
-from calid.longaxis import derive_planes, heart_centre, nearest_frames
-from calid.stack import Stack
+from calid.longaxis import nearest_frames
 from slicer.i18n import tr as _
 
 from . import Inputs, Nodes
+from .LaxPlanes import LaxPlane, crossingPair
 from .Messages import ModuleError, failure
-from .Results import isGenerated
 
 PLANES_AT_FIRST = 4  # more rows make small pictures; the user may choose more
-SMALLEST_TILT_DEGREES = 45.0
 LAYOUT_ID = 15730
 FIRST_VIEW_GROUP = 1573
 HEIGHT_PER_STACK = 1.7
 TINT_OPACITY = 0.3
 COLORS = ("#d98c00", "#2f7ed8", "#7a3fb0", "#1f9d55")
 COLUMNS = ("acquired", "original", "upsampled")
-
-
-@dataclass(frozen=True, eq=False)
-class LaxPlane:
-    """One plane to look at.
-
-    Args:
-        name: as shown in the view's corner.
-        sliceToRas: (4, 4) image right, image up, normal and centre in world RAS mm.
-        volume: the node of the acquired long-axis image, or None for a plane derived from the anatomy.
-    """
-
-    name: str
-    sliceToRas: np.ndarray
-    volume: object | None = None
-
-
-def toWorld(node) -> np.ndarray:
-    """(4, 4) local RAS -> world RAS of a transformable node.
-
-    Raises:
-        ModuleError: the transform above it is not linear.
-    """
-    transform = node.GetParentTransformNode()
-    matrix = vtk.vtkMatrix4x4()
-    if transform is not None:
-        if not transform.IsTransformToWorldLinear():
-            raise ModuleError(
-                failure("no-long-axis", node.GetName(), remedy=_("Harden its non-linear transform first."))
-            )
-        transform.GetMatrixTransformToWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
-
-
-def ijkToWorld(volumeNode) -> np.ndarray:
-    """(4, 4) voxel index -> world RAS mm."""
-    return toWorld(volumeNode) @ Nodes.affineRas(volumeNode)
-
-
-def sliceToRas(ijkToRas: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """(4, 4) SliceToRAS that shows an image as it was acquired: columns to the right, rows downwards.
-
-    Args:
-        ijkToRas: (4, 4) of the one-slice image.
-        center: (3,) RAS mm that the view is centred on, projected into the plane.
-    """
-    right = ijkToRas[:3, 0] / np.linalg.norm(ijkToRas[:3, 0])
-    up = -ijkToRas[:3, 1] / np.linalg.norm(ijkToRas[:3, 1])
-    normal = np.cross(right, up)
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.stack([right, up, normal], axis=1)
-    matrix[:3, 3] = center - ((center - ijkToRas[:3, 3]) @ normal) * normal
-    return matrix
-
-
-def acquiredPlanes(stackVolume) -> list[LaxPlane]:
-    """The long-axis images in the scene: single slices that cross the stack at a steep angle.
-
-    Args:
-        stackVolume: volume node with the short-axis stack's geometry.
-    """
-    stackMatrix = ijkToWorld(stackVolume)
-    size = np.array(stackVolume.GetImageData().GetDimensions(), float)
-    images = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if _isLaxImage(node, stackVolume)]
-    images = [node for node in images if _crosses(ijkToWorld(node), stackMatrix, size)]
-    images.sort(key=lambda node: node.GetName())
-    center = _heartCenter([ijkToWorld(node) for node in images], stackMatrix, size)
-    return [LaxPlane(Inputs.resolve(node).name, sliceToRas(ijkToWorld(node), center), node) for node in images]
-
-
-def derivedPlanes(labels: Stack, resultVolume) -> list[LaxPlane]:
-    """The 2-, 3- and 4-chamber planes of the heart that these labels show.
-
-    Args:
-        labels: labels of the result.
-        resultVolume: the node whose transform lies above the result.
-    """
-    world = toWorld(resultVolume)
-    planes = []
-    for name, plane in derive_planes(labels).items():
-        matrix = world @ lps_to_ras(plane.affine)
-        rows, columns = plane.voxels.shape[2:]
-        center = (matrix @ [(columns - 1) / 2, (rows - 1) / 2, 0, 1])[:3]
-        planes.append(LaxPlane(name, sliceToRas(matrix, center)))
-    return planes
-
-
-def crossingPair(planes: Sequence[LaxPlane]) -> tuple[int, ...]:
-    """The two planes that are most perpendicular to each other: in 3D more than two would hide the models.
-
-    Returns:
-        their indices, or the only plane's.
-    """
-    if len(planes) < 2:
-        return tuple(range(len(planes)))
-    normals = [plane.sliceToRas[:3, 2] for plane in planes]
-    return min(combinations(range(len(planes)), 2), key=lambda pair: abs(normals[pair[0]] @ normals[pair[1]]))
-
-
-def _isLaxImage(node, stackVolume) -> bool:
-    if node is stackVolume or not Nodes.hasImage(node) or node.IsA("vtkMRMLLabelMapVolumeNode") or isGenerated(node):
-        return False
-    transform = node.GetParentTransformNode()
-    return node.GetImageData().GetDimensions()[2] == 1 and (transform is None or transform.IsTransformToWorldLinear())
-
-
-def _unitNormal(matrix: np.ndarray) -> np.ndarray:
-    normal = np.cross(matrix[:3, 0], matrix[:3, 1])
-    return normal / np.linalg.norm(normal)
-
-
-def _crosses(imageMatrix: np.ndarray, stackMatrix: np.ndarray, size: np.ndarray) -> bool:
-    """Steep enough to be a long axis, and the plane passes through the stack's box."""
-    normal = _unitNormal(imageMatrix)
-    tilt = np.degrees(np.arccos(min(1.0, abs(normal @ _unitNormal(stackMatrix)))))
-    corners = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T * (size - 1)
-    distances = (corners @ stackMatrix[:3, :3].T + stackMatrix[:3, 3] - imageMatrix[:3, 3]) @ normal
-    return tilt >= SMALLEST_TILT_DEGREES and distances.min() < 0 < distances.max()
-
-
-def _heartCenter(planes: Sequence[np.ndarray], stackMatrix: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(3,) RAS: where the long-axis planes and the stack's middle slice meet."""
-    stack = _emptyStack(stackMatrix, size)
-    centre_lps = heart_centre(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
-    return lps_to_ras(np.eye(4))[:3, :3] @ centre_lps
-
-
-def _emptyStack(matrixRas: np.ndarray, size: np.ndarray) -> Stack:
-    """Geometry alone, as the engine's functions want it; the voxels take no memory."""
-    columns, rows, slices = (int(count) for count in size)
-    return Stack(np.broadcast_to(np.uint8(0), (1, slices, rows, columns)), ras_to_lps(matrixRas))
 
 
 def viewTag(row: int, column: str) -> str:
@@ -210,7 +74,7 @@ class LaxComparison:
     Args:
         original: volume node of the input as it is shown.
         upsampled: volume node of the result as it is shown.
-        planes: what to look at; see `acquiredPlanes` and `derivedPlanes`.
+        planes: what to look at; see `LaxPlanes.acquiredPlanes` and `LaxPlanes.derivedPlanes`.
         generatedMask: labelmap of the generated slices, or None.
         onLayoutChanged: called when another layout takes the place of ours.
     """

@@ -13,9 +13,10 @@ import slicer
 from . import Inputs
 from .EngineClient import EngineClient
 from .EngineProcess import EngineProcess, EngineTransport, engineCommand
-from .Job import JobListener, RunResult, UpsampleJob
+from .Job import JobListener, UpsampleJob
 from .Messages import Failure, ModuleError, failure, failureFromEvent
 from .Parameters import Preferences
+from .RunResult import RunResult
 from .Settings import RunSettings
 from .Workspace import Workspace, removeStale
 

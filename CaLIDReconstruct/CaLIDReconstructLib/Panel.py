@@ -10,11 +10,11 @@ from calid.errors import CalidError
 from slicer.i18n import tr as _
 
 from . import DemoCase, Inputs, Installation, Licenses, SaxAssembly
-from .Job import RunResult
 from .Logic import Reconstruction
 from .Messages import Failure, ModuleError, memoryText, timeText
 from .PrivateLog import PrivateLog
 from .ResultPanel import ResultPanel
+from .RunResult import RunResult
 from .Settings import RunSettings
 from .SetupPanel import SetupPanel
 

@@ -11,10 +11,10 @@ from calid.errors import CalidError
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from . import Inputs, LaxLayout, Nodes
-from .Job import RunResult, resultsOf
+from . import Inputs, LaxLayout, LaxPlanes, Nodes
 from .Messages import Failure, ModuleError, engineFailure
 from .Results import resultLabel
+from .RunResult import RunResult, resultsOf
 from .Segmentations import SURFACE
 
 
@@ -33,7 +33,7 @@ class ResultPanel(VTKObservationMixin):
         self._input = None
         self._offered: list[RunResult] = []
         self.comparison: LaxLayout.LaxComparison | None = None
-        self._choices: list[LaxLayout.LaxPlane] = []
+        self._choices: list[LaxPlanes.LaxPlane] = []
         self._problem: Failure | None = None
         # Slicer's own button hides surfaces by removing them, and could not make the engine's again. So it is given
         # no segmentation and no menu to change one, and shows and hides what is there.
@@ -78,6 +78,7 @@ class ResultPanel(VTKObservationMixin):
             self.result, self._problem = result, None
         if isShown:
             self.showVolume(result.volume)
+            self._showSegmentation()
             if result.segmentation is not None:
                 centerThreeDViews()
         self.refresh()
@@ -145,7 +146,9 @@ class ResultPanel(VTKObservationMixin):
 
     def onChoose(self, *_args) -> None:
         """Show the chosen result: in the place of the one that is compared, else in the slice views."""
+        before = self.result.segmentation
         self.result, self._problem = self._offered[self.ui.resultComboBox.currentIndex], None
+        self._showSegmentation(before)
         volume = self.result.volume
         if not Nodes.hasImage(volume):
             self._leave()
@@ -219,16 +222,38 @@ class ResultPanel(VTKObservationMixin):
         """Remove every node of the result; the input stays."""
         self._leave()
         if self._isThere():
-            self.result.remove()
+            removed = self.result
+            others = [result for result in self._offered if result.node is not removed.node]
+            if others:
+                self.result = others[0]
+                self._showSegmentation(removed.segmentation)
+            removed.remove()
         self._problem = None
         self.refresh()
 
-    def planes(self) -> list[LaxLayout.LaxPlane]:
+    def _showSegmentation(self, like=None) -> None:
+        """Of the input's segmentations show the chosen result's alone: two on top of each other cannot be told apart.
+
+        Args:
+            like: the segmentation chosen before; the chosen one is shown or hidden as it was. None shows it.
+        """
+        shown = like.GetDisplayNode() if like is not None else None
+        isVisible = shown is None or shown.GetVisibility()
+        for result in resultsOf(self.result.input):
+            if result.segmentation is None:
+                continue
+            display = result.segmentation.GetDisplayNode()
+            display.SetVisibility(isVisible and result.node is self.result.node)
+            if shown is not None:
+                # Of the hidden ones too: what Show 3D says goes on past a result that has no segmentation.
+                display.SetVisibility3D(shown.GetVisibility3D())
+
+    def planes(self) -> list[LaxPlanes.LaxPlane]:
         """The acquired long-axis planes of the scene, or those derived from the segmentation."""
-        planes = LaxLayout.acquiredPlanes(self.result.volume)
+        planes = LaxPlanes.acquiredPlanes(self.result.volume)
         if planes or self.result.segmentation is None:
             return planes
-        return LaxLayout.derivedPlanes(self.result.labels, self.result.volume)
+        return LaxPlanes.derivedPlanes(self.result.labels, self.result.volume)
 
     def _enter(self) -> None:
         try:
@@ -263,7 +288,7 @@ class ResultPanel(VTKObservationMixin):
         chosen = Inputs.resolve(self.result.input)
         return chosen.volume or Nodes.addBrowser(chosen.sequence).GetProxyNode(chosen.sequence)
 
-    def _offer(self, shown: list[LaxLayout.LaxPlane]) -> None:
+    def _offer(self, shown: list[LaxPlanes.LaxPlane]) -> None:
         """Fill the menu with every plane there is."""
         self._menu.clear()
         for plane in self._choices:
@@ -272,7 +297,7 @@ class ResultPanel(VTKObservationMixin):
             action.toggled.connect(self.onPlanes)
         self._tick(shown)
 
-    def _tick(self, shown: list[LaxLayout.LaxPlane]) -> None:
+    def _tick(self, shown: list[LaxPlanes.LaxPlane]) -> None:
         for plane, action in zip(self._choices, self._menu.actions(), strict=True):
             self._setChecked(action, plane in shown)
 

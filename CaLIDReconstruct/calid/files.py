@@ -231,16 +231,19 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
 
 
 def check_fits(stack: Stack, path: Path) -> None:
-    """Return if the format of `path` can hold voxels like a stack's where they lie; to be asked before a long run.
+    """Return if the format of `path` can hold a stack; to be asked before a long run of what it will make.
 
     Raises:
-        OutputError: "unsupported-voxels", or "sheared-affine" if the axes are not perpendicular, as NIfTI's quaternion
-            needs them.
+        OutputError: "unsupported-voxels", "sheared-affine" if the axes are not perpendicular, as NIfTI's quaternion
+            needs them, or "header-too-long" if an entry has more characters than MetaImage's readers survive.
     """
     path = Path(path)
+    suffix = suffix_of(path)
     _need_plain_voxels(stack, path)
+    if suffix == ".mha":
+        _need_short_entries(stack)
     shear = geometry.shear_degrees(stack.affine)
-    if suffix_of(path) in (".nii", ".nii.gz") and shear > MAX_NIFTI_SHEAR_DEGREES:
+    if suffix in (".nii", ".nii.gz") and shear > MAX_NIFTI_SHEAR_DEGREES:
         message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
         raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
 
@@ -279,7 +282,7 @@ def pending_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> Itera
         if suffix in (".nii", ".nii.gz"):
             _write_nifti(stack, temporary)
         elif suffix == ".mha":
-            _write_metaimage(stack, temporary)
+            _write_pieces(temporary, metaimage.written(stack, _entries(stack), level=COMPRESSION_LEVEL))
         else:
             segments = _segment_entries(stack) if suffix == ".seg.nrrd" else {}
             _write_nrrd(stack, temporary, segments)
@@ -308,6 +311,13 @@ def _need_plain_voxels(stack: Stack, path: Path) -> None:
     if kind not in nrrd.TYPES:
         remedy = "Convert them to integers or floats of 8 to 64 bits."
         raise OutputError("unsupported-voxels", f"Voxels of type {kind} cannot be written to {path.name}.", remedy)
+
+
+def _need_short_entries(stack: Stack) -> None:
+    for key, value in _entries(stack).items():
+        if len(value) > metaimage.LONGEST_VALUE:
+            message = f"{key} has {len(value)} characters, more than ITK's MetaImage reader survives."
+            raise OutputError("header-too-long", message, "Write .nrrd or .nii.gz instead.")
 
 
 def _need_labels(stack: Stack, path: Path) -> None:
@@ -371,12 +381,3 @@ def _write_nifti(stack: Stack, path: Path) -> None:
     pieces = nifti.written(stack, _entries(stack))
     is_zipped = path.name.lower().endswith(".gz")
     _write_pieces(path, gzipped(pieces, COMPRESSION_LEVEL) if is_zipped else pieces)
-
-
-def _write_metaimage(stack: Stack, path: Path) -> None:
-    entries = _entries(stack)
-    for key, value in entries.items():
-        if len(value) > metaimage.LONGEST_VALUE:
-            message = f"{key} has {len(value)} characters, more than ITK's MetaImage reader survives."
-            raise OutputError("header-too-long", message, "Write .nrrd or .nii.gz instead.")
-    _write_pieces(path, metaimage.written(stack, entries, level=COMPRESSION_LEVEL))

@@ -58,6 +58,7 @@ def upsample(
     uncertainty: bool = False,
     progress: Callable[[Progress], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
+    on_plan: Callable[[Reconstruction], None] | None = None,
     on_frame: Callable[[int, Stack], None] | None = None,
     source: str = "",
 ) -> Reconstruction:
@@ -70,6 +71,7 @@ def upsample(
         uncertainty: also return the standard deviation over the draws.
         progress: told after every network evaluation.
         is_cancelled: asked at every network evaluation.
+        on_plan: given what will be made, whole but for its voxels, before the first slice; what it raises ends the run.
         on_frame: given (index, dense static stack) as soon as a frame is complete, in order.
         source: how errors name the input.
 
@@ -80,6 +82,9 @@ def upsample(
         Cancelled: if `is_cancelled` said so.
     """
     run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
+    made = _blank(run, uncertainty=uncertainty)
+    if on_plan is not None:
+        on_plan(made)
     for finding in warnings(run.stack):
         LOG.warning("%s %s", finding.message, finding.remedy)
     watch = Watch(run.work, progress, is_cancelled)
@@ -89,7 +94,8 @@ def upsample(
         frames = Generation(
             run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
         ).frames(run.stack.voxels)
-    return _collect(run, frames, uncertainty=uncertainty, on_frame=on_frame)
+    _collect(run, frames, made, on_frame=on_frame)
+    return made
 
 
 @dataclass(frozen=True)
@@ -214,10 +220,8 @@ def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
         yield linear_slices(images, run.plan), None
 
 
-def _collect(
-    run: Run, frames: Iterator[Frame], *, uncertainty: bool, on_frame: Callable[[int, Stack], None] | None
-) -> Reconstruction:
-    """Put frames into the stack's own type, with the acquired slices as they came."""
+def _blank(run: Run, *, uncertainty: bool) -> Reconstruction:
+    """What a run will make, all but its voxels."""
     stack, plan = run.stack, run.plan
     affine = stack.affine.copy()
     affine[:3, 2] /= plan.factor
@@ -225,17 +229,25 @@ def _collect(
     generated[:: plan.factor] = stack.generated
     shape = (stack.num_frames, plan.num_slots, *stack.voxels.shape[2:])
     dense = Stack(np.zeros(shape, stack.voxels.dtype), affine, stack.frame_times_ms, generated, _provenance(run))
-    spread = np.zeros(shape, np.float32) if uncertainty else None
+    if not uncertainty:
+        return Reconstruction(dense, None)
+    spread = replace(dense, voxels=np.zeros(shape, np.float32)).noted(quantity="standard deviation")
+    return Reconstruction(dense, spread)
+
+
+def _collect(
+    run: Run, frames: Iterator[Frame], made: Reconstruction, *, on_frame: Callable[[int, Stack], None] | None
+) -> None:
+    """Put frames into what is made, in the stack's own type, with the acquired slices as they came."""
+    stack, dense, spread, factor = run.stack, made.stack, made.uncertainty, run.plan.factor
     for index, (values, deviation) in enumerate(frames):
         dense.voxels[index] = _as_dtype(values, stack.voxels.dtype)
-        dense.voxels[index, :: plan.factor] = stack.voxels[index]
+        dense.voxels[index, ::factor] = stack.voxels[index]
         if spread is not None and deviation is not None:
-            spread[index] = deviation
-            spread[index, :: plan.factor] = 0
+            spread.voxels[index] = deviation
+            spread.voxels[index, ::factor] = 0
         if on_frame is not None:
             on_frame(index, dense.frame(index))
-    deviations = None if spread is None else replace(dense, voxels=spread).noted(quantity="standard deviation")
-    return Reconstruction(stack=dense, uncertainty=deviations)
 
 
 def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -77,22 +77,25 @@ class Job:
             check_output(path, overwrite=self.overwrite)
             if path.name.lower().endswith(SEGMENTATION_SUFFIX):
                 raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
-        stack = read_stack(self.source)
-        for path in outputs:
-            check_fits(stack, path)
         made = upsample(
-            stack,
+            read_stack(self.source),
             self.settings,
             models_folder=self.models_folder,
             uncertainty=self.uncertainty is not None,
             progress=progress,
             is_cancelled=is_cancelled,
+            on_plan=self._check_fits,
             on_frame=on_frame,
             source=self.source.name,
         )
         with self._pending(made.uncertainty):  # takes its name when the result has been written as well
             write_stack(made.stack, self.output, overwrite=self.overwrite)
         return made
+
+    def _check_fits(self, planned: Reconstruction) -> None:
+        check_fits(planned.stack, self.output)
+        if self.uncertainty is not None and planned.uncertainty is not None:
+            check_fits(planned.uncertainty, self.uncertainty)
 
     def _pending(self, uncertainty: Stack | None) -> AbstractContextManager[None]:
         if self.uncertainty is None or uncertainty is None:

@@ -131,17 +131,35 @@ def test_a_disk_that_is_full_is_said_of_the_file_that_was_asked_for(
     assert [path.name for path in tmp_path.iterdir()] == ["sparse.nrrd"]
 
 
+@pytest.fixture
+def worked(random_models, monkeypatch) -> list:
+    """The slices that were made, by a model that only takes note; it is the one that runs use."""
+    made = []
+    monkeypatch.setenv("CALID_MODELS", str(random_models))
+    monkeypatch.setattr("calid.reconstruct.Generation", lambda *_: made.append(True))
+    return made
+
+
 @pytest.mark.parametrize("slanted", ["dense", "spread"])
-def test_axes_that_nifti_cannot_hold_are_found_before_the_work(tmp_path, monkeypatch, capsys, slanted):
+def test_axes_that_nifti_cannot_hold_are_found_before_the_work(tmp_path, worked, capsys, slanted):
     stack = cine()
     affine = stack.affine.copy()
     affine[:3, 1] += 5e-4 * affine[:3, 0]  # 0.03 degrees
     write_stack(replace(stack, affine=affine), tmp_path / "slanted.nrrd")
-    worked = []
-    monkeypatch.setattr("calid.run.upsample", lambda *_, **__: worked.append(True))
     dense, spread = (tmp_path / f"{name}.{'nii.gz' if name == slanted else 'nrrd'}" for name in ("dense", "spread"))
     assert main(["upsample", str(tmp_path / "slanted.nrrd"), str(dense), "--uncertainty", str(spread)]) == 2
     assert "0.03 degrees" in (said := capsys.readouterr().err)
+    assert "Write .nrrd" in said
+    assert not worked
+
+
+@pytest.mark.parametrize("long", ["dense", "spread"])
+def test_a_history_that_metaimage_cannot_hold_is_found_before_the_work(tmp_path, worked, capsys, long):
+    sparse = tmp_path / "sparse.mha"
+    write_stack(cine().noted(log="x" * 19_900), sparse)  # what the run adds to it is too much
+    dense, spread = (tmp_path / f"{name}.{'mha' if name == long else 'nrrd'}" for name in ("dense", "spread"))
+    assert main(["upsample", str(sparse), str(dense), "--uncertainty", str(spread)]) == 2
+    assert "calid_provenance has 2" in (said := capsys.readouterr().err)
     assert "Write .nrrd" in said
     assert not worked
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import slicer
-from CaLIDReconstructLib import DemoCase, Inputs, LaxLayout
+from CaLIDReconstructLib import DemoCase, Inputs, LaxPlanes
 
 SOURCE = Path(os.environ.get("CALID_SLICER_SOURCE", "."))
 SAMPLE_DATA = SOURCE / "Modules" / "Scripted" / "SampleData" / "SampleData.py"
@@ -25,7 +25,7 @@ def test_the_case_is_a_cine_that_can_be_upsampled():
 
 def test_all_its_long_axis_images_are_found_as_planes():
     nodes = DemoCase.load()
-    planes = LaxLayout.acquiredPlanes(nodes.sax)
+    planes = LaxPlanes.acquiredPlanes(nodes.sax)
     assert {plane.name for plane in planes} == {"2ch", "3ch", "4ch", "rv-2ch", "rvot"}
     assert {plane.volume for plane in planes} == set(nodes.lax.values())
 

@@ -17,8 +17,9 @@ import vtk
 from calid import files
 from CaLIDReconstructLib import Inputs, Nodes, Results, Segmentations
 from CaLIDReconstructLib.EngineClient import EngineClient
-from CaLIDReconstructLib.Job import UpsampleJob, resultsOf
+from CaLIDReconstructLib.Job import UpsampleJob
 from CaLIDReconstructLib.Logic import Quiet
+from CaLIDReconstructLib.RunResult import resultsOf
 from CaLIDReconstructLib.Settings import RunSettings
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import phantoms
 import pytest
 import slicer
-from CaLIDReconstructLib import Inputs, LaxLayout, Nodes
+from CaLIDReconstructLib import Inputs, LaxLayout, LaxPlanes, Nodes
 from CaLIDReconstructLib.Messages import ModuleError
 
 FRAMES = 4
@@ -28,7 +28,7 @@ def case(views):
 
 def comparisonOf(case) -> LaxLayout.LaxComparison:
     original, upsampled, _, _ = case
-    return LaxLayout.LaxComparison(original, upsampled, LaxLayout.acquiredPlanes(original))
+    return LaxLayout.LaxComparison(original, upsampled, LaxPlanes.acquiredPlanes(original))
 
 
 def composite(views, row: int, column: str):
@@ -40,7 +40,7 @@ def test_the_long_axis_images_of_the_scene_are_found_and_nothing_else(case):
     parallel = Nodes.addVolume(
         hearts.picture().with_voxels(hearts.picture().voxels[:, :1], generated=None), "localizer"
     )
-    planes = LaxLayout.acquiredPlanes(original)
+    planes = LaxPlanes.acquiredPlanes(original)
     assert [plane.volume for plane in planes] == [two, four]
     assert [plane.name for plane in planes] == ["2ch", "4ch"]
     assert parallel not in [plane.volume for plane in planes]
@@ -48,7 +48,7 @@ def test_the_long_axis_images_of_the_scene_are_found_and_nothing_else(case):
 
 def test_a_view_shows_the_plane_in_which_the_image_was_acquired(case):
     original, _, _, four = case
-    plane = LaxLayout.acquiredPlanes(original)[1]
+    plane = LaxPlanes.acquiredPlanes(original)[1]
     image = Nodes.stackFromVolume(four)
     rasCorners = np.array([image.to_lps(np.array(index)) for index in ((0, 0, 0), (89, 0, 0), (0, 75, 0))]) * [
         -1,
@@ -65,7 +65,7 @@ def test_views_are_centred_where_the_planes_meet_in_the_heart(case):
     original = case[0]
     base_ras = np.array([12.0, -31.0, 7.0]) * [-1, -1, 1]
     axis_ras = HEART[:, 2] * [-1, -1, 1]
-    for plane in LaxLayout.acquiredPlanes(original):
+    for plane in LaxPlanes.acquiredPlanes(original):
         away = plane.sliceToRas[:3, 3] - base_ras
         assert np.linalg.norm(away - (away @ axis_ras) * axis_ras) < 3
 
@@ -130,7 +130,7 @@ def fivePlanes(case):
     """The case with five long-axis cines, as the demo case has."""
     for index, name in enumerate(("lvot", "rv-2ch", "rvot")):
         Nodes.addStack(hearts.longAxis(hearts.picture(FRAMES), HEART, angle=0.3 + 0.4 * index), name)
-    return LaxLayout.acquiredPlanes(case[0])
+    return LaxPlanes.acquiredPlanes(case[0])
 
 
 def test_every_long_axis_image_of_the_scene_can_be_compared(case, fivePlanes, views):
@@ -202,7 +202,7 @@ def test_leaving_gives_the_users_layout_back(case, views):
 def test_a_layout_that_the_user_chose_meanwhile_stays(case, views):
     changes = []
     comparison = LaxLayout.LaxComparison(
-        case[0], case[1], LaxLayout.acquiredPlanes(case[0]), onLayoutChanged=lambda: changes.append(True)
+        case[0], case[1], LaxPlanes.acquiredPlanes(case[0]), onLayoutChanged=lambda: changes.append(True)
     )
     comparison.enter()
     comparison.show(comparison.planes[:1])
@@ -249,7 +249,7 @@ def test_the_comparison_can_be_entered_again(case, views):
 def test_planes_are_derived_from_the_labels_where_none_was_acquired(views):
     original, _ = hearts.addPicture()
     upsampled = Nodes.addVolume(hearts.dense(hearts.picture(), 4), "dense")
-    planes = LaxLayout.derivedPlanes(hearts.dense(hearts.labels(), 4), upsampled)
+    planes = LaxPlanes.derivedPlanes(hearts.dense(hearts.labels(), 4), upsampled)
     assert {plane.name for plane in planes} == {"2ch", "3ch", "4ch"}
     axis_ras = HEART[:, 2] * [-1, -1, 1]
     for plane in planes:
@@ -265,11 +265,11 @@ def test_a_transform_above_everything_moves_the_planes_too(case):
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = phantoms.rotation(8), [5, 60, -9]
-    before = [plane.sliceToRas for plane in LaxLayout.acquiredPlanes(original)]
+    before = [plane.sliceToRas for plane in LaxPlanes.acquiredPlanes(original)]
     transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
     for node in (original, two, four):
         node.SetAndObserveTransformNodeID(transform.GetID())
-    after = [plane.sliceToRas for plane in LaxLayout.acquiredPlanes(original)]
+    after = [plane.sliceToRas for plane in LaxPlanes.acquiredPlanes(original)]
     for old, new in zip(before, after, strict=True):
         assert np.allclose(new, matrix @ old, atol=1e-6)
 

@@ -9,8 +9,8 @@ import pytest
 import scripted
 import slicer
 from CaLIDReconstructLib import DemoCase, Inputs, LaxLayout, Nodes
-from CaLIDReconstructLib.Job import resultsInScene
 from CaLIDReconstructLib.Parameters import Factor, Method, Mode
+from CaLIDReconstructLib.RunResult import resultsInScene, resultsOf
 from CaLIDReconstructLib.Segmentations import SURFACE
 from host.views import LayoutManager
 from scene_files import saveAndReload
@@ -352,6 +352,95 @@ def test_the_3d_button_follows_what_was_hidden_elsewhere(opened):
     panel.panel.results.result.segmentation.GetDisplayNode().SetVisibility(False)
     panel.panel.refresh()
     assert not panel.ui.show3DButton.checked
+
+
+def shownSegmentations(panel) -> list[tuple[bool, bool]]:
+    """Of each offered result that has a segmentation, whether it is shown at all, and in 3D."""
+    displays = [r.segmentation.GetDisplayNode() for r in resultsOf(panel.panel.results.result.input) if r.segmentation]
+    return [(bool(display.GetVisibility()), bool(display.GetVisibility3D())) for display in displays]
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_only_the_chosen_results_segmentation_is_shown(opened, frames):
+    volume, _ = hearts.addPicture(frames)
+    panel = opened()
+    panel.run()
+    panel.run()
+    assert shownSegmentations(panel) == [(True, True), (False, True)]
+    assert panel.ui.show3DButton.checked
+    choose(panel, 1)
+    if frames > 1:
+        Inputs.resolve(volume).browser.SetSelectedItemNumber(1)
+    assert shownSegmentations(panel) == [(False, True), (True, True)]
+    assert panel.ui.show3DButton.checked
+
+
+def test_a_segmentation_that_was_hidden_stays_so_when_another_result_is_chosen(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.run()
+    panel.run()
+    panel.ui.show3DButton.click()
+    choose(panel, 1)
+    assert shownSegmentations(panel) == [(False, False), (True, False)]
+    assert not panel.ui.show3DButton.checked
+    panel.panel.results.result.segmentation.GetDisplayNode().SetVisibility(False)
+    choose(panel, 0)
+    assert shownSegmentations(panel) == [(False, False), (False, False)]
+    panel.run()
+    assert shownSegmentations(panel) == [(True, True), (False, False), (False, False)]
+
+
+def test_a_result_without_a_segmentation_hides_the_others_until_they_are_chosen(twice):
+    assert shownSegmentations(twice) == [(False, True)]
+    choose(twice, 1)
+    assert shownSegmentations(twice) == [(True, True)]
+    twice.ui.show3DButton.click()
+    choose(twice, 0)
+    choose(twice, 1)
+    assert shownSegmentations(twice) == [(True, False)]
+
+
+def test_the_segmentation_of_the_result_that_is_left_is_shown_as_the_removed_one_was(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.run()
+    panel.run()
+    panel.ui.removeButton.click()
+    assert shownSegmentations(panel) == [(True, True)]
+    panel.run()
+    panel.ui.show3DButton.click()
+    panel.ui.removeButton.click()
+    assert shownSegmentations(panel) == [(True, False)]
+
+
+def test_what_the_user_set_for_a_segment_and_what_is_not_of_this_input_stay(opened):
+    panel = opened()
+    shown = {}
+    for name in ("other", "SAX"):
+        panel.parameters.inputNode = hearts.addPicture(name=name)[0]
+        panel.run()
+        shown[name] = panel.panel.results.result.segmentation.GetDisplayNode()
+    users = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "users")
+    users.CreateDefaultDisplayNodes()
+    shown["SAX"].SetSegmentVisibility3D("RV", False)
+    shown["SAX"].SetSegmentOpacity3D("LV", 0.3)
+    panel.run()
+    assert [display.GetVisibility() for display in (shown["SAX"], shown["other"], users.GetDisplayNode())] == [0, 1, 1]
+    choose(panel, 1)
+    assert shown["SAX"].GetVisibility()
+    assert not shown["SAX"].GetSegmentVisibility3D("RV")
+    assert shown["SAX"].GetSegmentOpacity3D("LV") == pytest.approx(0.3)
+
+
+def test_a_run_that_ends_in_another_module_leaves_the_3d_views_alone(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.run()
+    panel.ui.upsampleButton.click()
+    panel.widget.exit()
+    panel.until(lambda: not panel.panel.isRunning)
+    assert shownSegmentations(panel)[1] == (True, True)
 
 
 # --- comparison ---
