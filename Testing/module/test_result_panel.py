@@ -354,6 +354,14 @@ def test_the_3d_button_follows_what_was_hidden_elsewhere(opened):
     assert not panel.ui.show3DButton.checked
 
 
+def openedAndRunTwice(opened):
+    """The panel after two runs on what the scene holds."""
+    panel = opened()
+    panel.run()
+    panel.run()
+    return panel
+
+
 def shownSegmentations(panel) -> list[tuple[bool, bool]]:
     """Of each offered result that has a segmentation, whether it is shown at all, and in 3D."""
     displays = [r.segmentation.GetDisplayNode() for r in resultsOf(panel.panel.results.result.input) if r.segmentation]
@@ -363,9 +371,7 @@ def shownSegmentations(panel) -> list[tuple[bool, bool]]:
 @pytest.mark.parametrize("frames", [1, 2])
 def test_only_the_chosen_results_segmentation_is_shown(opened, frames):
     volume, _ = hearts.addPicture(frames)
-    panel = opened()
-    panel.run()
-    panel.run()
+    panel = openedAndRunTwice(opened)
     assert shownSegmentations(panel) == [(True, True), (False, True)]
     assert panel.ui.show3DButton.checked
     choose(panel, 1)
@@ -377,9 +383,7 @@ def test_only_the_chosen_results_segmentation_is_shown(opened, frames):
 
 def test_a_segmentation_that_was_hidden_stays_so_when_another_result_is_chosen(opened):
     hearts.addPicture()
-    panel = opened()
-    panel.run()
-    panel.run()
+    panel = openedAndRunTwice(opened)
     panel.ui.show3DButton.click()
     choose(panel, 1)
     assert shownSegmentations(panel) == [(False, False), (True, False)]
@@ -403,9 +407,7 @@ def test_a_result_without_a_segmentation_hides_the_others_until_they_are_chosen(
 
 def test_the_segmentation_of_the_result_that_is_left_is_shown_as_the_removed_one_was(opened):
     hearts.addPicture()
-    panel = opened()
-    panel.run()
-    panel.run()
+    panel = openedAndRunTwice(opened)
     panel.ui.removeButton.click()
     assert shownSegmentations(panel) == [(True, True)]
     panel.run()
