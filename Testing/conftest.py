@@ -27,8 +27,8 @@ def data_folder() -> Path:
 def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with an untrained model: its slices are meaningless, its shapes and rules are the real ones."""
     torch = pytest.importorskip("torch")
-    from calid.motion import Motion, MotionConfig
-    from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
+    from calid.method.motion import Motion, MotionConfig
+    from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
     from calid_training.export import write_model
 
     autoencoder = AutoencoderConfig(channels=(8, 8, 16), num_res_blocks=1, norm_num_groups=8)

@@ -30,7 +30,7 @@ def isThere(folder: Path = DEMO_FOLDER) -> bool:
 
 def load(folder: Path = DEMO_FOLDER) -> DemoNodes:
     """Load the case into the scene, in a study of its own."""
-    from calid import files
+    from calid.images import files
 
     sax, lax = None, {}
     item = _studyItem()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 import vtk
-from calid import checks
+from calid.images import checks
 from calid.stack import Stack
 
 from . import Nodes

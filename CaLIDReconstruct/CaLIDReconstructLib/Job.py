@@ -11,7 +11,7 @@ from typing import Protocol
 
 import slicer
 import vtk
-from calid import files
+from calid.images import files
 from calid.stack import Stack
 from slicer.i18n import tr as _
 

@@ -10,7 +10,7 @@ import numpy as np
 import slicer
 import vtk
 from calid.geometry import lps_to_ras, ras_to_lps
-from calid.longaxis import derive_planes, heart_centre
+from calid.heart.longaxis import derive_planes, heart_centre
 from calid.stack import Stack
 from slicer.i18n import tr as _
 

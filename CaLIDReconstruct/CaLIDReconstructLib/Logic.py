@@ -163,7 +163,7 @@ class Reconstruction:
 
         One frame is sent with the number of all, because writing a whole cine would hold up the panel.
         """
-        from calid import files
+        from calid.images import files
 
         chosen = Inputs.resolve(node)
         stack = Inputs.readStack(chosen, allFrames=settings.allFrames)

@@ -92,7 +92,7 @@ class CaLIDReconstructParameterNode:
 
     inputNode - the short-axis stack: a volume, or a sequence (or the volume shown of one).
     frames - which frames of a cine are upsampled.
-    factor, method, model, mode, samples, steps, seed - see `calid.settings.Settings`.
+    factor, method, model, mode, samples, steps, seed - see `calid.run.settings.Settings`.
     region - only the part of each slice inside this region is worked on; the rest is linear.
     device - where the engine computes.
     outputName - name of the result; empty for an automatic one.

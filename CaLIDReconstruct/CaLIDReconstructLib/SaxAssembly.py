@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
-from calid import checks
-from calid.assembly import phase_findings, plane_findings
 from calid.errors import InputError
 from calid.geometry import Plane, affine_of, order_along_normal, plane_of, positions_along, tilt_degrees, typical_gap
+from calid.images import checks
+from calid.images.assembly import phase_findings, plane_findings
 from calid.stack import Stack
 from slicer.i18n import tr as _
 

@@ -9,8 +9,8 @@ import numpy as np
 import slicer
 import vtk
 import vtk.util.numpy_support
-from calid.function import cardiac_function
 from calid.geometry import lps_to_ras
+from calid.heart.volumes import cardiac_function
 from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY, Label
 from calid.stack import Stack
 from slicer.i18n import tr as _

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from calid import __version__
 from calid.errors import CalidError, Cancelled, is_out_of_memory, out_of_memory
-from calid.settings import DEVICES, METHODS, MODELS, MODES, Settings
+from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
 DEBUG_VARIABLE = "CALID_DEBUG"
@@ -52,9 +52,9 @@ def _fail(message: str, code: int) -> int:
 
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
 MODULES = {
-    "segment": ("calid.segmentation", "label LV cavity, LV myocardium and RV cavity"),
+    "segment": ("calid.heart.segmentation", "label LV cavity, LV myocardium and RV cavity"),
     "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
-    "demo": ("calid.demo", "upsample the bundled heart and show it"),
+    "demo": ("calid.report.demo", "upsample the bundled heart and show it"),
 }
 
 
@@ -126,8 +126,8 @@ def _roi(text: str) -> tuple[int, int, int, int]:
 
 
 def _upsample(options: argparse.Namespace) -> int:
-    from calid.progress import progress_bar, shown_on
-    from calid.run import Job
+    from calid.run.job import Job
+    from calid.run.progress import progress_bar, shown_on
 
     names = ("factor", "method", "model", "mode", "samples", "steps", "seed", "roi", "frames", "device")
     job = Job(
@@ -150,7 +150,7 @@ def _upsample(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from calid.run import information
+    from calid.run.job import information
 
     print(json.dumps(information(options.device), indent=2))
     return 0

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from calid import __version__
 from calid.errors import CalidError, Cancelled, SettingsError, is_out_of_memory, out_of_memory
-from calid.settings import Settings
+from calid.run.settings import Settings
 
 PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
@@ -222,7 +222,7 @@ def _whole_numbers(values: Any, key: str) -> tuple[int, ...]:
 
 
 def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
-    from calid.run import Job
+    from calid.run.job import Job
 
     job = Job(
         source=Path(request["input"]),
@@ -239,7 +239,7 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
 
 
 def _show_frame(folder: Path, emit: Emit, index: int, frame: Any) -> None:
-    from calid.files import write_stack
+    from calid.images.files import write_stack
 
     path = folder / f"frame{index:04d}.nrrd"
     write_stack(frame, path, overwrite=True)
@@ -269,15 +269,15 @@ class _Throttled:
 
 
 def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
-    from calid.checks import findings
-    from calid.files import read_stack
+    from calid.images.checks import findings
+    from calid.images.files import read_stack
 
     return {"findings": [asdict(finding) for finding in findings(read_stack(Path(request["input"])))]}
 
 
 def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> dict[str, Any]:
-    from calid.files import read_stack
-    from calid.run import estimate
+    from calid.images.files import read_stack
+    from calid.run.job import estimate
 
     return estimate(
         read_stack(Path(request["input"])),
@@ -290,16 +290,16 @@ def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> di
 
 
 def _info(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
-    from calid.run import information
+    from calid.run.job import information
 
     return {"result": information(request.get("device", "auto"), _path(request, "models"))}
 
 
 def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
-    from calid.anatomy import clean_labels
-    from calid.files import check_output, read_stack, write_labels
-    from calid.progress import Watch
-    from calid.segmentation import license_notice, segment
+    from calid.heart.anatomy import clean_labels
+    from calid.heart.segmentation import license_notice, segment
+    from calid.images.files import check_output, read_stack, write_labels
+    from calid.run.progress import Watch
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
     check_output(output, overwrite=overwrite)
@@ -323,8 +323,8 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
 
 def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
     """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
+    from calid.heart.surfaces import surfaces, write_surface
     from calid.labels import LABELS
-    from calid.surfaces import surfaces, write_surface
 
     watch.stage = "surfaces"
     for index in range(labels.num_frames):

@@ -8,8 +8,8 @@ from typing import Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from calid.networks import Autoencoder, AutoencoderConfig
-from calid.weights import read_latent_space
+from calid.method.networks import Autoencoder, AutoencoderConfig
+from calid.method.weights import read_latent_space
 from monai.losses import PatchAdversarialLoss, PerceptualLoss
 from monai.networks.nets import PatchDiscriminator
 

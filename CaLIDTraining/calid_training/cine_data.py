@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from calid.cycle import closes
+from calid.run.windows import closes
 
 from calid_training.crops import Batch, BatchMaker, Triplet, apply_crop, draw_crop, draw_members, triplets
 from calid_training.data import TripletData

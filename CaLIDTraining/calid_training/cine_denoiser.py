@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from calid.diffusion import Model
-from calid.networks import DenoiserConfig, folded
-from calid.weights import below, config_from, read_tensors
+from calid.method.diffusion import Model
+from calid.method.networks import DenoiserConfig, folded
+from calid.method.weights import below, config_from, read_tensors
 
 from calid_training.denoiser import DenoiserStage
 from calid_training.validation import image_figures

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from calid.files import read_stack
+from calid.images.files import read_stack
 from calid.stack import Stack
 from PIL import Image
 

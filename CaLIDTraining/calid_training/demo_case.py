@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import vtk
 from calid.errors import CalidError, OutputError
-from calid.files import read_study, write_stack
 from calid.geometry import cropped_affine
+from calid.images.files import read_study, write_stack
 from calid.stack import Stack
 from vtk.util.numpy_support import vtk_to_numpy
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from calid.diffusion import Model, Prediction, Schedule, sample
-from calid.motion import halfway
-from calid.networks import Denoiser, DenoiserConfig
-from calid.weights import below, read_latent_space, read_motion, read_tensors
+from calid.method.diffusion import Model, Prediction, Schedule, sample
+from calid.method.motion import halfway
+from calid.method.networks import Denoiser, DenoiserConfig
+from calid.method.weights import below, read_latent_space, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from calid_training.rates import adam

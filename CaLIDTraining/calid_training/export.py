@@ -21,11 +21,10 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from calid.interpolator import CINE_MODEL, DEFAULT_MODEL
-from calid.medformer import MedFormerConfig
-from calid.motion import MotionConfig
-from calid.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
-from calid.weights import (
+from calid.heart.medformer import MedFormerConfig
+from calid.method.motion import MotionConfig
+from calid.method.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
+from calid.method.weights import (
     MANIFEST_NAME,
     below,
     config_from,
@@ -34,9 +33,9 @@ from calid.weights import (
     read_motion,
     read_tensors,
 )
+from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
+from calid_benchmark import rivals
 from safetensors.torch import save_file
-
-from calid_training import baselines
 
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
 WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
@@ -91,7 +90,7 @@ def _parser() -> ArgumentParser:
     baseline = commands.add_parser(
         "baseline", parents=[run, model, released], help="a system CaLID is measured against"
     )
-    baseline.add_argument("--name", choices=baselines.NAMES, required=True)
+    baseline.add_argument("--name", choices=rivals.NAMES, required=True)
     baseline.set_defaults(run_command=_export_baseline)
     return parser
 
@@ -267,10 +266,10 @@ def _export_segmenter(options: Namespace) -> None:
 
 
 def _export_baseline(options: Namespace) -> None:
-    config = baselines.module_of(options.name).manifest_config(run_config(options.run)["model"])
+    config = rivals.module_of(options.name).manifest_config(run_config(options.run)["model"])
     facts = {"license": options.license, "trained_on": options.trained_on, "card": "README.md"}
     tensors = below(checkpoint_of(options.run), "network.")
-    write_model(options.models, baselines.MODULES[options.name], tensors, config, **facts)
+    write_model(options.models, rivals.MODULES[options.name], tensors, config, **facts)
 
 
 def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calid.segmentation import PIXEL_MM, WINDOW_PIXELS, intensity_range, scaled
+from calid.heart.segmentation import PIXEL_MM, WINDOW_PIXELS, intensity_range, scaled
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset

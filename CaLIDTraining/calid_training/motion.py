@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from calid.motion import Fields, Motion, MotionConfig, warped
-from calid.weights import read_motion
+from calid.method.motion import Fields, Motion, MotionConfig, warped
+from calid.method.weights import read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from monai.losses import SSIMLoss
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from calid.preparation import intensity_window
+from calid.run.preparation import intensity_window
 from tqdm import tqdm
 
 from calid_training.datasets import LICENCE_CLEAN, Case, read_cases

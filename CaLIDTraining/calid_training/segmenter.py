@@ -16,9 +16,9 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calid.device import Device
-from calid.medformer import COMPACT, MedFormer, MedFormerConfig
-from calid.segmentation import PIXEL_MM, WINDOW_PIXELS, Segmenter, segment_with
+from calid.heart.medformer import COMPACT, MedFormer, MedFormerConfig
+from calid.heart.segmentation import PIXEL_MM, WINDOW_PIXELS, Segmenter, segment_with
+from calid.run.device import Device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel

@@ -33,7 +33,7 @@ QUESTIONS: dict[str, list[dict]] = {
 
 def measure(case: dict, models: Path | None) -> dict[str, float]:
     """Upsample noise of the asked size once warm; seconds and peak resident memory of this process in GB."""
-    from calid.reconstruct import Settings, upsample
+    from calid.run.reconstruct import Settings, upsample
     from calid.stack import Stack
 
     shape = (case["frames"], case["slices"], case["pixels"], case["pixels"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
-from calid.anatomy import clean_labels, signed_distance
-from calid.files import read_stack
+from calid.heart.anatomy import clean_labels, signed_distance
+from calid.images.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calid.diffusion import Schedule, sample
-from calid.networks import Denoiser, DenoiserConfig
+from calid.method.diffusion import Schedule, sample
+from calid.method.networks import Denoiser, DenoiserConfig
 
 SMALL = {
     "channels": (16, 16, 32),

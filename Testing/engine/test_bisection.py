@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calid.bisection import plan_bisection, resolve_factor
 from calid.errors import SettingsError
+from calid.method.bisection import plan_bisection, resolve_factor
 from calid.stack import Stack
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import file_phantoms
 import numpy as np
 import pytest
-from calid.assembly import count_findings, phase_findings, plane_findings
-from calid.checks import TIMES_KEY, check_stack, findings, warnings
 from calid.errors import InputError
 from calid.geometry import plane_of
+from calid.images.assembly import count_findings, phase_findings, plane_findings
+from calid.images.checks import TIMES_KEY, check_stack, findings, warnings
 from calid.stack import Stack
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calid.__main__ import main
-from calid.files import read_stack, write_stack
+from calid.images.files import read_stack, write_stack
 from test_reconstruct import cine
 
 
@@ -100,7 +100,7 @@ def test_an_upsampled_input_is_told_apart_from_the_new_run(sparse, tmp_path, ran
 
 
 def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tmp_path, random_models, monkeypatch):
-    import calid.run
+    import calid.run.job
     from calid.errors import OutputError
 
     def full(stack, path, **options):
@@ -108,7 +108,7 @@ def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tm
             raise OutputError("disk-full", "There is no room.", "Free some.")
         write_stack(stack, path, **options)
 
-    monkeypatch.setattr(calid.run, "write_stack", full)
+    monkeypatch.setattr(calid.run.job, "write_stack", full)
     options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
     spread = ["--uncertainty", str(tmp_path / "spread.nrrd")]
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, *spread]) == 2
@@ -118,12 +118,12 @@ def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tm
 def test_a_disk_that_is_full_is_said_of_the_file_that_was_asked_for(
     sparse, tmp_path, random_models, monkeypatch, capsys
 ):
-    import calid.files
+    import calid.images.files
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(calid.files, "_write_pieces", full)
+    monkeypatch.setattr(calid.images.files, "_write_pieces", full)
     options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
     spread = tmp_path / "spread.nrrd"
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, "--uncertainty", str(spread)]) == 2
@@ -136,7 +136,7 @@ def worked(random_models, monkeypatch) -> list:
     """The slices that were made, by a model that only takes note; it is the one that runs use."""
     made = []
     monkeypatch.setenv("CALID_MODELS", str(random_models))
-    monkeypatch.setattr("calid.reconstruct.Generation", lambda *_: made.append(True))
+    monkeypatch.setattr("calid.run.reconstruct.Generation", lambda *_: made.append(True))
     return made
 
 
@@ -180,7 +180,7 @@ def test_a_run_that_does_not_fit_the_memory_says_what_to_do(sparse, tmp_path, mo
     def starved(*_, **__):
         raise RuntimeError(words)
 
-    monkeypatch.setattr("calid.run.upsample", starved)
+    monkeypatch.setattr("calid.run.job.upsample", starved)
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), "--method", "linear"]) == 2
     assert "not enough memory" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_a_defect_of_ours_is_one_line_too(sparse, tmp_path, monkeypatch, capsys)
         raise KeyError("surprise")
 
     monkeypatch.delenv("CALID_DEBUG", raising=False)
-    monkeypatch.setattr("calid.run.upsample", broken)
+    monkeypatch.setattr("calid.run.job.upsample", broken)
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), "--method", "linear"]) == 1
     shown = capsys.readouterr().err
     assert "KeyError" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from calid.cycle import CONTEXT_FRAMES, spans_the_cycle, window_at, windows
+from calid.run.windows import CONTEXT_FRAMES, spans_the_cycle, window_at, windows
 from calid.stack import Stack
 
 

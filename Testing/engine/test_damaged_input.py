@@ -19,9 +19,9 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from calid.__main__ import main
-from calid.checks import check_stack
 from calid.errors import InputError
-from calid.files import read_stack, write_stack
+from calid.images.checks import check_stack
+from calid.images.files import read_stack, write_stack
 from calid.stack import Stack
 from pydicom.uid import RLELossless
 

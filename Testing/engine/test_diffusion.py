@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from calid.diffusion import Schedule, ddim_step, invert, sample, slerp
+from calid.method.diffusion import Schedule, ddim_step, invert, sample, slerp
 
 EPSILON = Schedule(prediction="epsilon", zero_terminal_snr=False)
 VELOCITY = Schedule()

@@ -9,12 +9,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from calid.bisection import plan_bisection
-from calid.device import Device, available_on_linux, available_on_macos, free_system_bytes
 from calid.errors import Cancelled
-from calid.files import write_stack
-from calid.run import Job, estimate, expected_memory
-from calid.settings import Settings
+from calid.images.files import write_stack
+from calid.method.bisection import plan_bisection
+from calid.run.device import Device, available_on_linux, available_on_macos, free_system_bytes
+from calid.run.job import Job, estimate, expected_memory
+from calid.run.settings import Settings
 from calid.stack import Stack
 from test_reconstruct import cine, quick
 

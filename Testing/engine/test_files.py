@@ -18,10 +18,10 @@ import file_phantoms
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from calid import files, geometry
+from calid import geometry
 from calid.errors import InputError, OutputError
-from calid.files import check_output, read_lax_folder, read_stack, write_labels, write_stack
-from calid.formats import header
+from calid.images import files, vetting
+from calid.images.files import check_output, read_lax_folder, read_stack, write_labels, write_stack
 from calid.labels import LABELS
 from calid.stack import Stack
 from hypothesis import given, settings
@@ -327,7 +327,7 @@ def test_a_failing_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
     def fail(_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("calid.output.os.fsync", fail)
+    monkeypatch.setattr("calid.images.whole_file.os.fsync", fail)
     with pytest.raises(OutputError) as error:
         write_stack(made((2, 2, 3, 4)), path, overwrite=True)
     assert error.value.code == code
@@ -370,7 +370,7 @@ def test_outputs_that_cannot_be_are_refused_before_anything_is_written(tmp_path,
         "there.nii.gz/a.nrrd": "missing-folder",
     }
     check_output(tmp_path / "there.nii.gz", overwrite=True)
-    monkeypatch.setattr("calid.output.os.access", lambda *_: False)
+    monkeypatch.setattr("calid.images.whole_file.os.access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be written to") as error:
         check_output(tmp_path / "a.nrrd")
     assert error.value.code == "unwritable"
@@ -487,7 +487,7 @@ def test_a_folder_of_stacks_alone_has_no_long_axis(tmp_path):
     assert error.value.code == "no-long-axis"
 
 
-@pytest.mark.parametrize("module", [files, geometry, header])
+@pytest.mark.parametrize("module", [files, geometry, vetting])
 def test_examples_in_the_documentation_hold(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0

@@ -6,8 +6,8 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError
-from calid.files import read_stack
-from calid.function import cardiac_function, compare_function, slice_extents_mm
+from calid.heart.volumes import cardiac_function, compare_function, slice_extents_mm
+from calid.images.files import read_stack
 from calid.stack import Stack
 
 CONTRACTIONS = (0.97, 1.0, 0.85, 0.72, 0.9)

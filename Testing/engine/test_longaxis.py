@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
-from calid import longaxis
 from calid.errors import InputError
-from calid.files import read_study
+from calid.heart import longaxis
+from calid.images.files import read_study
 from calid.report import comparison
 from calid.stack import Stack
 from scipy import ndimage

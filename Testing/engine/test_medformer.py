@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from calid.medformer import (
+from calid.heart.medformer import (
     COMPACT,
     PAPER,
     BidirectionalAttention,

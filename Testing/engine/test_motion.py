@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from calid.device import choose_device
-from calid.interpolator import load_interpolator
-from calid.motion import Motion, MotionConfig, halfway, warped
+from calid.method.motion import Motion, MotionConfig, halfway, warped
+from calid.run.batches import load_interpolator
+from calid.run.device import choose_device
 
 SMALL = MotionConfig(features=(8,) * 6)
 

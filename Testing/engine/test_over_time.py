@@ -10,13 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calid.bisection import plan_bisection
-from calid.cycle import CONTEXT_FRAMES, WINDOW_FRAMES, window_at
-from calid.device import Device, choose_device
 from calid.errors import ResourceError, SettingsError, WeightsError
-from calid.generation import Generation
-from calid.interpolator import load_interpolator
-from calid.networks import (
+from calid.method.bisection import plan_bisection
+from calid.method.networks import (
     Autoencoder,
     AutoencoderConfig,
     Denoiser,
@@ -26,12 +22,16 @@ from calid.networks import (
     Timeline,
     folded,
 )
-from calid.preparation import plan_preparation
-from calid.progress import Watch
-from calid.reconstruct import plan_run, upsample
-from calid.settings import Settings
+from calid.method.weights import MANIFEST_NAME, load_model
+from calid.run.batches import load_interpolator
+from calid.run.device import Device, choose_device
+from calid.run.generation import Generation
+from calid.run.preparation import plan_preparation
+from calid.run.progress import Watch
+from calid.run.reconstruct import plan_run, upsample
+from calid.run.settings import Settings
+from calid.run.windows import CONTEXT_FRAMES, WINDOW_FRAMES, window_at
 from calid.stack import Stack
-from calid.weights import MANIFEST_NAME, load_model
 from phantoms import affine, rotation
 
 
@@ -212,7 +212,7 @@ def test_the_choice_can_be_overridden(cine_models, random_models):
 
 def test_the_command_line_takes_the_model(cine_models, tmp_path):
     from calid.__main__ import main
-    from calid.files import read_stack, write_stack
+    from calid.images.files import read_stack, write_stack
 
     write_stack(cine(), tmp_path / "in.nrrd")
     options = ["--factor", "2", "--steps", "1", "--models", str(cine_models), "--device", "cpu"]
@@ -350,7 +350,7 @@ def test_frames_share_noise_as_far_as_the_model_wants(cine_models):
 
 
 def test_the_estimate_names_the_model_and_counts_all_frames(cine_models):
-    from calid.run import estimate
+    from calid.run.job import estimate
 
     short, long = (estimate(cine(frames), quick(steps=20), models_folder=cine_models) for frames in (8, 56))
     assert short["model"] == "calid-2dt"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from calid.errors import InputError, SettingsError
-from calid.preparation import plan_preparation
+from calid.run.preparation import plan_preparation
 from calid.stack import Stack
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from calid.device import Device
 from calid.errors import Cancelled, InputError, SettingsError
-from calid.generation import linear_slices
-from calid.reconstruct import upsample, warm_interpolator
-from calid.settings import Settings
+from calid.run.device import Device
+from calid.run.generation import linear_slices
+from calid.run.reconstruct import upsample, warm_interpolator
+from calid.run.settings import Settings
 from calid.stack import Stack
 from phantoms import affine, rotation
 
@@ -70,7 +70,7 @@ def test_what_surrounds_the_region_is_linear(random_models):
 
 def test_linear_slices_agree_with_a_ramp():
     ramp = np.array([0.0, 8.0, 12.0])[:, None, None] * np.ones((3, 4, 5))
-    from calid.bisection import plan_bisection
+    from calid.method.bisection import plan_bisection
 
     values = linear_slices(ramp, plan_bisection(3, 4))[:, 2, 3]
     np.testing.assert_allclose(values, [0, 2, 4, 6, 8, 9, 10, 11, 12])
@@ -94,7 +94,7 @@ def test_uncertainty_is_zero_where_data_were_acquired_and_positive_elsewhere(ran
 
 
 def test_fidelity_is_the_mean_of_the_draws(random_models, monkeypatch):
-    from calid import generation
+    from calid.run import generation
 
     monkeypatch.setattr(generation, "with_texture_of", lambda *seen: seen[-1])  # the same texture in both modes
     sparse = cine(frames=1, slices=2, dtype=np.float64)
@@ -123,12 +123,12 @@ def test_progress_rises_to_one_and_frames_appear_in_order(random_models):
 @pytest.mark.parametrize("method", ["calid", "calid+"])
 @pytest.mark.parametrize("moved_and_mixed", [True, False])
 def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method, moved_and_mixed):
-    from calid.bisection import plan_bisection
-    from calid.device import choose_device
-    from calid.generation import Generation, work
-    from calid.interpolator import load_interpolator
-    from calid.preparation import plan_preparation
-    from calid.progress import Watch
+    from calid.method.bisection import plan_bisection
+    from calid.run.batches import load_interpolator
+    from calid.run.device import choose_device
+    from calid.run.generation import Generation, work
+    from calid.run.preparation import plan_preparation
+    from calid.run.progress import Watch
 
     interpolator = load_interpolator(choose_device("cpu"), models_folder=random_models)
     if not moved_and_mixed:
@@ -143,8 +143,8 @@ def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method
 
 def test_the_bar_moves_after_every_batch(random_models, monkeypatch):
     """And so cancel is answered after it."""
-    from calid.motion import Motion
-    from calid.networks import LatentSpace
+    from calid.method.motion import Motion
+    from calid.method.networks import LatentSpace
 
     events = []
     for network, name in ((LatentSpace, "encode"), (LatentSpace, "decode"), (Motion, "forward")):
@@ -163,7 +163,7 @@ def test_the_bar_moves_after_every_batch(random_models, monkeypatch):
 
 
 def test_no_more_than_a_batch_is_in_work_at_once_and_its_size_changes_nothing(random_models, monkeypatch):
-    from calid.interpolator import Interpolator
+    from calid.run.batches import Interpolator
 
     halfway, sizes = Interpolator.halfway, []
 
@@ -186,7 +186,7 @@ def test_no_more_than_a_batch_is_in_work_at_once_and_its_size_changes_nothing(ra
 
 
 def test_draws_summed_up_one_by_one_have_their_mean_and_deviation():
-    from calid.draws import Draws
+    from calid.run.draws import Draws
 
     draws = np.random.default_rng(0).normal(3000, 2, (64, 5, 7)).astype(np.float32)
     summed = Draws()
@@ -214,7 +214,7 @@ def test_cancel_takes_effect_at_the_next_network_evaluation(random_models):
 def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models, monkeypatch):
     reference = upsample(cine(), quick(), models_folder=random_models).stack.voxels
     warm_interpolator.cache_clear()
-    from calid.networks import Denoiser
+    from calid.method.networks import Denoiser
 
     whole, sizes = Denoiser.forward, []
 
@@ -231,7 +231,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models,
 
 
 def test_other_failures_are_not_taken_for_lack_of_memory(random_models, monkeypatch):
-    from calid.networks import Denoiser
+    from calid.method.networks import Denoiser
 
     def forward(*_, **__):
         raise RuntimeError("shape mismatch")
@@ -285,7 +285,7 @@ def test_batches_fit_the_device():
 
 
 def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
-    from calid.generation import with_brightness_of
+    from calid.run.generation import with_brightness_of
 
     rng = torch.Generator().manual_seed(0)
     detail = torch.rand(1, 1, 64, 64, generator=rng)
@@ -297,7 +297,7 @@ def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
 
 
 def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
-    from calid.generation import with_texture_of
+    from calid.run.generation import with_texture_of
 
     rng = torch.Generator().manual_seed(0)
     slope = torch.linspace(-0.5, 0.5, 64).expand(1, 1, 64, 64)
@@ -316,11 +316,11 @@ def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
 @pytest.mark.parametrize("strength", [0.25, 1.0])
 def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(random_models, strength):
     """From the mean of the moved neighbors, in a straight line to the whole change; the spread is that of the draws."""
-    from calid.bisection import plan_bisection
-    from calid.device import choose_device
-    from calid.generation import Generation
-    from calid.interpolator import load_interpolator
-    from calid.progress import Watch
+    from calid.method.bisection import plan_bisection
+    from calid.run.batches import load_interpolator
+    from calid.run.device import choose_device
+    from calid.run.generation import Generation
+    from calid.run.progress import Watch
 
     whole = load_interpolator(choose_device("cpu"), models_folder=random_models)
     entry = replace(whole.entry, config={**whole.entry.config, "strength": {"fidelity": strength}})
@@ -338,7 +338,7 @@ def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(rand
 
 
 def test_the_estimate_counts_what_fidelity_really_runs(random_models):
-    from calid.run import estimate
+    from calid.run.job import estimate
 
     sparse = cine(frames=1, slices=4)
     quickest = estimate(sparse, quick(mode="fidelity", steps=500), models_folder=random_models)

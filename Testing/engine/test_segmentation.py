@@ -11,12 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calid.device import Device
 from calid.errors import Cancelled, InputError, OutputError, WeightsError
-from calid.files import read_stack, write_stack
-from calid.medformer import MedFormer, MedFormerConfig
-from calid.progress import Progress
-from calid.segmentation import (
+from calid.heart.medformer import MedFormer, MedFormerConfig
+from calid.heart.segmentation import (
     PIXEL_MM,
     Segmenter,
     Window,
@@ -29,8 +26,11 @@ from calid.segmentation import (
     segment_with,
     whole_view,
 )
+from calid.images.files import read_stack, write_stack
+from calid.method.weights import find_model
+from calid.run.device import Device
+from calid.run.progress import Progress
 from calid.stack import Stack
-from calid.weights import find_model
 from phantoms import centred_affine, heart_labels, pictured, rotation
 from safetensors.torch import save_file
 from torch import nn

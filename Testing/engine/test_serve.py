@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from calid.files import read_stack, write_stack
+from calid.images.files import read_stack, write_stack
 from calid.labels import LABELS
 from phantoms import heart_labels, pictured
 from test_reconstruct import cine

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import phantoms
 import pytest
-from calid import longaxis
+from calid.heart import longaxis
 from calid.report import comparison, page, sheet
 from calid.stack import Stack
 from PIL import Image

@@ -12,9 +12,9 @@ import phantoms
 import pydicom
 import pytest
 import SimpleITK as sitk
-from calid.checks import findings
 from calid.errors import InputError
-from calid.files import read_lax_folder, read_stack, read_study, write_stack
+from calid.images.checks import findings
+from calid.images.files import read_lax_folder, read_stack, read_study, write_stack
 from calid.stack import Stack
 from hypothesis import given, settings
 from hypothesis import strategies as st

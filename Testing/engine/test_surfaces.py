@@ -6,10 +6,10 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError, OutputError
-from calid.files import read_stack
+from calid.heart.surfaces import distances_mm, surface, surfaces, volume_ml, write_surface
+from calid.images.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
-from calid.surfaces import distances_mm, surface, surfaces, volume_ml, write_surface
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkFiltersCore import vtkFeatureEdges, vtkPolyDataConnectivityFilter
 from vtkmodules.vtkFiltersModeling import vtkSelectEnclosedPoints

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from calid.device import choose_device
 from calid.errors import ResourceError, WeightsError
-from calid.interpolator import load_interpolator
-from calid.networks import DenoiserConfig
-from calid.weights import MANIFEST_NAME, config_from, find_model, load_model, models_folder
+from calid.method.networks import DenoiserConfig
+from calid.method.weights import MANIFEST_NAME, config_from, find_model, load_model, models_folder
+from calid.run.batches import load_interpolator
+from calid.run.device import choose_device
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_a_misspelt_configuration_is_an_error_and_lists_become_tuples():
 
 
 def test_tensors_that_do_not_fit_the_configuration_are_an_error(folder):
-    from calid.device import choose_device
-    from calid.interpolator import load_interpolator
+    from calid.run.batches import load_interpolator
+    from calid.run.device import choose_device
 
     manifest = json.loads((folder / "models.json").read_text())
     config = manifest["models"][0]["config"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import hearts
 import numpy as np
 import vtk
-from calid import files
-from calid.surfaces import write_surface
+from calid.heart.surfaces import write_surface
+from calid.images import files
 
 SPREAD = np.float32(7.5)
 SEGMENTER = {"name": "segmenter", "license": "CC-BY-NC-SA-4.0"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from calid.files import read_stack, write_labels, write_stack
+from calid.images.files import read_stack, write_labels, write_stack
 from vtk.util.numpy_support import vtk_to_numpy
 
 

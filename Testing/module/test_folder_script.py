@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scripted
 import slicer
-from calid import files
+from calid.images import files
 from CaLIDReconstructLib.Logic import Reconstruction
 from CaLIDReconstructLib.Parameters import Preferences
 from host.application import MODULE_FOLDER

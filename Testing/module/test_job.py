@@ -14,7 +14,7 @@ import pytest
 import scripted
 import slicer
 import vtk
-from calid import files
+from calid.images import files
 from CaLIDReconstructLib import Inputs, Nodes, Results, Segmentations
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.Job import UpsampleJob

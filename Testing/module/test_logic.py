@@ -9,8 +9,8 @@ from pathlib import Path
 import hearts
 import pytest
 import scripted
-from calid import files
 from calid.errors import OutputError
+from calid.images import files
 from CaLIDReconstructLib.Logic import Reconstruction
 from CaLIDReconstructLib.Settings import RunSettings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import slicer
-from calid import checks
+from calid.images import checks
 from CaLIDReconstructLib import Messages, Workspace
 
 LIBRARY = Path(Messages.__file__).parent

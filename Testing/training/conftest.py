@@ -57,8 +57,8 @@ def thinned(stack):
 @pytest.fixture(scope="session")
 def asked(prepared: Path) -> list:
     """The questions about the two patients."""
+    from calid_benchmark.tables.questions import questions
     from calid_training.prepare import load_cases
-    from calid_training.tables.questions import questions
 
     return questions(load_cases(prepared, datasets=["phantom"], split="test"))
 
@@ -67,7 +67,7 @@ def asked(prepared: Path) -> list:
 def all_random_models(random_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`random_models` with an untrained segmenter beside the interpolation model."""
     import torch
-    from calid.medformer import COMPACT, MedFormer
+    from calid.heart.medformer import COMPACT, MedFormer
     from calid_training.export import write_model
 
     folder = tmp_path_factory.mktemp("all-models") / "models"

@@ -14,18 +14,18 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 import yaml
-from calid.device import choose_device
 from calid.errors import WeightsError
-from calid.segmentation import load_segmenter
-from calid.weights import config_from, find_model
-from calid_training import baselines
-from calid_training.baselines import dmcvr, regression
-from calid_training.baselines.diffae import SCHEDULE, Codes, DiffAE, mixed, placed
-from calid_training.baselines.diffae_network import PAPER_DIFFAE, PAPER_DMCVR, DiffAEConfig, DiffAENetwork
-from calid_training.baselines.diffae_stage import DiffAEStage
-from calid_training.baselines.slices import distinct
+from calid.heart.segmentation import load_segmenter
+from calid.method.weights import config_from, find_model
+from calid.run.device import choose_device
+from calid_benchmark import rivals
+from calid_benchmark.metrics import psnr
+from calid_benchmark.rivals import dmcvr, regression
+from calid_benchmark.rivals.diffae import SCHEDULE, Codes, DiffAE, mixed, placed
+from calid_benchmark.rivals.diffae_network import PAPER_DIFFAE, PAPER_DMCVR, DiffAEConfig, DiffAENetwork
+from calid_benchmark.rivals.diffae_stage import DiffAEStage
+from calid_benchmark.rivals.slices import distinct
 from calid_training.export import write_model
-from calid_training.metrics import psnr
 from calid_training.train import CONFIGS, main
 from phantoms import beating_case
 from training_runs import averaging, scalars, train
@@ -102,7 +102,7 @@ def test_the_authors_networks_have_their_size_and_take_what_they_are_given(confi
 
 @pytest.mark.parametrize(("name", "megabytes"), [("DiffAE", 1.6), ("DMCVR", 1.8), ("regression U-Net", 1.0)])
 def test_our_sizes_fit_their_files(name, megabytes):
-    network = baselines.untrained(name, paper=False, device="cpu").network
+    network = rivals.untrained(name, paper=False, device="cpu").network
     assert 2 * parameters(network) / 1e6 < megabytes - 0.02  # two bytes each, and the names
 
 
@@ -194,7 +194,7 @@ def test_evaluations_are_those_that_a_whole_heart_takes(naive, factor):
 @pytest.mark.parametrize(("name", "naive", "expected"), [("DiffAE", True, 192), ("DMCVR", True, 384)])
 def test_a_new_slice_costs_what_the_paper_says(name, naive, expected):
     """CaLID's Fig. 7: 24 times the 8 evaluations of CaLID for DiffAE at 64 steps, 48 for DMCVR at 128."""
-    assert baselines.untrained(name, paper=False, device="cpu").evaluations(2, 2, naive=naive) == expected
+    assert rivals.untrained(name, paper=False, device="cpu").evaluations(2, 2, naive=naive) == expected
 
 
 def test_inverting_once_or_for_every_new_slice_makes_the_same_heart():
@@ -284,27 +284,27 @@ def test_a_baseline_comes_back_as_it_was_written(tmp_path):
     system = random_system(TINY, steps=3)
     system.network.load_state_dict({key: value.half() for key, value in system.network.state_dict().items()})
     written(tmp_path, "diffae", system.network, {"network": asdict(TINY)})
-    loaded = baselines.load("DiffAE", tmp_path, steps=3, device="cpu")
+    loaded = rivals.load("DiffAE", tmp_path, steps=3, device="cpu")
     assert (loaded.name, loaded.steps) == ("DiffAE", 3)
     stack = random_slices(3)
     assert np.array_equal(loaded.between(stack[:-1], stack[1:]), system.between(stack[:-1], stack[1:]))
 
 
-@pytest.mark.parametrize("name", baselines.NAMES)
+@pytest.mark.parametrize("name", rivals.NAMES)
 def test_every_baseline_has_weights_in_the_repository(name):
-    assert baselines.load(name, device="cpu").name == name
+    assert rivals.load(name, device="cpu").name == name
 
 
 def test_steps_default_to_the_papers(tmp_path):
     written(tmp_path, "diffae", DiffAENetwork(TINY), {"network": asdict(TINY)})
-    assert baselines.load("DiffAE", tmp_path, device="cpu").steps == 64
+    assert rivals.load("DiffAE", tmp_path, device="cpu").steps == 64
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     other = DiffAEConfig(**{**asdict(TINY), "embedding": 16})
     written(tmp_path, "diffae", DiffAENetwork(TINY), {"network": asdict(other)})
     with pytest.raises(WeightsError, match="do not fit its configuration"):
-        baselines.load("DiffAE", tmp_path, device="cpu")
+        rivals.load("DiffAE", tmp_path, device="cpu")
 
 
 def test_weights_that_were_changed_are_refused(tmp_path):
@@ -314,30 +314,30 @@ def test_weights_that_were_changed_are_refused(tmp_path):
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(WeightsError, match="SHA-256 differs"):
-        baselines.load("DiffAE", tmp_path, device="cpu")
+        rivals.load("DiffAE", tmp_path, device="cpu")
 
 
 def test_dmcvr_refuses_a_segmenter_it_was_not_trained_with(tmp_path):
     network = DiffAENetwork(TINY_MORPHOLOGY)
     written(tmp_path, "dmcvr", network, {"network": asdict(TINY_MORPHOLOGY), "segmenter_sha256": "0" * 64})
     with pytest.raises(WeightsError, match="another segmenter"):
-        baselines.load("DMCVR", tmp_path, device="cpu")
+        rivals.load("DMCVR", tmp_path, device="cpu")
 
 
 def test_dmcvr_finds_the_segmenter_it_was_trained_with_in_another_folder(all_random_models, tmp_path):
     network = DiffAENetwork(TINY_MORPHOLOGY)
     sha256 = find_model("segmenter", all_random_models).sha256
     written(tmp_path, "dmcvr", network, {"network": asdict(TINY_MORPHOLOGY), "segmenter_sha256": sha256})
-    system = baselines.load("DMCVR", tmp_path, device="cpu", models=all_random_models)
+    system = rivals.load("DMCVR", tmp_path, device="cpu", models=all_random_models)
     theirs = load_segmenter(CPU, models_folder=all_random_models).model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in system.morphology.model.state_dict().items())
     with pytest.raises(WeightsError, match=sha256[:12]):
-        baselines.load("DMCVR", tmp_path, device="cpu")
+        rivals.load("DMCVR", tmp_path, device="cpu")
 
 
 def test_an_unknown_baseline_is_named_with_those_there_are():
     with pytest.raises(ValueError, match=r"no baseline 'RIFE'.*DiffAE, DMCVR"):
-        baselines.untrained("RIFE", paper=False)
+        rivals.untrained("RIFE", paper=False)
 
 
 # -- from the command line ---------------------------------------------------------------------------------------------
@@ -367,13 +367,13 @@ def losses(run: Path) -> list[float]:
     return scalars(run, "train/loss")
 
 
-def exported(run: Path, name: str) -> baselines.Baseline:
+def exported(run: Path, name: str) -> rivals.Baseline:
     models = run / "models"
     models.mkdir()
     options = ["--run", str(run), "--models", str(models), "--name", name, "--trained-on", "phantoms"]
     assert main(["export", "baseline", *options]) == 0
     assert json.loads((models / "models.json").read_text())["models"][0]["trained_on"] == "phantoms"
-    return baselines.load(name, models, steps=2, device="cpu")
+    return rivals.load(name, models, steps=2, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 import vtk
-from calid.checks import findings
-from calid.files import read_lax_folder, read_stack
+from calid.images.checks import findings
+from calid.images.files import read_lax_folder, read_stack
 from calid_training import demo_case
 from vtk.util.numpy_support import vtk_to_numpy
 

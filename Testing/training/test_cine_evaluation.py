@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 import torch
+from calid_benchmark.perceptual import Perceptual
+from calid_benchmark.tables import cine
 from calid_training.cine import Beat, contraction
 from calid_training.datasets import Case
-from calid_training.perceptual import Perceptual
 from calid_training.prepare import load_cases, write_cases
-from calid_training.tables import cine
 from phantoms import heart_labels, pictured
 
 FRAMES = 20
@@ -147,10 +147,10 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
     """End to end with untrained models; two frames in a hundred of the real work."""
     from dataclasses import replace
 
-    from calid.device import choose_device
-    from calid.interpolator import load_interpolator
-    from calid.networks import Denoiser
-    from calid_training.evaluate import main
+    from calid.method.networks import Denoiser
+    from calid.run.batches import load_interpolator
+    from calid.run.device import choose_device
+    from calid_benchmark.evaluate import main
     from calid_training.export import write_model
 
     models = Path(shutil.copytree(random_models, tmp_path / "models"))

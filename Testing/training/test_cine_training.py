@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 import yaml
-from calid.files import write_stack
+from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_training.cine import Beat, aligned, contraction, displacement, moved, with_noise
 from calid_training.cine_data import Moving, clip_batch, draw_frames, moving
@@ -237,9 +237,9 @@ SMALL = ["--data.frames", "4", "--data.batches", "10", "--data.batch_size", "2",
 
 
 def test_temporal_layers_learn_on_a_2d_model_that_stays_and_ship_with_its_name(cines, random_models, tmp_path):
-    from calid.device import choose_device
-    from calid.interpolator import load_interpolator
-    from calid.weights import find_model, load_model, read_tensors
+    from calid.method.weights import find_model, load_model, read_tensors
+    from calid.run.batches import load_interpolator
+    from calid.run.device import choose_device
 
     base = random_models / "calid-2d.safetensors"
     run, models = tmp_path / "run", tmp_path / "models"
@@ -304,8 +304,8 @@ def test_only_temporal_layers_are_trained_and_flicker_costs(cines, random_models
 
 def test_the_papers_2dt_networks_are_3d_throughout():
     """Every convolution 3D and all axes strided: 32 frames of 128 x 128 become 8 x 32 x 32 latents."""
-    from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
-    from calid.weights import config_from
+    from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
+    from calid.method.weights import config_from
 
     coding = yaml.safe_load((CONFIGS / "cine-autoencoder.yaml").read_text())["model"]["network"]
     network = yaml.safe_load((CONFIGS / "cine-paper.yaml").read_text())["model"]["network"]
@@ -339,7 +339,7 @@ def papers_2dt_model(real_cines, tmp_path_factory) -> Path:
 
 
 def test_the_papers_2dt_form_is_trained_and_exported_as_the_cine_model(papers_2dt_model):
-    from calid.weights import find_model
+    from calid.method.weights import find_model
 
     config = find_model("calid-2dt", papers_2dt_model).config
     assert (config["autoencoder"]["spatial_dims"], config["denoiser"]["spatial_dims"]) == (3, 3)
@@ -351,8 +351,8 @@ def test_the_papers_2dt_form_is_trained_and_exported_as_the_cine_model(papers_2d
 @pytest.mark.parametrize("method", ["calid", "calid+"])
 @pytest.mark.parametrize("frames", [1, 9, 17])
 def test_the_papers_2dt_form_upsamples_any_number_of_frames(papers_2dt_model, method, frames):
-    from calid.reconstruct import upsample
-    from calid.settings import Settings
+    from calid.run.reconstruct import upsample
+    from calid.run.settings import Settings
 
     course = tuple(1 - 0.3 * contraction(Beat(), np.arange(frames) / frames))
     sparse, _ = beating_stack(5, course)
@@ -373,7 +373,7 @@ def test_layers_on_a_2d_model_are_not_exported_as_a_whole_model(tmp_path):
 
 
 def test_a_whole_model_keeps_the_card_but_not_the_base_of_the_extension_it_replaces(tmp_path):
-    from calid.weights import find_model
+    from calid.method.weights import find_model
     from calid_training.export import write_model
 
     extension = {"license": "a", "card": "calid-2dt.md", "base": "calid-2d", "base_sha256": "0" * 64}
@@ -384,14 +384,14 @@ def test_a_whole_model_keeps_the_card_but_not_the_base_of_the_extension_it_repla
 
 
 def test_both_2dt_models_are_one_code():
-    from calid.networks import DenoiserConfig
+    from calid.method.networks import DenoiserConfig
 
     with pytest.raises(ValueError, match="spatial_dims to 2"):
         DenoiserConfig(spatial_dims=3, temporal=True)
 
 
 def test_the_manifest_of_shipped_models_joins_2dt_to_its_2d_model():
-    from calid.weights import models_folder
+    from calid.method.weights import models_folder
 
     records = {model["name"]: model for model in json.loads((models_folder() / "models.json").read_text())["models"]}
     extended = [model for model in records.values() if model.get("base")]

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training.baselines import classical, shape_based
+from calid_benchmark.rivals import classical, shape_based
 from scipy import ndimage
 
 SIZE = 64

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calid.files import write_stack
+from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_training.datasets import read_cases
 from PIL import Image

@@ -15,21 +15,21 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 import torch
 import torch.nn.functional as F
 import yaml
-from calid.device import Device
-from calid.medformer import COMPACT, MedFormer
-from calid.segmentation import Segmenter
-from calid.weights import config_from
-from calid_training import baselines
-from calid_training.baselines.deeprecon import DeepRecon, Optimisation, Perceptual, embed, mosaic
-from calid_training.baselines.deeprecon_network import DeepReconNetwork, EncoderConfig
-from calid_training.baselines.deeprecon_stage import (
+from calid.heart.medformer import COMPACT, MedFormer
+from calid.heart.segmentation import Segmenter
+from calid.method.weights import config_from
+from calid.run.device import Device
+from calid_benchmark import rivals
+from calid_benchmark.rivals.deeprecon import DeepRecon, Optimisation, Perceptual, embed, mosaic
+from calid_benchmark.rivals.deeprecon_network import DeepReconNetwork, EncoderConfig
+from calid_benchmark.rivals.deeprecon_stage import (
     DeepReconStage,
     LabelledCase,
     completed_labels,
     labelled_batch,
     labelled_cases,
 )
-from calid_training.baselines.stylegan import (
+from calid_benchmark.rivals.stylegan import (
     Discriminator,
     Generator,
     GeneratorConfig,
@@ -249,7 +249,7 @@ def test_slices_of_another_size_come_back_in_their_size(network, segmenter):
 
 
 def test_our_size_fits_its_file():
-    network = baselines.untrained("DeepRecon", paper=False, device="cpu").network
+    network = rivals.untrained("DeepRecon", paper=False, device="cpu").network
     assert 2 * sum(tensor.numel() for tensor in network.state_dict().values()) < 1.58e6
 
 
@@ -349,7 +349,7 @@ def test_deeprecon_learns_and_ships(hearts, tmp_path):
     assert main(["export", "baseline", *export]) == 0
     entry = json.loads((models / "models.json").read_text())["models"][0]
     assert entry["config"]["generator"]["channels"] == [16, 16, 16, 8]
-    system = baselines.load("DeepRecon", models, steps=2, device="cpu")
+    system = rivals.load("DeepRecon", models, steps=2, device="cpu")
     assert (system.name, system.settings.steps) == ("DeepRecon", 2)
     assert system.between(*random_slices(2)[:, None]).shape == (1, 32, 32)
 
@@ -361,8 +361,8 @@ def test_the_papers_config_is_the_papers_size():
 
 
 def test_untrained_systems_have_the_size_they_are_asked_for():
-    paper = baselines.untrained("DeepRecon", paper=True, steps=7, device="cpu")
-    ours = baselines.untrained("DeepRecon", paper=False, device="cpu")
+    paper = rivals.untrained("DeepRecon", paper=True, steps=7, device="cpu")
+    ours = rivals.untrained("DeepRecon", paper=False, device="cpu")
     count = {name: sum(p.numel() for p in x.network.parameters()) for name, x in (("paper", paper), ("ours", ours))}
     assert count["paper"] > 25e6
     assert count["ours"] < 0.8e6

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import systems
-from calid_training.baselines import shape_based
-from calid_training.systems import Named
-from calid_training.tables import downstream, reconstruction
+from calid_benchmark import systems
+from calid_benchmark.rivals import shape_based
+from calid_benchmark.systems import Named
+from calid_benchmark.tables import downstream, reconstruction
 from scipy import ndimage
 
 LINEAR = Named("linear", systems.linear)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calid.segmentation import segment
+from calid.heart.segmentation import segment
 from calid.stack import Stack
+from calid_benchmark.metrics import distances, overlap
+from calid_benchmark.tables.segmenter import compare, markdown, summarize
 from calid_training.datasets import Case, read_cases
-from calid_training.metrics import distances, overlap
-from calid_training.tables.segmenter import compare, markdown, summarize
 from phantoms import heart_labels
 from scipy import ndimage
 

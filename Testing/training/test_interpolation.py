@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import systems
-from calid_training.evaluate import main
-from calid_training.systems import Named
-from calid_training.tables import interpolation
-from calid_training.tables.interpolation import Judges, evaluate
-from calid_training.tables.record import write_into
+from calid_benchmark import systems
+from calid_benchmark.evaluate import main
+from calid_benchmark.systems import Named
+from calid_benchmark.tables import interpolation
+from calid_benchmark.tables.interpolation import Judges, evaluate
+from calid_benchmark.tables.record import write_into
 from scipy import stats
 
 GROUP = "phantom ED 16 mm"

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid.longaxis import derive_planes
+from calid.heart.longaxis import derive_planes
+from calid.heart.surfaces import surfaces, volume_ml
+from calid.images.study import LaxImage
 from calid.stack import Stack
-from calid.study import LaxImage
-from calid.surfaces import surfaces, volume_ml
-from calid_training.tables import long_axis, meshes
-from calid_training.tables.long_axis import Heart
+from calid_benchmark.tables import long_axis, meshes
+from calid_benchmark.tables.long_axis import Heart
 from phantoms import affine, heart_labels, pictured, rotation
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 from vtkmodules.vtkIOLegacy import vtkPolyDataWriter

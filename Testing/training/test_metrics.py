@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import metrics
-from calid_training.tables import record
+from calid_benchmark import metrics
+from calid_benchmark.tables import record
 
 
 def test_psnr_of_a_constant_error_is_known():

@@ -10,8 +10,8 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 from calid.__main__ import main as calid
-from calid.files import read_stack, write_stack
-from calid.weights import below, find_model, read_motion, read_tensors
+from calid.images.files import read_stack, write_stack
+from calid.method.weights import below, find_model, read_motion, read_tensors
 from calid_training.train import main
 from phantoms import beating_case
 from training_runs import SMALL_DENOISER, averaging, scalars, train

@@ -16,8 +16,8 @@ from torch import nn
 
 pytest.importorskip("torchmetrics", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import perceptual
-from calid_training.perceptual import Unmeasurable
+from calid_benchmark import perceptual
+from calid_benchmark.perceptual import Unmeasurable
 from torchmetrics.functional.image import lpips
 
 

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
+from calid_benchmark.tables.questions import answerable, by_group, phase_of, questions
 from calid_training.datasets import Case
 from calid_training.prepare import load_cases, write_cases
-from calid_training.tables.questions import answerable, by_group, phase_of, questions
 from phantoms import beating_case
 
 

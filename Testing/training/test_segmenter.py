@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calid.device import Device, choose_device
-from calid.files import write_stack
-from calid.medformer import PAPER, MedFormerConfig
-from calid.segmentation import Segmenter, load_segmenter, segment_with
+from calid.heart.medformer import PAPER, MedFormerConfig
+from calid.heart.segmentation import Segmenter, load_segmenter, segment_with
+from calid.images.files import write_stack
+from calid.method.weights import config_from
+from calid.run.device import Device, choose_device
 from calid.stack import Stack
-from calid.weights import config_from
 from calid_training.datasets import Case
 from calid_training.labelled_slices import Augmentation, LabelledSlice, RandomCrops, labelled_slices, random_crop
 from calid_training.segmenter import (

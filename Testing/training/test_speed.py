@@ -13,13 +13,13 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid.settings import Settings
-from calid_training import systems
-from calid_training.baselines.diffae import DiffAE
-from calid_training.evaluate import main
-from calid_training.systems import Named
-from calid_training.tables import contestants, speed
-from calid_training.tables.contestants import OURS, CalidRunner, Contestant, PlainRunner
+from calid.run.settings import Settings
+from calid_benchmark import systems
+from calid_benchmark.evaluate import main
+from calid_benchmark.rivals.diffae import DiffAE
+from calid_benchmark.systems import Named
+from calid_benchmark.tables import contestants, speed
+from calid_benchmark.tables.contestants import OURS, CalidRunner, Contestant, PlainRunner
 
 
 def calid(method: str) -> CalidRunner:

@@ -10,15 +10,15 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid.device import choose_device
-from calid.reconstruct import warm_interpolator
-from calid_training import systems
-from calid_training.baselines import diffae
-from calid_training.baselines.diffae_network import DiffAEConfig, DiffAENetwork
-from calid_training.evaluate import main
-from calid_training.systems import Named
-from calid_training.tables import contestants, denoising, steps
-from calid_training.tables.interpolation import Judges
+from calid.run.device import choose_device
+from calid.run.reconstruct import warm_interpolator
+from calid_benchmark import systems
+from calid_benchmark.evaluate import main
+from calid_benchmark.rivals import diffae
+from calid_benchmark.rivals.diffae_network import DiffAEConfig, DiffAENetwork
+from calid_benchmark.systems import Named
+from calid_benchmark.tables import contestants, denoising, steps
+from calid_benchmark.tables.interpolation import Judges
 
 GROUP = "phantom ED 16 mm"
 

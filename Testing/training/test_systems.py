@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_training import baselines, systems
-from calid_training.systems import Named, Source
+from calid_benchmark import rivals, systems
+from calid_benchmark.systems import Named, Source
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_systems_come_in_the_order_of_the_papers_and_missing_ones_say_how_to_get
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     names = [system.name for system in offer.systems]
     assert names.index("linear") < names.index("bilinear latent") < names.index("CaLID") < names.index("CaLID+")
-    assert len(offer.notes) == len(baselines.NAMES)
+    assert len(offer.notes) == len(rivals.NAMES)
     assert all("is left out" in note and "README" in note for note in offer.notes)
 
 
@@ -113,14 +113,14 @@ def test_a_trained_baseline_becomes_a_row_with_its_weights_and_steps(random_mode
             raise systems.WeightsError("missing-weights", "No weights.", "")
         return Halfway(steps or 64)
 
-    monkeypatch.setattr(baselines, "load", load)
+    monkeypatch.setattr(rivals, "load", load)
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     row = offer["DiffAE"]
     np.testing.assert_allclose(row.make(slices[:1], slices[1:2]), (slices[:1] + slices[1:2]) / 2 + 1 / 64, atol=1e-6)
     assert row.weights == (("diffae", "ab" * 32),)
     made = row.at_steps(4).make(slices[:1], slices[1:2])
     np.testing.assert_allclose(made, (slices[:1] + slices[1:2]) / 2 + 0.25)
-    assert len(offer.notes) == len(baselines.NAMES) - 1
+    assert len(offer.notes) == len(rivals.NAMES) - 1
 
 
 def test_the_ceiling_is_the_code_of_the_true_slice(random_models, asked):

@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 import yaml
-from calid.files import write_stack
+from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_training.datasets import Case
 from calid_training.prepare import write_cases
@@ -84,7 +84,7 @@ def test_the_discriminator_takes_part_once_it_starts(hearts, tmp_path):
 
 
 def test_latents_are_normalised_over_the_training_crops(autoencoder_file):
-    from calid.weights import read_latent_space
+    from calid.method.weights import read_latent_space
 
     space = read_latent_space(autoencoder_file)
     assert space.mean.shape == (1, 4, 1, 1)
@@ -183,9 +183,9 @@ def test_nothing_to_draw_from_is_said_with_the_split_and_the_set(prepared):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_builds_its_networks(path):
     """Widths, groups, heads and levels of the shipped settings fit together, on tensors without storage."""
-    from calid.motion import Motion, MotionConfig
-    from calid.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
-    from calid.weights import config_from
+    from calid.method.motion import Motion, MotionConfig
+    from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
+    from calid.method.weights import config_from
 
     settings = yaml.safe_load(path.read_text())
     network = settings.get("model", {}).get("network")

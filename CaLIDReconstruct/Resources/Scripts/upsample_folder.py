@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import slicer
-from calid import files
+from calid.images import files
 from CaLIDReconstructLib import Nodes
 from CaLIDReconstructLib.Logic import Reconstruction
 from CaLIDReconstructLib.Results import readResult

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from calid.anatomy import clean_labels, heart_axes
-from calid.checks import ISOTROPIC_RATIO, check_stack
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
-from calid.function import Function, cardiac_function
-from calid.longaxis import heart_centre
+from calid.heart.anatomy import clean_labels, heart_axes
+from calid.heart.longaxis import heart_centre
+from calid.heart.volumes import Function, cardiac_function
+from calid.images.checks import ISOTROPIC_RATIO, check_stack
+from calid.images.study import LaxImage
 from calid.report.comparison import HEART_RADIUS_MM
 from calid.report.trust import Trust, trust
 from calid.stack import Stack
-from calid.study import LaxImage
 
 METHOD_NAMES = {"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}
 """What people read for the method in a stack's provenance."""

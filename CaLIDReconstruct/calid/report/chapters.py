@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from calid.errors import InputError
-from calid.function import Function, compare_function
-from calid.longaxis import cut, derive_planes, heart_centre
+from calid.heart.longaxis import cut, derive_planes, heart_centre
+from calid.heart.surfaces import surfaces
+from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
 from calid.report.case import METHOD_NAMES, Case, Missing
 from calid.report.chart import Curve, volume_curves
@@ -23,7 +24,6 @@ from calid.report.comparison import (
 from calid.report.sheet import derived_movie, derived_sheet, lax_movie, lax_sheet, upright_plane
 from calid.report.trust import Trust
 from calid.stack import Stack
-from calid.surfaces import surfaces
 
 _MIN_MOVIE_FRAMES = 5
 _MOVIE_VIEW = "4ch"  # the most familiar one

@@ -17,17 +17,17 @@ import numpy as np
 
 from calid import __version__
 from calid.errors import SettingsError
-from calid.files import read_lax_folder, read_stack, read_study
-from calid.function import Function
+from calid.heart.volumes import Function
+from calid.images.files import read_lax_folder, read_stack, read_study
+from calid.images.whole_file import check_output, whole_file
 from calid.labels import LABELS
-from calid.output import check_output, whole_file
-from calid.progress import progress_bar, shown_on
 from calid.report import chapters, page
 from calid.report.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
 from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
-from calid.settings import DEVICES, METHODS, Settings
+from calid.run.progress import progress_bar, shown_on
+from calid.run.settings import DEVICES, METHODS, Settings
 from calid.stack import Stack
 
 DEFAULT_TITLE = "A heart, upsampled"
@@ -179,8 +179,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
     """The engine's own model and segmenter as the command line asks for them; a dense stack's own method is tested."""
-    from calid.reconstruct import upsample
-    from calid.segmentation import segment
+    from calid.heart.segmentation import segment
+    from calid.run.reconstruct import upsample
 
     made_by = str(stack.provenance.get("method", options.method)) if is_dense(stack) else options.method
     method: Any = made_by if made_by in METHOD_NAMES else options.method

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calid.longaxis import Agreement, agreement, around, at_phases_of, cut, heart_centre
+from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, cut, heart_centre
 from calid.report import page
 from calid.stack import Stack
 
 if TYPE_CHECKING:
-    from calid.files import LaxImage
+    from calid.images.files import LaxImage
 
 HEART_RADIUS_MM = 75.0
 """Agreement is measured within this distance of the line through the heart: whole hearts fit, most lung does not."""

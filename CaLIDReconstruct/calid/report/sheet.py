@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid.longaxis import at_phases_of, cut, heart_centre, intersection_lines, nearest_frames
+from calid.heart.longaxis import at_phases_of, cut, heart_centre, intersection_lines, nearest_frames
 from calid.report import page
 from calid.report.comparison import (
     HEART_RADIUS_MM,
@@ -27,7 +27,7 @@ from calid.report.comparison import (
 from calid.stack import Stack
 
 if TYPE_CHECKING:
-    from calid.files import LaxImage
+    from calid.images.files import LaxImage
 
 MARGIN_MM = 14.0
 """How much of the acquired image is shown above and below the short-axis slab."""

@@ -20,12 +20,12 @@ from PIL import Image
 from vtkmodules.vtkCommonDataModel import vtkPolyData
 from vtkmodules.vtkFiltersCore import vtkQuadricDecimation
 
-from calid.anatomy import heart_axes
 from calid.errors import InputError
+from calid.heart.anatomy import heart_axes
+from calid.heart.surfaces import arrays
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.report.stills import Body
 from calid.stack import Stack
-from calid.surfaces import arrays
 
 GROUND_RGB = (13, 17, 23)
 TRIANGLES_PER_SURFACE = 4000

@@ -1,0 +1,1 @@
+"""What a heart is: segmentation, anatomy, volumes, surfaces, long axes."""

@@ -1,0 +1,325 @@
+"""Smooth closed surfaces of the ventricles from labels, and their files.
+
+Labels become signed distances: exact within each slice, carried from slice to slice by a shape-preserving spline (so
+the gaps of a sparse stack are bridged by shape, not by steps), smoothed a little, and compared. The surface of a label
+lies where its distance equals the largest of the others, so neighbours share their border without gap or overlap. An
+offset per label, found by iteration, gives every surface the volume of its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+from scipy.interpolate import PchipInterpolator
+from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
+from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
+from vtkmodules.vtkFiltersCore import (
+    vtkFlyingEdges3D,
+    vtkImplicitPolyDataDistance,
+    vtkMassProperties,
+    vtkPolyDataNormals,
+    vtkReverseSense,
+    vtkWindowedSincPolyDataFilter,
+)
+from vtkmodules.vtkIOGeometry import vtkOBJWriter, vtkSTLWriter
+from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
+
+from calid.errors import InputError, OutputError
+from calid.heart.anatomy import signed_distance
+from calid.images.whole_file import whole_file
+from calid.labels import LABELS
+from calid.stack import Stack
+
+SMOOTHING_MM = 1.5
+"""Standard deviation of the Gaussian on the distances: takes away voxel corners, leaves a wall's shape."""
+
+MAX_VOLUME_ERROR = 0.005
+"""Relative difference between a surface's volume and its labels' at which the offsets are good enough."""
+
+_GRID_MM = (1.0, 2.0)
+_MARGIN_MM = 6.0
+_MAX_ROUNDS = 8
+_MAX_STEP_MM = 2.0
+_JACOBIAN_STEP_MM = 0.3
+
+
+def surface(labels: Stack, label: int, frame: int = 0) -> vtkPolyData:
+    """The closed surface of one label in one frame, in LPS mm, with outward normals (see `surfaces`)."""
+    found = surfaces(labels, frame)
+    if label not in found:
+        raise InputError(
+            "label-missing",
+            f"Frame {frame} has no voxel with label {label}.",
+            "Choose a label or a frame that is segmented.",
+        )
+    return found[label]
+
+
+def surfaces(
+    labels: Stack, frame: int = 0, *, smoothing_mm: float = SMOOTHING_MM, grid_mm: float | None = None
+) -> dict[int, vtkPolyData]:
+    """Closed surfaces of all labels present in a frame, in LPS mm, with outward normals.
+
+    Args:
+        labels: 1 LV cavity, 2 LV myocardium, 3 RV cavity; sparse or dense.
+        frame: index.
+        smoothing_mm: standard deviation of the smoothing.
+        grid_mm: edge of the grid on which the surfaces are found; None takes the pixels', within 1 to 2 mm.
+
+    Returns:
+        label -> watertight triangles; the volume of each is that of its voxels within about `MAX_VOLUME_ERROR`.
+    """
+    image = labels.voxels[frame]
+    present = [label.value for label in LABELS if (image == label.value).any()]
+    if not present:
+        return {}
+    fields = _smooth_fields(labels, image, present, (smoothing_mm, grid_mm or _grid_mm(labels)))
+    voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
+    targets = np.array([(image == label).sum() * voxel_ml for label in present])
+    meshes = _with_volumes(fields, targets)
+    return {label: _finished(mesh, fields.affine) for label, mesh in zip(present, meshes, strict=True)}
+
+
+def volume_ml(mesh: vtkPolyData) -> float:
+    """Volume enclosed by a closed surface."""
+    properties = vtkMassProperties()
+    properties.SetInputData(mesh)
+    return properties.GetVolume() / 1000
+
+
+def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far a surface lies from another, triangle by triangle.
+
+    Returns:
+        (N, 3) triangle centres in LPS mm, (N,) distance of each to `other` in mm, (N,) triangle areas in mm^2, by which
+        means are weighted.
+    """
+    points, triangles = _points_and_triangles(mesh)
+    corners = points[triangles]
+    centres = corners.mean(axis=1)
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    distance = vtkImplicitPolyDataDistance()
+    distance.SetInput(other)
+    found = vtkDoubleArray()
+    distance.EvaluateFunction(numpy_to_vtk(centres, deep=True), found)
+    return centres, np.abs(vtk_to_numpy(found)), areas
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Signed distances on a fine grid around the heart.
+
+    Args:
+        depths_mm: (L, Z, Y, X) one per label present, positive inside.
+        outside_mm: (Z, Y, X) the same for the background.
+        affine: (column, row, slice) of this grid -> LPS.
+    """
+
+    depths_mm: np.ndarray
+    outside_mm: np.ndarray
+    affine: np.ndarray
+
+    def margin(self, index: int, offsets_mm: np.ndarray) -> np.ndarray:
+        """(Z, Y, X) how much deeper a point is in label `index` than in any other, each made deeper by its offset."""
+        depths = self.depths_mm + offsets_mm[:, None, None, None]
+        others = np.concatenate([np.delete(depths, index, axis=0), self.outside_mm[None]])
+        return _one_piece(depths[index] - others.max(axis=0))
+
+
+def _smooth_fields(labels: Stack, image: np.ndarray, present: list[int], scales_mm: tuple[float, float]) -> _Fields:
+    """Fields of the labels present; `scales_mm` are the smoothing and the grid."""
+    smoothing_mm, fine_mm = scales_mm
+    low, high = _box(image > 0, labels.spacing_mm)
+    image = np.pad(image, [(1, 1), (0, 0), (0, 0)])[:, low[1] : high[1], low[2] : high[2]]
+    heights, rows, columns = _fine_positions(image.shape, labels.spacing_mm, fine_mm)
+    masks = [image == label for label in present] + [image > 0]
+    fine = []
+    for mask in masks:
+        depths = _depth_slices(mask, labels.spacing_mm[:2])
+        tall = PchipInterpolator(np.arange(len(depths)), depths, axis=0)(heights)
+        where = np.meshgrid(np.arange(len(heights)), rows, columns, indexing="ij")
+        grid_mm = np.array([(step[1] - step[0]) for step in (heights, rows, columns)]) * labels.spacing_mm[::-1]
+        sampled = ndimage.map_coordinates(tall, where, order=1, mode="nearest", output=np.float32)
+        fine.append(ndimage.gaussian_filter(sampled, smoothing_mm / grid_mm, mode="nearest"))
+    start = np.array([columns[0] + low[2], rows[0] + low[1], heights[0] - 1])
+    step = np.array([columns[1] - columns[0], rows[1] - rows[0], heights[1] - heights[0]])
+    affine = labels.affine.copy()
+    affine[:3, :3] = labels.affine[:3, :3] * step
+    affine[:3, 3] = labels.to_lps(start)
+    return _Fields(np.stack(fine[:-1]), -fine[-1], affine)
+
+
+def _box(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last + 1 (slice, row, column) of the labels with a margin; all slices."""
+    where = np.argwhere(mask)
+    margin = np.ceil(_MARGIN_MM / spacing_mm[::-1]).astype(int)
+    low = np.maximum(where.min(axis=0) - margin, 0)
+    high = np.minimum(where.max(axis=0) + 1 + margin, mask.shape)
+    return low, high
+
+
+def _grid_mm(labels: Stack) -> float:
+    return float(np.clip(labels.spacing_mm[:2].min(), *_GRID_MM))
+
+
+def _fine_positions(shape: tuple[int, ...], spacing_mm: np.ndarray, step_mm: float) -> list[np.ndarray]:
+    """Index positions along slices, rows and columns of a nearly isotropic grid over the same extent."""
+    extents = (np.array(shape) - 1) * spacing_mm[::-1]
+    counts = np.maximum(np.ceil(extents / step_mm).astype(int) + 1, 3)
+    return [np.linspace(0, size - 1, count) for size, count in zip(shape, counts, strict=True)]
+
+
+def _depth_slices(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) signed distance within each slice; slices beyond the structure sink so that it ends half a slice on."""
+    found = mask.any(axis=(1, 2))
+    depths = np.zeros(mask.shape)
+    for index in np.flatnonzero(found):
+        depths[index] = signed_distance(mask[index], spacing_mm)
+    for index in np.flatnonzero(~found):
+        nearest = np.flatnonzero(found)[np.abs(np.flatnonzero(found) - index).argmin()]
+        depths[index] = depths[nearest] - 2 * depths[nearest].max() * abs(index - nearest)
+    return depths
+
+
+def _one_piece(margin: np.ndarray) -> np.ndarray:
+    """The field with everything but its largest positive region, and the grid's border, made negative."""
+    inside, count = ndimage.label(margin > 0)
+    if count > 1:
+        largest = 1 + np.argmax(np.bincount(inside.ravel())[1:])
+        margin = np.where((inside > 0) & (inside != largest), -1e-3, margin)
+    closed = np.full(np.array(margin.shape) + 2, min(-1.0, float(margin.min())), np.float32)
+    closed[1:-1, 1:-1, 1:-1] = margin
+    return closed
+
+
+# --- meshes -----------------------------------------------------------------------------------------------------------
+
+
+def _with_volumes(fields: _Fields, targets_ml: np.ndarray) -> list[vtkPolyData]:
+    """Surfaces in grid indices whose volumes are the targets, by Broyden's method on the labels' offsets.
+
+    Labels share borders, so the offset of one changes the volumes of its neighbours; the Jacobian is measured once.
+    """
+    offsets = np.zeros(len(targets_ml))
+    meshes, volumes = _meshes_at(fields, offsets)
+    steps = _JACOBIAN_STEP_MM * np.eye(len(offsets))
+    jacobian = np.stack([(_meshes_at(fields, step)[1] - volumes) / _JACOBIAN_STEP_MM for step in steps], axis=1)
+    for _ in range(_MAX_ROUNDS):
+        if (np.abs(volumes / targets_ml - 1) <= MAX_VOLUME_ERROR).all():
+            break
+        change = np.clip(np.linalg.lstsq(jacobian, targets_ml - volumes, rcond=None)[0], -_MAX_STEP_MM, _MAX_STEP_MM)
+        offsets = offsets + change
+        meshes, changed = _meshes_at(fields, offsets)
+        missed = changed - volumes - jacobian @ change
+        jacobian = jacobian + np.outer(missed, change) / max(float(change @ change), 1e-12)
+        volumes = changed
+    return meshes
+
+
+def _meshes_at(fields: _Fields, offsets_mm: np.ndarray) -> tuple[list[vtkPolyData], np.ndarray]:
+    """The surfaces in grid indices, and their volumes in ml."""
+    cell_ml = abs(np.linalg.det(fields.affine[:3, :3])) / 1000
+    meshes = [_evened(_isosurface(fields.margin(index, offsets_mm))) for index in range(len(offsets_mm))]
+    return meshes, np.array([abs(_signed_volume(mesh)) * cell_ml for mesh in meshes])
+
+
+def _evened(mesh: vtkPolyData) -> vtkPolyData:
+    """Windowed-sinc smoothing at the scale of the grid: evens out the triangles, above all where three labels meet."""
+    smoother = vtkWindowedSincPolyDataFilter()
+    smoother.SetInputData(mesh)
+    smoother.SetNumberOfIterations(12)
+    smoother.SetPassBand(0.08)
+    smoother.NormalizeCoordinatesOn()
+    smoother.FeatureEdgeSmoothingOff()
+    smoother.Update()
+    return smoother.GetOutput()
+
+
+def _isosurface(field: np.ndarray) -> vtkPolyData:
+    """Triangles of the zero level in (column, row, slice) indices; `field` carries one cell of border."""
+    image = vtkImageData()
+    image.SetDimensions(*field.shape[::-1])
+    image.SetOrigin(-1, -1, -1)
+    image.GetPointData().SetScalars(numpy_to_vtk(field.ravel(), deep=True))
+    edges = vtkFlyingEdges3D()
+    edges.SetInputData(image)
+    edges.SetValue(0, 0.0)
+    edges.ComputeNormalsOff()
+    edges.ComputeScalarsOff()
+    edges.Update()
+    return edges.GetOutput()
+
+
+def _points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
+    """(P, 3) points and (N, 3) point indices."""
+    points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(float)
+    return points, vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+
+
+def _signed_volume(mesh: vtkPolyData) -> float:
+    """Volume by the divergence theorem, positive where the triangles face outwards."""
+    points, triangles = _points_and_triangles(mesh)
+    a, b, c = (points[triangles[:, corner]] for corner in range(3))
+    return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
+
+
+def _finished(mesh: vtkPolyData, affine: np.ndarray) -> vtkPolyData:
+    """The mesh in LPS, its triangles facing outwards, with point normals."""
+    moved = vtkPolyData()
+    moved.DeepCopy(mesh)
+    points, _ = _points_and_triangles(mesh)
+    in_lps = vtkPoints()
+    in_lps.SetData(numpy_to_vtk(points @ affine[:3, :3].T + affine[:3, 3], deep=True))
+    moved.SetPoints(in_lps)
+    if _signed_volume(moved) < 0:
+        turned = vtkReverseSense()
+        turned.SetInputData(moved)
+        turned.ReverseCellsOn()
+        turned.Update()
+        moved = turned.GetOutput()
+    normals = vtkPolyDataNormals()
+    normals.SetInputData(moved)
+    normals.SplittingOff()
+    normals.ConsistencyOff()
+    normals.Update()
+    return normals.GetOutput()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+_WRITERS: dict[str, Any] = {".vtp": vtkXMLPolyDataWriter, ".stl": vtkSTLWriter, ".obj": vtkOBJWriter}
+
+
+def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> None:
+    """Write a surface as .vtp, .stl or .obj, coordinates in LPS mm; the file appears whole or not at all.
+
+    Raises:
+        OutputError: if the extension is unknown, the file exists already or the folder cannot be written.
+    """
+    with whole_file(path, tuple(_WRITERS), overwrite=overwrite) as draft:
+        writer = _WRITERS[draft.suffix.lower()]()
+        writer.SetInputData(mesh)
+        writer.SetFileName(str(draft))
+        if hasattr(writer, "SetFileTypeToBinary"):
+            writer.SetFileTypeToBinary()
+        if not writer.Write() or not draft.is_file():
+            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
+
+
+def arrays(meshes: Mapping[int, vtkPolyData]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """label -> ((P, 3) float32 points in LPS mm, (N, 3) int32 triangles), for drawing elsewhere."""
+    result = {}
+    for label, mesh in meshes.items():
+        points, triangles = _points_and_triangles(mesh)
+        result[label] = points.astype(np.float32), triangles.astype(np.int32)
+    return result

@@ -1,0 +1,1 @@
+"""DICOM and volume files <-> `Stack`."""

@@ -1,0 +1,84 @@
+"""Motion between neighboring slices: each is moved half of the way to the other, where the slice between lies.
+
+Ten millimetres apart, walls lie several pixels beside each other, and what is made of two such slices as they are is a
+double image. Not in the paper, whose networks have to find the correspondence themselves.
+
+Shapes: images are (N, 1, H, W) in [-1, 1], fields (N, 2, H, W) in pixels: rows, then columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from calid.method.networks import frame_by_frame, zero_unet
+
+GRID = 2  # pixels of a cell of the grid on which fields are computed; between its nodes they are linear
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """Widths of MONAI's BasicUNet.
+
+    Args:
+        features: feature maps of the five levels, finest first, then of the last block.
+        norm_num_groups: groups of every group norm; divides all features.
+    """
+
+    features: tuple[int, ...] = (32, 32, 64, 96, 128, 32)
+    norm_num_groups: int = 8
+
+
+class Fields(NamedTuple):
+    """Where a pixel of the slice half-way is found: `before` and `after` at x + field(x)."""
+
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+class Motion(nn.Module):
+    """A U-Net that reads both slices and says where each pixel half-way between them comes from.
+
+    It learned from triplets of acquired slices to bring both neighbors onto the slice between. Untrained, nothing
+    moves.
+    """
+
+    def __init__(self, config: MotionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = zero_unet(2 * GRID**2, 4, features=config.features, norm_num_groups=config.norm_num_groups)
+
+    def forward(self, before: torch.Tensor, after: torch.Tensor) -> Fields:
+        """The fields of images whose rows and columns are multiples of 16."""
+        coarse = self.unet(F.pixel_unshuffle(torch.cat([before, after], dim=1), GRID)).float()
+        fields = GRID * F.interpolate(coarse, scale_factor=GRID, mode="bilinear", align_corners=False)
+        return Fields(*fields.chunk(2, dim=1))
+
+
+def warped(images: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """images(x + field(x)), bicubic; beyond its edge an image goes on as its nearest pixel."""
+    if images.device.type == "mps":  # PyTorch has no bicubic sampling on Apple GPUs
+        return warped(images.cpu(), field.cpu()).to(images.device)
+    rows, columns = images.shape[-2:]
+    with torch.autocast(images.device.type, enabled=False):  # half precision would misplace pixels by a quarter
+        theta = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    size = torch.tensor([columns - 1, rows - 1], device=images.device)
+    grid = grid + 2 * field.float().flip(1).movedim(1, -1) / size
+    return F.grid_sample(images.float(), grid, mode="bicubic", padding_mode="border", align_corners=True)
+
+
+def halfway(motion: Motion, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both slices at the place half-way between them; of (N, 1, frames, H, W), every frame by itself."""
+
+    def moved(pair: torch.Tensor) -> torch.Tensor:
+        before, after = pair.split(1, dim=1)
+        fields = motion(before, after)
+        return torch.cat([warped(before, fields.before), warped(after, fields.after)], dim=1).clamp(-1, 1)
+
+    before, after = frame_by_frame(moved, torch.cat([before, after], dim=1), dims=2).split(1, dim=1)
+    return before, after

@@ -1,0 +1,1 @@
+"""One run on this machine: settings, device, batches, progress."""

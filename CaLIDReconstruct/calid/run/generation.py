@@ -1,0 +1,372 @@
+"""The model over the frames of a stack: starts, levels, draws, and back to the stack's intensities.
+
+Every slice can be drawn several times. Draw 0 is what "detail" shows. Further draws see the problem mirrored (it has no
+preferred direction: left and right, up and down, before and after can be exchanged), so that their mean also averages
+over what the networks do differently in a mirror, and start from other noise.
+
+A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine together, window by window if it is a
+long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
+
+What has to fit into memory is cut where that changes nothing: along the draws and the gaps of a level, and the frames
+of a 2D model.
+
+Images and latents are (frames, draws, slots, C, rows, columns) throughout, every draw in its own mirror.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.layers import GaussianFilter
+
+from calid.errors import is_out_of_memory, out_of_memory
+from calid.method.bisection import Gap, Plan
+from calid.method.diffusion import slerp
+from calid.run.batches import Interpolator
+from calid.run.draws import Draws
+from calid.run.preparation import Preparation
+from calid.run.progress import Watch
+from calid.run.settings import Settings
+from calid.run.windows import Window, windows
+
+SPREAD = 0.5  # how far the further draws of CaLID+ start from its own start towards fresh noise
+MOTION_EVALUATIONS, CODING_EVALUATIONS = 1, 3  # what moving a pair, and coding an image, cost in network evaluations
+
+BRIGHTNESS_SIGMA_PIXELS = 10.0  # coarser than the ventricles' walls, finer than the coils' shading
+BRIGHTNESS_FLOOR = 0.02  # of the intensity window: air has no brightness to compare
+GAIN_LIMITS = (0.7, 1.4)
+
+TEXTURE_SIGMA_PIXELS = 3.0  # texture is what is finer
+TEXTURE_LIMITS = (1.0, 2.0)
+
+T = TypeVar("T")
+Frame = tuple[np.ndarray, np.ndarray | None]
+"""Values (slots, Y, X) float32 of one dense frame, and their standard deviation where there were several draws."""
+
+
+def linear_slices(images: np.ndarray, plan: Plan) -> np.ndarray:
+    """Linear interpolation of acquired (Z, Y, X) images at every slot: (slots, Y, X) float32."""
+    images = images.astype(np.float32)
+    position = np.arange(plan.num_slots) / plan.factor
+    below = np.minimum(position.astype(int), plan.num_acquired - 2)
+    weight = (position - below).astype(np.float32)[:, None, None]
+    return (1 - weight) * images[below] + weight * images[below + 1]
+
+
+def windows_of(
+    interpolator: Interpolator, plan: Plan, *, frames: int, pixels: int, draws: int, is_periodic: bool = False
+) -> list[Window]:
+    """Which frames go through the levels together.
+
+    What a 2D+T model makes of a frame depends on its window, and so the windows on nothing but the frames. Those of a
+    2D model fill a batch.
+
+    Args:
+        interpolator: the model.
+        plan: which slices it makes.
+        frames: of the stack.
+        pixels: of an image.
+        draws: of every slice.
+        is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
+    """
+    if interpolator.is_over_time:
+        return windows(num_frames=frames, is_periodic=is_periodic, multiple=interpolator.frame_multiple)
+    size = max(1, interpolator.device.batch_size(pixels) // ((plan.num_acquired - 1) * draws))
+    return windows(num_frames=frames, size=size, context=0)
+
+
+def work(interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: int, draws: int) -> int:
+    """The cost of a run in network evaluations of one slice, motion and coding of images included.
+
+    Args:
+        interpolator: the model.
+        plan: which slices it makes.
+        settings: method, mode and steps.
+        frames: that are made; those that windows share are made in each of them.
+        draws: of every slice.
+    """
+    codings = 1 if interpolator.strength(settings.mode) is None else 3  # see `Generation._pictured`
+    each = MOTION_EVALUATIONS + settings.steps + codings * CODING_EVALUATIONS
+    evaluations = plan.num_generated * draws * each
+    if settings.method == "calid+":
+        evaluations += plan.num_acquired * (settings.steps + CODING_EVALUATIONS)
+    return evaluations * frames
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One run of the model.
+
+    Args:
+        interpolator: the model.
+        preparation: how the stack is shown to it.
+        plan: which slices it makes from which.
+        settings: method, mode, steps and seed.
+        draws: of every slice.
+        watch: told of every network evaluation.
+        is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
+    """
+
+    interpolator: Interpolator
+    preparation: Preparation
+    plan: Plan
+    settings: Settings
+    draws: int
+    watch: Watch
+    is_periodic: bool = False
+
+    def frames(self, voxels: np.ndarray) -> Iterator[Frame]:
+        """Dense frames of acquired voxels (T, Z, Y, X), in order.
+
+        Raises:
+            ResourceError: "memory" if frames that are made together do not fit with a single gap.
+        """
+        for window in self._windows(len(voxels)):
+            try:
+                made = self._drawn(voxels, window)
+            except (RuntimeError, MemoryError) as error:
+                if self.interpolator.is_over_time and is_out_of_memory(error):
+                    raise out_of_memory(together=len(window.frames)) from error
+                raise
+            for index, draws in zip(window.frames[window.kept], made, strict=True):
+                yield self._restored(draws, voxels[index])
+
+    @property
+    def _pixels(self) -> int:
+        return int(np.prod(self.preparation.padded_shape))
+
+    def _windows(self, num_frames: int) -> list[Window]:
+        return windows_of(
+            self.interpolator,
+            self.plan,
+            frames=num_frames,
+            pixels=self._pixels,
+            draws=self.draws,
+            is_periodic=self.is_periodic,
+        )
+
+    def _together(self, images: int) -> int:
+        """How many of what brings so many images into a level fill a batch of the networks."""
+        return max(1, self.interpolator.device.batch_size(self._pixels) // images)
+
+    def _drawn(self, voxels: np.ndarray, window: Window) -> list[Draws]:
+        """The draws of every frame that a window keeps."""
+        chosen = voxels[list(window.frames)]
+        frames, slices = chosen.shape[:2]
+        acquired = self.preparation.prepare(chosen.reshape(frames * slices, *chosen.shape[2:]))
+        acquired = acquired.unflatten(0, (frames, 1, slices))
+        inverted = self._inverted(acquired, window) if self.settings.method == "calid+" else None
+        kept = range(frames)[window.kept]
+        made = [Draws() for _ in kept]
+        for draws in _parts(range(self.draws), self._together(frames * (slices - 1))):
+            images = self._made(acquired, inverted, window, draws)
+            for of_frame, index in zip(made, kept, strict=True):
+                for draw, image in zip(draws, images[index], strict=True):
+                    of_frame.add(self.preparation.restore(image.flip(_mirror_axes(draw))))
+        return made
+
+    def _made(
+        self, acquired: torch.Tensor, inverted: torch.Tensor | None, window: Window, draws: Sequence[int]
+    ) -> torch.Tensor:
+        """Images of a window in some of its draws.
+
+        Args:
+            acquired: images (frames, 1, slices, 1, H, W).
+            inverted: their z_T, for CaLID+.
+            window: the frames.
+            draws: which ones.
+        """
+        images = torch.zeros(len(acquired), len(draws), self.plan.num_slots, *acquired.shape[3:])
+        images[:, :, :: self.plan.factor] = _mirrored(acquired, draws)
+        starts = self._starts(inverted, window, draws)
+        for number, level in enumerate(self.plan.levels, start=1):
+            self.watch.stage = f"level {number} of {len(self.plan.levels)}"
+            for gaps in _parts(level, self._together(len(acquired) * len(draws))):
+                self._fill(gaps, images, starts, window, draws)
+        return images
+
+    def _fill(
+        self,
+        gaps: Sequence[Gap],
+        images: torch.Tensor,
+        starts: torch.Tensor,
+        window: Window,
+        draws: Sequence[int],
+    ) -> None:
+        """Fill the targets of gaps of one level into `images` and, for CaLID+, into `starts`."""
+        before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
+        if self.settings.method == "calid+":
+            starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
+        seen = _swapped(images[:, :, before], images[:, :, after], draws)
+        moved = _over_slices(partial(self.interpolator.halfway, tick=self._tick(MOTION_EVALUATIONS)), *seen).unbind(3)
+        z_0 = self._by_model(self.interpolator.interpolate, window, *moved, starts[:, :, target])
+        images[:, :, target] = self._pictured(z_0, moved, seen).clamp(-1, 1)
+
+    def _tick(self, evaluations: int) -> Callable[[int], None]:
+        """Counts images, each of which costs so many evaluations."""
+        return lambda images: self.watch.tick(images * evaluations)
+
+    def _by_model(self, run: Callable[..., torch.Tensor], window: Window, *tensors: torch.Tensor) -> torch.Tensor:
+        """What the denoiser makes of tensors (frames, draws, slots, ...): frame by frame, or the frames together."""
+        asked = partial(run, steps=self.settings.steps, tick=self.watch.tick)
+        if not self.interpolator.is_over_time:
+            return _over_slices(asked, *tensors)
+        return _over_sequences(partial(asked, is_periodic=window.is_periodic), *tensors)
+
+    def _pictured(self, z_0: torch.Tensor, moved: Sequence[torch.Tensor], seen: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The slices between: D(z_0) and nothing else, as in the paper, or as much of it as the model's strength says.
+
+        With a strength, what is taken from the diffusion is how z_0 differs from the latents of the neighbors' mean. So
+        the texture that the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken
+        at less than its full strength.
+
+        Args:
+            z_0: latents that the denoiser made.
+            moved: both neighbors, brought half-way.
+            seen: both neighbors as they are.
+        """
+        decoded = self._coded(self.interpolator.decode, z_0)
+        strength = self.interpolator.strength(self.settings.mode)
+        if strength is None:
+            return decoded
+        mean = (moved[0] + moved[1]) / 2
+        change = decoded - self._coded(self.interpolator.decode, self._coded(self.interpolator.encode, mean))
+        made = _over_slices(with_brightness_of, mean, mean + strength * change)
+        return _over_slices(with_texture_of, *seen, made) if self.settings.mode == "detail" else made
+
+    def _coded(self, run: Callable[..., torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+        """What E or D makes of a tensor."""
+        apply = _over_sequences if self.interpolator.codes_sequences else _over_slices
+        return apply(partial(run, tick=self._tick(CODING_EVALUATIONS)), tensor)
+
+    def _starts(self, inverted: torch.Tensor | None, window: Window, draws: Sequence[int]) -> torch.Tensor:
+        """z_T of every slot: (frames of the latents, draws, slots, C, h, w).
+
+        CaLID: noise that is a function of (seed, slot, draw), and of the frame only in the share of its power that the
+        model wants: a slice flickers for having drawn other noise. CaLID+: the inverted acquired slices, from which the
+        levels interpolate.
+        """
+        starts, frames = self._noises(draws), window.frames[:: self.interpolator.frames_per_latent]
+        starts = starts.expand(len(frames), *starts.shape).clone()
+        share = self.interpolator.noise_share
+        if share < 1:
+            own = torch.stack([self._noises(draws, frame + 1) for frame in frames])  # 0 is no key
+            starts = share**0.5 * starts + (1 - share) ** 0.5 * own
+        if inverted is not None:
+            starts[:, :, :: self.plan.factor] = _spread(inverted, starts[:, :, :: self.plan.factor], draws)
+        return _mirrored(starts, draws)
+
+    def _noises(self, draws: Sequence[int], *frame: int) -> torch.Tensor:
+        """(draws, slots, C, h, w), a function of the seed, slot, draw, and frame if one is named."""
+        shape = self.interpolator.latent_shape(self.preparation.padded_shape)
+        keys = [(self.settings.seed, slot, draw) for draw in draws for slot in range(self.plan.num_slots)]
+        noise = torch.stack([_noise((*key, *frame), shape) for key in keys])
+        return noise.unflatten(0, (len(draws), self.plan.num_slots))
+
+    def _inverted(self, acquired: torch.Tensor, window: Window) -> torch.Tensor:
+        """z_T of the acquired slices."""
+        self.watch.stage = "inverting the acquired slices"
+        latents = self._coded(self.interpolator.encode, acquired)
+        return self._by_model(self.interpolator.invert, window, acquired, latents)
+
+    def _restored(self, draws: Draws, raw: np.ndarray) -> Frame:
+        """One frame's values and spread in the stack's intensities.
+
+        Intensities beyond the networks' window are carried past them, linearly from slice to slice.
+
+        Args:
+            draws: of the region, (slots, rows, columns) each.
+            raw: (slices, Y, X) acquired voxels.
+        """
+        value = draws.mean if self.settings.mode == "fidelity" else draws.first
+        x0, x1, y0, y1 = self.preparation.roi
+        inside = self.preparation.blend_weights(*raw.shape[1:])[y0:y1, x0:x1]
+        beyond = linear_slices(self.preparation.excess(raw[:, y0:y1, x0:x1]), self.plan)
+        dense = linear_slices(raw, self.plan)
+        dense[:, y0:y1, x0:x1] += inside * (value + beyond - dense[:, y0:y1, x0:x1])
+        if draws.count == 1:
+            return dense, None
+        spread = np.zeros_like(dense)
+        strength = self.interpolator.strength(self.settings.mode) or 1.0
+        spread[:, y0:y1, x0:x1] = inside * draws.deviation / strength  # as wide as the model's own draws
+        return dense, spread
+
+
+def with_brightness_of(reference: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 1, H, W) in [-1, 1] whose smooth brightness is the reference's; detail stays theirs.
+
+    Draws differ in overall brightness more than neighboring slices do, which shows as stripes in long-axis cuts. A
+    smooth gain removes that. Differs from the paper, which decodes and is done.
+    """
+    shades = (_blurred((x.clamp(-1, 1) + 1) / 2, BRIGHTNESS_SIGMA_PIXELS) for x in (reference, images))
+    wanted, had = (shade + BRIGHTNESS_FLOOR for shade in shades)
+    return (images + 1) * (wanted / had).clamp(*GAIN_LIMITS) - 1
+
+
+def with_texture_of(before: torch.Tensor, after: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 1, H, W) whose fine texture is as strong as that of their neighbors, which a mean averages away."""
+    fine = [x - _blurred(x, TEXTURE_SIGMA_PIXELS) for x in (before, after, images)]
+    strengths = [x.abs().mean(dim=(1, 2, 3), keepdim=True) for x in fine]
+    gain = (strengths[0] + strengths[1]) / 2 / strengths[2].clamp_min(1e-6)
+    return images + (gain.clamp(*TEXTURE_LIMITS) - 1) * fine[2]
+
+
+def _blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Images (N, 1, H, W) under a Gaussian; beyond its edge an image goes on as its nearest pixel."""
+    margin = round(3 * sigma)
+    padded = F.pad(images, [margin] * 4, mode="replicate")
+    return GaussianFilter(2, sigma)(padded)[..., margin:-margin, margin:-margin]
+
+
+def _over_slices(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """Apply a function of batches (N, ...) to tensors (frames, draws, slots, ...)."""
+    lead = tensors[0].shape[:3]
+    result = run(*(tensor.flatten(0, 2) for tensor in tensors))
+    return result.reshape(*lead, *result.shape[1:])
+
+
+def _over_sequences(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """Apply a function of sequences (N, C, frames, ...) to tensors (frames, draws, slots, C, ...)."""
+    _, draws, slots = tensors[0].shape[:3]
+    result = run(*(tensor.movedim(0, 3).flatten(0, 1) for tensor in tensors))
+    return result.unflatten(0, (draws, slots)).movedim(3, 0)
+
+
+def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _spread(inverted: torch.Tensor, noise: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+    """Where draws start: the first from inverted latents (frames, 1, ...), others between them and noise."""
+    inverted = inverted.expand_as(noise)
+    spread = _over_slices(lambda own, other: slerp(own, other, SPREAD), inverted, noise)
+    if draws[0] == 0:
+        spread[:, 0] = inverted[:, 0]
+    return spread
+
+
+def _mirrored(tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+    """(frames, draws, slots, C, rows, columns), or what all draws share, in the mirror of each of them."""
+    tensor = tensor.expand(-1, len(draws), *tensor.shape[2:])
+    return torch.stack([tensor[:, place].flip(_mirror_axes(draw)) for place, draw in enumerate(draws)], dim=1)
+
+
+def _mirror_axes(draw: int) -> tuple[int, ...]:
+    return ((), (-1,), (-2,), (-2, -1))[draw % 4]
+
+
+def _swapped(before: torch.Tensor, after: torch.Tensor, draws: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every second four draws see the slices in the other order."""
+    swaps = torch.tensor([draw % 8 >= 4 for draw in draws])
+    swaps = swaps.reshape(1, -1, *[1] * (before.ndim - 2))
+    return torch.where(swaps, after, before), torch.where(swaps, before, after)
+
+
+def _noise(key: tuple[int, ...], shape: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(key).standard_normal(shape, dtype=np.float32))

@@ -1,0 +1,209 @@
+"""One job from file to file, and what a user may ask before it: how long, on what device, with which models."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calid import __version__
+from calid.errors import OutputError, WeightsError
+from calid.images.files import check_fits, check_output, pending_stack, read_stack, write_stack
+from calid.method.bisection import Plan, plan_bisection
+from calid.method.weights import Entry, check_file, read_manifest
+from calid.run.batches import Interpolator
+from calid.run.device import Device, choose_device, free_system_bytes
+from calid.run.generation import Generation
+from calid.run.progress import Progress, Watch
+from calid.run.reconstruct import Reconstruction, Run, plan_run, upsample
+from calid.run.settings import Settings
+from calid.stack import Stack
+
+SEGMENTATION_SUFFIX = ".seg.nrrd"
+TRIAL_SLICES, TRIAL_FRAMES, TRIAL_STEPS = 3, 4, 8
+RESULT_COPIES = 2  # the dense stack, and once more while it is written
+SEQUENCE_BYTES_PER_PIXEL = 800  # of the denoiser, for every frame of a sequence
+HELD_BYTES = 17  # for each pixel of every slice of the frames that are made together: images, starts, draws summed up
+LEVEL_BYTES = 150  # for each pixel of the images that are in work: what comes before and after the networks
+WORKING_COPIES = 6  # of one frame: what the levels read and write, and what is carried past the networks
+
+
+@dataclass(frozen=True)
+class Job:
+    """Read a stack, upsample it, write the result; nothing is written unless all of it went well.
+
+    Args:
+        source: file or DICOM folder.
+        output: file for the dense stack, its format by its extension.
+        settings: what to do.
+        uncertainty: file for the standard deviation over the draws, or None.
+        overwrite: whether existing files may be replaced.
+        models_folder: where the manifest lies; None takes the bundled models.
+    """
+
+    source: Path
+    output: Path
+    settings: Settings
+    uncertainty: Path | None = None
+    overwrite: bool = False
+    models_folder: Path | None = None
+
+    def run(
+        self,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+        on_frame: Callable[[int, Stack], None] | None = None,
+    ) -> Reconstruction:
+        """Do it. Outputs are checked before the work, so that no minutes are lost to a read-only folder or a format.
+
+        Raises:
+            CalidError: whatever is wrong with input, settings, weights, machine or output.
+            Cancelled: if `is_cancelled` said so; nothing was written.
+        """
+        outputs = [path for path in (self.output, self.uncertainty) if path is not None]
+        if len({path.resolve() for path in outputs}) < len(outputs):
+            raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
+        for path in outputs:
+            check_output(path, overwrite=self.overwrite)
+            if path.name.lower().endswith(SEGMENTATION_SUFFIX):
+                raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
+        made = upsample(
+            read_stack(self.source),
+            self.settings,
+            models_folder=self.models_folder,
+            uncertainty=self.uncertainty is not None,
+            progress=progress,
+            is_cancelled=is_cancelled,
+            on_plan=self._check_fits,
+            on_frame=on_frame,
+            source=self.source.name,
+        )
+        with self._pending(made.uncertainty):  # takes its name when the result has been written as well
+            write_stack(made.stack, self.output, overwrite=self.overwrite)
+        return made
+
+    def _check_fits(self, planned: Reconstruction) -> None:
+        check_fits(planned.stack, self.output)
+        if self.uncertainty is not None and planned.uncertainty is not None:
+            check_fits(planned.uncertainty, self.uncertainty)
+
+    def _pending(self, uncertainty: Stack | None) -> AbstractContextManager[None]:
+        if self.uncertainty is None or uncertainty is None:
+            return nullcontext()
+        return pending_stack(uncertainty, self.uncertainty, overwrite=self.overwrite)
+
+
+def estimate(
+    stack: Stack,
+    settings: Settings,
+    *,
+    uncertainty: bool = False,
+    models_folder: Path | None = None,
+    num_frames: int | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Seconds, memory and slices of a run; the seconds measured by a trial run of a few slices of its size.
+
+    Args:
+        stack: the input, or one frame of it.
+        settings: what to do.
+        uncertainty: the run also makes the standard deviation.
+        models_folder: where the manifest lies; None takes the bundled models.
+        num_frames: of the whole input, where `stack` is a part of it.
+        is_cancelled: asked at every network evaluation.
+    """
+    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, num_frames=num_frames)
+    facts: dict[str, Any] = {"factor": run.plan.factor, "slices": run.plan.num_slots, "frames": run.num_frames}
+    memory = partial(expected_memory, stack, run.plan, frames=run.num_frames, draws=run.draws)
+    interpolator = run.interpolator
+    if interpolator is None:
+        return facts | memory(choose_device("cpu"), pixels=0) | {"seconds": 0.1 * run.num_frames, "device": "CPU"}
+    seconds = run.work * _seconds_per_evaluation(run, interpolator, Watch(1, is_cancelled=is_cancelled))
+    together = max(len(window.frames) for window in run.windows(interpolator))
+    facts |= memory(interpolator.device, pixels=run.pixels, together=together)
+    facts |= {"device": interpolator.device.reason, "model": interpolator.entry.name}
+    return facts | {"seconds": round(seconds, 1)}
+
+
+def _seconds_per_evaluation(run: Run, interpolator: Interpolator, watch: Watch) -> float:
+    """What a unit of `Run.work` takes, by a small run that has all parts of the whole one."""
+    slices, frames = min(TRIAL_SLICES, run.plan.num_acquired), TRIAL_FRAMES if interpolator.is_over_time else 1
+    settings = replace(run.settings, steps=min(run.settings.steps, TRIAL_STEPS))
+    trial = replace(run, settings=settings, plan=plan_bisection(slices, 2), draws=1, num_frames=frames)
+    generation = Generation(interpolator, trial.preparation, trial.plan, settings, 1, watch, trial.is_periodic)
+    voxels = run.stack.voxels[[0] * frames, :slices]
+    for _ in range(2):  # the first is slow
+        start = time.perf_counter()
+        list(generation.frames(voxels))
+    return (time.perf_counter() - start) / trial.work
+
+
+def expected_memory(
+    stack: Stack, plan: Plan, device: Device, *, frames: int, draws: int, pixels: int, together: int = 1
+) -> dict[str, Any]:
+    """What a run needs beyond the loaded engine, against what is free.
+
+    Args:
+        stack: gives slice size and voxel type.
+        plan: gives the number of slices.
+        device: where the networks run.
+        frames: of the whole run.
+        draws: of every slice.
+        pixels: of one image as the networks see it; 0 without networks.
+        together: frames that go through the networks at once.
+
+    Returns:
+        "memory_bytes" and "free_bytes" on the device, and whether the run "fits" there and into the main memory.
+    """
+    voxels = plan.num_slots * math.prod(stack.voxels.shape[2:])
+    spread_bytes = np.dtype(np.float32).itemsize if draws > 1 else 0
+    kept = frames * voxels * (RESULT_COPIES * stack.voxels.itemsize + spread_bytes)
+    working = voxels * WORKING_COPIES * np.dtype(np.float32).itemsize
+    networks = 0
+    if pixels:
+        images = plan.num_generated * draws * together
+        networks = max(device.working_bytes(pixels, images), pixels * SEQUENCE_BYTES_PER_PIXEL * together)
+        images = max(together, min(images, device.batch_size(pixels)))
+        working += together * voxels * HELD_BYTES + images * pixels * LEVEL_BYTES
+    free, free_system = device.free_bytes(), free_system_bytes()
+    if device.torch_device.type != "cuda":  # networks and voxels share one memory
+        return {"memory_bytes": networks + kept + working, "free_bytes": free, "fits": networks + kept + working < free}
+    return {"memory_bytes": networks, "free_bytes": free, "fits": networks < free and kept + working < free_system}
+
+
+def information(device: str = "auto", models_folder: Path | None = None) -> dict[str, Any]:
+    """Versions, device with its reason and free memory, and the installed models: the self-check of `calid info`."""
+    import monai
+
+    chosen = choose_device(device)
+    return {
+        "calid": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "device": chosen.reason,
+        "precision": str(chosen.autocast_dtype or torch.float32).removeprefix("torch."),
+        "free_memory_gb": round(chosen.free_bytes() / 1e9, 1),
+        "models": [_summary(entry, models_folder) for entry in read_manifest(models_folder).values()],
+    }
+
+
+def _summary(entry: Entry, folder: Path | None) -> dict[str, Any]:
+    """What a user wants to know of a model, and whether its file is the one that the manifest means."""
+    shown = ("name", "bytes", "license", "trained_on")
+    facts = {key: value for key, value in asdict(entry).items() if key in shown}
+    try:
+        check_file(entry, folder)
+    except WeightsError as error:
+        return facts | {"problem": str(error)}
+    return facts

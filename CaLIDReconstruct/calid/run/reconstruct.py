@@ -1,0 +1,300 @@
+"""The main job: a sparse stack in, a dense one out. Read this file first; it is the data flow from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calid import STANDING_NOTE, __version__
+from calid.errors import SettingsError
+from calid.images.checks import check_stack, warnings
+from calid.method.bisection import Plan, plan_bisection, resolve_factor
+from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
+from calid.run.device import Device, choose_device
+from calid.run.generation import Frame, Generation, linear_slices, windows_of, work
+from calid.run.preparation import Preparation, plan_preparation
+from calid.run.progress import Progress, Watch
+from calid.run.settings import Settings
+from calid.run.windows import Window, spans_the_cycle
+from calid.stack import Stack
+
+LOG = logging.getLogger("calid")
+
+RUN_FACTS = (
+    *("calid", "method", "mode", "factor", "roi", "frames", "acquired_slices", "acquired_spacing_mm", "note", "input"),
+    *("model", "model_sha256", "model_base_sha256", "is_periodic", "model_license", "model_choice"),
+    *("steps", "seed", "draws", "device", "precision", "torch", "platform"),
+)
+"""What a run adds to the provenance."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a run made.
+
+    Args:
+        stack: the dense stack on the sparse one's in-plane grid; acquired slices are bit-exact.
+        uncertainty: standard deviation of the draws in the stack's intensities (float32), or None.
+    """
+
+    stack: Stack
+    uncertainty: Stack | None
+
+
+def upsample(
+    stack: Stack,
+    settings: Settings,
+    *,
+    models_folder: Path | None = None,
+    uncertainty: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+    on_plan: Callable[[Reconstruction], None] | None = None,
+    on_frame: Callable[[int, Stack], None] | None = None,
+    source: str = "",
+) -> Reconstruction:
+    """Fill in the missing slices of a short-axis stack.
+
+    Args:
+        stack: sparse SAX stack, static or cine.
+        settings: what to do.
+        models_folder: where the manifest lies; None takes the bundled models.
+        uncertainty: also return the standard deviation over the draws.
+        progress: told after every network evaluation.
+        is_cancelled: asked at every network evaluation.
+        on_plan: given what will be made, whole but for its voxels, before the first slice; what it raises ends the run.
+        on_frame: given (index, dense static stack) as soon as a frame is complete, in order.
+        source: how errors name the input.
+
+    Raises:
+        InputError: if the stack is unsuitable.
+        SettingsError: if a setting does not fit the stack.
+        WeightsError, ResourceError: if the model or the device is not usable.
+        Cancelled: if `is_cancelled` said so.
+    """
+    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
+    made = _blank(run, uncertainty=uncertainty)
+    if on_plan is not None:
+        on_plan(made)
+    for finding in warnings(run.stack):
+        LOG.warning("%s %s", finding.message, finding.remedy)
+    watch = Watch(run.work, progress, is_cancelled)
+    if run.interpolator is None:
+        frames = _linear_frames(run, watch)
+    else:
+        frames = Generation(
+            run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
+        ).frames(run.stack.voxels)
+    _collect(run, frames, made, on_frame=on_frame)
+    return made
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that is decided before the first slice is made.
+
+    Args:
+        stack: the chosen frames, checked.
+        settings: as they are really used.
+        plan: which slices are made from which.
+        preparation: how the stack is shown to the networks.
+        draws: of every slice.
+        num_frames: of the whole run, more than the stack's where that is a sample of it.
+        interpolator: the model, or None for linear interpolation.
+        model_choice: why it is that one.
+        is_periodic: whether the frames show one whole cardiac cycle, and the model makes use of it.
+    """
+
+    stack: Stack
+    settings: Settings
+    plan: Plan
+    preparation: Preparation
+    draws: int
+    num_frames: int
+    interpolator: Interpolator | None = None
+    model_choice: str = ""
+    is_periodic: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Of an image as the networks see it."""
+        return math.prod(self.preparation.padded_shape)
+
+    @property
+    def work(self) -> int:
+        """The cost in network evaluations of one slice; of linear interpolation in frames."""
+        if self.interpolator is None:
+            return self.num_frames
+        frames = sum(len(window.frames) for window in self.windows(self.interpolator))
+        return work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
+
+    def windows(self, interpolator: Interpolator) -> list[Window]:
+        """Which frames the model makes together."""
+        return windows_of(
+            interpolator,
+            self.plan,
+            frames=self.num_frames,
+            pixels=self.pixels,
+            draws=self.draws,
+            is_periodic=self.is_periodic,
+        )
+
+
+def plan_run(
+    stack: Stack,
+    settings: Settings,
+    *,
+    uncertainty: bool = False,
+    models_folder: Path | None = None,
+    num_frames: int | None = None,
+    source: str = "",
+) -> Run:
+    """Check the input and the settings against each other and load the model.
+
+    Args:
+        stack: sparse SAX stack, or one frame of it.
+        settings: what to do.
+        uncertainty: whether the standard deviation over the draws is asked for.
+        models_folder: where the manifest lies; None takes the bundled models.
+        num_frames: of the whole input, where `stack` is one frame of it.
+        source: how errors name the input.
+
+    Raises:
+        InputError, SettingsError, WeightsError, ResourceError: as `upsample`.
+    """
+    if settings.method == "linear" and uncertainty:
+        raise SettingsError("uncertainty", "Linear interpolation has no uncertainty.", "Choose calid or calid+.")
+    settings = settings.resolved(uncertainty=uncertainty)
+    if num_frames is None:
+        stack = _chosen_frames(stack, settings.frames)
+        num_frames = stack.num_frames
+    check_stack(stack, source=source)
+    run = Run(
+        stack=stack,
+        settings=settings,
+        plan=plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack)),
+        preparation=plan_preparation(stack, roi=settings.roi),
+        draws=settings.draws(uncertainty=uncertainty),
+        num_frames=num_frames,
+    )
+    if settings.method == "linear":
+        return run
+    model, reason = choose_model(settings.model, frames=num_frames, models_folder=models_folder)
+    interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
+    is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
+    return replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
+
+
+@lru_cache(maxsize=2)
+def warm_interpolator(device: Device, models_folder: Path | None, name: str = DEFAULT_MODEL) -> Interpolator:
+    """The model on a device, kept between runs."""
+    return load_interpolator(device, name=name, models_folder=models_folder)
+
+
+def _chosen_frames(stack: Stack, frames: tuple[int, int] | None) -> Stack:
+    if frames is None:
+        return stack
+    first, end = frames
+    if not 0 <= first < end <= stack.num_frames:
+        raise SettingsError(
+            "frames",
+            f"The frames {first}:{end} are not among the {stack.num_frames} frames of the input.",
+            f"Give A:B with 0 <= A < B <= {stack.num_frames}.",
+        )
+    return stack.frames(first, end)
+
+
+def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
+    watch.stage = "interpolating"
+    for images in run.stack.voxels:
+        watch.tick(1)
+        yield linear_slices(images, run.plan), None
+
+
+def _blank(run: Run, *, uncertainty: bool) -> Reconstruction:
+    """What a run will make, all but its voxels."""
+    stack, plan = run.stack, run.plan
+    affine = stack.affine.copy()
+    affine[:3, 2] /= plan.factor
+    generated = np.ones(plan.num_slots, bool)
+    generated[:: plan.factor] = stack.generated
+    shape = (stack.num_frames, plan.num_slots, *stack.voxels.shape[2:])
+    dense = Stack(np.zeros(shape, stack.voxels.dtype), affine, stack.frame_times_ms, generated, _provenance(run))
+    if not uncertainty:
+        return Reconstruction(dense, None)
+    spread = replace(dense, voxels=np.zeros(shape, np.float32)).noted(quantity="standard deviation")
+    return Reconstruction(dense, spread)
+
+
+def _collect(
+    run: Run, frames: Iterator[Frame], made: Reconstruction, *, on_frame: Callable[[int, Stack], None] | None
+) -> None:
+    """Put frames into what is made, in the stack's own type, with the acquired slices as they came."""
+    stack, dense, spread, factor = run.stack, made.stack, made.uncertainty, run.plan.factor
+    for index, (values, deviation) in enumerate(frames):
+        dense.voxels[index] = _as_dtype(values, stack.voxels.dtype)
+        dense.voxels[index, ::factor] = stack.voxels[index]
+        if spread is not None and deviation is not None:
+            spread.voxels[index] = deviation
+            spread.voxels[index, ::factor] = 0
+        if on_frame is not None:
+            on_frame(index, dense.frame(index))
+
+
+def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        return np.rint(values).clip(limits.min, limits.max).astype(dtype)
+    return values.astype(dtype)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    """What the input's history says of its acquisition, and all of this run; an earlier run's facts become `input`."""
+    stack, settings, plan = run.stack, run.settings, run.plan
+    history = dict(stack.provenance)
+    earlier = {key: history.pop(key) for key in RUN_FACTS if key in history}
+    return {
+        **history,
+        **({"input": earlier} if earlier else {}),
+        "calid": __version__,
+        "method": settings.method,
+        "mode": settings.mode,
+        "factor": plan.factor,
+        "roi": settings.roi and list(settings.roi),
+        "frames": settings.frames and list(settings.frames),
+        "acquired_slices": plan.num_acquired - int(np.asarray(stack.generated).sum()),
+        "acquired_spacing_mm": float(stack.spacing_mm[2]),
+        "note": STANDING_NOTE,
+        **_model_provenance(run),
+    }
+
+
+def _model_provenance(run: Run) -> dict[str, Any]:
+    interpolator, settings = run.interpolator, run.settings
+    if interpolator is None:
+        return {}
+    entry, device = interpolator.entry, interpolator.device
+    over_time = {"model_base_sha256": entry.base_sha256, "is_periodic": run.is_periodic}
+    return {
+        "model": entry.name,
+        "model_sha256": entry.sha256,
+        **(over_time if interpolator.is_over_time else {}),
+        "model_license": entry.license,
+        "model_choice": run.model_choice,
+        "steps": settings.steps,
+        "seed": settings.seed,
+        "draws": run.draws,
+        "device": device.reason,
+        "precision": str(device.autocast_dtype or torch.float32).removeprefix("torch."),
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+    }

@@ -1,0 +1,1 @@
+"""Evaluates CaLID and the systems of the papers, side by side."""

@@ -1,0 +1,124 @@
+"""The systems of the papers that CaLID is measured against, each built from its description and trained here.
+
+A system's module is the extension point. Contract of a module in `MODULES`:
+
+- its manifest entry is named like the module ("diffae"); the tensors are those of the network's `state_dict`;
+- `restore(state, entry, *, steps, device)` builds the trained system from a checked file; if its entry's configuration
+  names a segmenter (`segmenter_sha256`), it is also given `models`, where to look for it first;
+- `untrained(*, paper, steps, device)` builds it with random weights, at the paper's size or at ours;
+- `manifest_config(model)` is the manifest's configuration, made of the `model` section of a training run, whose
+  checkpoint holds the tensors below `network.`;
+- `steps=None` means the number of steps that the paper recommends; systems without steps ignore it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from calid.errors import WeightsError
+from calid.method.weights import Entry, load_model
+from calid.run.device import Device, choose_device
+from torch import Tensor, nn
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+"""Where the trained baselines lie in a checkout."""
+
+MODULES = {
+    "DiffAE": "diffae",
+    "DMCVR": "dmcvr",
+    "DeepRecon": "deeprecon",
+    "regression U-Net": "regression",
+}
+NAMES = tuple(MODULES)
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Baseline(Protocol):
+    """A system at work; images are float32 (slices, rows, columns) in [0, 1], rows and columns multiples of 32."""
+
+    @property
+    def name(self) -> str:
+        """As in the papers' tables."""
+        ...
+
+    def between(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """The slices half-way: (N, Y, X) twice -> (N, Y, X). A slice that occurs twice is encoded once."""
+        ...
+
+    def whole_heart(self, slices: np.ndarray, factor: int, *, naive: bool = False) -> np.ndarray:
+        """`factor` times as many slices: (Z, Y, X) -> ((Z - 1) * factor + 1, Y, X), the acquired ones kept.
+
+        `naive` encodes both neighbors anew for every new slice, as the papers' timing implies.
+        """
+        ...
+
+    def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        """Evaluations of the generating network that `whole_heart` takes for `acquired` slices, counted per slice."""
+        ...
+
+
+def load(
+    name: str,
+    folder: Path = WEIGHTS,
+    *,
+    steps: int | None = None,
+    device: str = "auto",
+    models: Path | None = None,
+) -> Baseline:
+    """A trained baseline.
+
+    Args:
+        name: one of `NAMES`.
+        folder: with the manifest and the weights.
+        steps: diffusion or optimisation steps; None takes the paper's.
+        device: "auto", "cpu", "cuda" or "mps".
+        models: where the segmenter of a system that has one may be, other than among the bundled models.
+
+    Raises:
+        WeightsError: if the weights are missing, damaged or do not fit.
+        ValueError: for an unknown name.
+    """
+    module = module_of(name)
+    state, entry = load_model(MODULES[name], folder)
+    parts = {"models": models} if "segmenter_sha256" in entry.config else {}
+    return module.restore(state, entry, steps=steps, device=choose_device(device), **parts)
+
+
+def untrained(name: str, *, paper: bool, steps: int | None = None, device: str = "auto") -> Baseline:
+    """The architecture with random weights, at the paper's size or at ours: what it costs, not what it makes."""
+    return module_of(name).untrained(paper=paper, steps=steps, device=choose_device(device))
+
+
+def module_of(name: str) -> ModuleType:
+    """Imported when asked for, so that one baseline's packages are not needed by another."""
+    if name not in MODULES:
+        raise ValueError(f"there is no baseline '{name}': choose one of {', '.join(MODULES)}")
+    return import_module(f"{__name__}.{MODULES[name]}")
+
+
+def placed(network: Network, device: Device) -> Network:
+    """Ready to be used; a processor's bfloat16 convolutions are a quarter faster with channels last."""
+    return network.eval().to(device.torch_device).to(memory_format=torch.channels_last)
+
+
+def filled(network: Network, state: Mapping[str, Tensor], entry: Entry) -> Network:
+    """The network with the tensors of a checked file.
+
+    Raises:
+        WeightsError: "bad-config" if they are those of another architecture.
+    """
+    try:
+        network.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise WeightsError(
+            "bad-config", f"The tensors of '{entry.name}' do not fit its configuration: {reason}", "Export it again."
+        ) from error
+    return network

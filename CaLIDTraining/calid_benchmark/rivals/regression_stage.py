@@ -1,0 +1,39 @@
+"""Training of the regression U-Net: L1 on triplets."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch.nn.functional as F
+from calid_training.rates import adam
+from calid_training.validation import log_slices_between
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from calid_benchmark.rivals.regression import RegressionConfig, RegressionNetwork
+
+
+class RegressionStage(L.LightningModule):
+    """Fits the slice between to its neighbors.
+
+    Args:
+        network: widths.
+        learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+    """
+
+    def __init__(self, network: RegressionConfig, learning_rate: float = 1e-3, warmup_steps: int = 100) -> None:
+        super().__init__()
+        self.network = RegressionNetwork(network)
+        self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return adam(self.network, self.learning_rate, self.warmup_steps)
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        loss = F.l1_loss(self.network(batch["before"], batch["after"]), batch["target"])
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        before, after = batch["before"], batch["after"]
+        made = {"linear": (before + after) / 2, "between": self.network(before, after).float()}
+        log_slices_between(self, batch, made, index=index)

@@ -1,0 +1,354 @@
+"""The systems that are compared, behind one door: two neighbors in, the slice between them out.
+
+A new system is one function with the signature of `System`, named in `offered`. Trained baselines (`baselines/`) come
+in by themselves once their weights are there; until then `offered` says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from calid.errors import WeightsError
+from calid.method.bisection import plan_bisection
+from calid.method.weights import find_model
+from calid.run.batches import Interpolator
+from calid.run.device import choose_device
+from calid.run.generation import Generation, linear_slices, with_texture_of
+from calid.run.preparation import GRID_MULTIPLE, Preparation
+from calid.run.progress import Watch
+from calid.run.reconstruct import warm_interpolator
+from calid.run.settings import Settings
+
+from calid_benchmark import rivals
+from calid_benchmark.rivals import classical
+from calid_benchmark.rivals.slices import System, as_images, as_slices, bisected
+
+MOTION_ALONE = "CaLID's motion alone"
+DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
+SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
+"""Seconds for a slice; tables can ask them about fewer patients."""
+ON_REQUEST = ("CaLID, mean of draws", "CaLID+, mean of draws")
+"""Rows that are made only where they are named: each costs as much as eight others, and "fidelity" is better."""
+VIEWS = tuple(product(((), (-1,), (-2,), (-2, -1)), (1, -1)))
+"""The axes that are mirrored and the order of the neighbors in the eight views that "fidelity" takes of a gap."""
+
+Upsampling = Callable[[np.ndarray, int], np.ndarray]
+"""(slices (Z, Y, X) in [0, 1], factor) -> ((Z - 1) * factor + 1, Y, X), the acquired slices kept."""
+
+
+class Answer(NamedTuple):
+    """What a system made of a question, and how long it took."""
+
+    images: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A system with what the tables say of it.
+
+    Args:
+        name: its row.
+        make: the slice between.
+        upsample: a whole stack at once; None bisects with `make`.
+        at_steps: the same system with another number of diffusion steps, where it has any.
+        sees_truth: not an interpolation: it is given the true slice twice, and shows the most that its kind can reach.
+        weights: (model name, SHA-256) of all that is behind it.
+    """
+
+    name: str
+    make: System
+    upsample: Upsampling | None = None
+    at_steps: Callable[[int], Named] | None = None
+    sees_truth: bool = False
+    weights: tuple[tuple[str, str], ...] = ()
+    _answers: dict[bytes, Answer] = field(default_factory=dict, repr=False)
+
+    def answer(self, before: np.ndarray, after: np.ndarray) -> Answer:
+        """The slices between, clipped to [0, 1]; tables that ask the same share the answer and its time."""
+        key = hashlib.blake2b(before.tobytes() + after.tobytes()).digest()
+        if key not in self._answers:
+            start = time.perf_counter()
+            made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
+            self._answers[key] = Answer(made, time.perf_counter() - start)
+        return self._answers[key]
+
+    def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        """The dense stack of a sparse one: ((Z - 1) * factor + 1, Y, X) in [0, 1], the acquired slices as they came."""
+        if self.upsample is None:
+            return bisected(self.make, slices, factor)
+        dense = np.asarray(self.upsample(slices, factor), np.float32).clip(0, 1)
+        dense[::factor] = slices
+        return dense
+
+
+def nearest(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The slice before: half-way, both are equally near."""
+    del after
+    return before
+
+
+def nearest_slices(slices: np.ndarray, factor: int) -> np.ndarray:
+    """The staircase: every new slice is the acquired one nearest to it."""
+    return slices[np.floor(np.arange((len(slices) - 1) * factor + 1) / factor + 0.5).astype(int)]
+
+
+def linear(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The mean of both in image space ("Bilinear Pixel" of Table I)."""
+    return (before + after) / 2
+
+
+def linear_between(slices: np.ndarray, factor: int) -> np.ndarray:
+    """Linear interpolation along the slice axis."""
+    return linear_slices(slices, plan_bisection(len(slices), factor))
+
+
+def latent_linear(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """The mean of both in the latent space of the autoencoder ("Bilinear Latent" of Table I)."""
+    latents = [interpolator.encode(as_images(images)) for images in (before, after)]
+    return as_slices(interpolator.decode((latents[0] + latents[1]) / 2))
+
+
+def latent_linear_between(slices: np.ndarray, factor: int, *, interpolator: Interpolator) -> np.ndarray:
+    """Latents of the acquired slices, each encoded once, interpolated linearly along the slice axis and decoded."""
+    latents = interpolator.encode(as_images(slices)).numpy()
+    plan = plan_bisection(len(slices), factor)
+    dense = linear_slices(latents.reshape(len(latents), 1, -1), plan).reshape(-1, *latents.shape[1:])
+    return as_slices(interpolator.decode(torch.from_numpy(dense)))
+
+
+def reconstruction(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """E and D applied to the slice before: not an interpolation, but the most that a latent method can keep."""
+    del after
+    return as_slices(interpolator.decode(interpolator.encode(as_images(before))))
+
+
+def moved_mean(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """The mean of both after CaLID's motion has brought them half-way: what its denoiser starts from."""
+    return as_slices(interpolator.halfway(as_images(before), as_images(after)).mean(dim=1))
+
+
+def moved_mean_with_texture(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """`moved_mean`, its texture made as strong as the neighbors': all that CaLID does but for its diffusion."""
+    images = as_images(before), as_images(after)
+    return as_slices(with_texture_of(*images, interpolator.halfway(*images).mean(dim=1)))
+
+
+def moved_mean_of_views(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
+    """The mean of `moved_mean` in all `VIEWS`: all that "fidelity" does but for its diffusion."""
+    images = as_images(before), as_images(after)
+    made = [
+        interpolator.halfway(*(x.flip(axes) for x in images[::order])).mean(dim=1).flip(axes) for axes, order in VIEWS
+    ]
+    return as_slices(torch.stack(made).mean(dim=0))
+
+
+def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
+    """CaLID or CaLID+ exactly as `calid upsample` runs it, on two-slice stacks."""
+    made = between(before, after, settings=settings, models_folder=models_folder)
+    return np.stack([value for value, _ in made])
+
+
+def calid_between(slices: np.ndarray, factor: int, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
+    """CaLID or CaLID+ exactly as `calid upsample` runs it, on a whole stack."""
+    interpolator = warm_interpolator(choose_device(settings.device), models_folder)
+    return generated(interpolator, slices[None], factor, settings)[0][0]
+
+
+def between(
+    before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """(value, standard deviation over the draws) of every slice between: each pair is a frame of two slices."""
+    interpolator = warm_interpolator(choose_device(settings.device), models_folder)
+    frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings)
+    return [(values[1], None if deviation is None else deviation[1]) for values, deviation in frames]
+
+
+def generated(
+    interpolator: Interpolator, voxels: np.ndarray, factor: int, settings: Settings, *, is_periodic: bool = False
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Dense frames of stacks (T, Z, Y, X) in [0, 1] exactly as `calid upsample` makes them, with their deviations.
+
+    Args:
+        interpolator: the model.
+        voxels: of the sparse stacks.
+        factor: how many times as many slices there will be.
+        settings: method, mode and steps.
+        is_periodic: whether the frames are one whole cardiac cycle.
+    """
+    rows, columns = voxels.shape[2:]
+    if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
+        raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
+    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns))
+    plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
+    return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the systems' weights lie, and how they run.
+
+    Args:
+        models: folder with the manifest of CaLID's models; None takes the bundled ones.
+        weights: folder with the manifest of the rivals.
+        steps: DDIM steps of CaLID.
+        samples: draws of its means.
+        device: "auto", "cpu", "cuda" or "mps".
+        optimisation_steps: of DeepRecon's latent codes; None takes the paper's 1,000.
+    """
+
+    models: Path | None = None
+    weights: Path = rivals.WEIGHTS
+    steps: int = 8
+    samples: int = 8
+    device: str = "auto"
+    optimisation_steps: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """The systems that can answer.
+
+    Args:
+        systems: in the order of the papers' tables.
+        notes: why others cannot, and where one does not run as its paper has it.
+    """
+
+    systems: tuple[Named, ...]
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Named:
+        return next(system for system in self.systems if system.name == name)
+
+
+@lru_cache(maxsize=2)
+def offered(source: Source) -> Offer:
+    """All systems, in the order of the papers' tables; kept, so that tables of one run share their answers."""
+    trained, notes = _trained_baselines(source)
+    systems = (*classical_systems(), *_latent(source), *trained, *_calid(source))
+    return Offer(systems, notes)
+
+
+def classical_systems() -> list[Named]:
+    """The systems without a network."""
+    return [
+        Named("nearest", nearest, upsample=nearest_slices),
+        Named("linear", linear, upsample=linear_between),
+        Named("B-spline", classical.bspline, upsample=classical.bspline_between),
+        Named("registration", classical.registration, upsample=classical.registration_between),
+    ]
+
+
+def _latent(source: Source) -> list[Named]:
+    interpolator = warm_interpolator(choose_device(source.device), source.models)
+    weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    bound = {"interpolator": interpolator}
+    return [
+        Named("reconstruction", partial(reconstruction, **bound), sees_truth=True, weights=weights),
+        Named(
+            "bilinear latent",
+            partial(latent_linear, **bound),
+            upsample=partial(latent_linear_between, **bound),
+            weights=weights,
+        ),
+        *_motion(interpolator),
+    ]
+
+
+def _motion(interpolator: Interpolator) -> list[Named]:
+    """CaLID without its diffusion; whole stacks by bisection, as the engine makes them."""
+    if interpolator.motion is None:
+        return []
+    weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    rows = {
+        MOTION_ALONE: moved_mean,
+        "motion and texture": moved_mean_with_texture,
+        "motion, 8 views": moved_mean_of_views,
+    }
+    return [Named(name, partial(make, interpolator=interpolator), weights=weights) for name, make in rows.items()]
+
+
+def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
+    found, notes = [], []
+    for name in rivals.NAMES:
+        try:
+            found.append(_trained(name, source))
+        except WeightsError as error:
+            notes.append(
+                f'{name} is left out: {error.message} README.md, "Baselines", says how to train and export it.'
+            )
+            continue
+        if name == "DeepRecon":
+            notes += _notes_of_steps(source.optimisation_steps)
+    return found, tuple(notes)
+
+
+def _notes_of_steps(steps: int | None) -> list[str]:
+    papers = rivals.module_of("DeepRecon").Optimisation.steps
+    return [] if steps in (None, papers) else [f"DeepRecon took {steps} steps for a slice, not its paper's {papers:,}."]
+
+
+def _trained(name: str, source: Source, steps: int | None = None) -> Named:
+    if name == "DeepRecon" and steps is None:
+        steps = source.optimisation_steps
+    system = rivals.load(name, source.weights, steps=steps, device=source.device, models=source.models)
+    entry = find_model(rivals.MODULES[name], source.weights)
+    return Named(
+        name,
+        system.between,
+        upsample=system.whole_heart,
+        at_steps=partial(_trained, name, source) if name in DIFFUSION_BASELINES else None,
+        weights=((entry.name, entry.sha256),),
+    )
+
+
+def _calid(source: Source) -> list[Named]:
+    def row(name: str, method: str, mode: str, steps: int, *, changeable: bool = False) -> Named:
+        settings = Settings(
+            factor=2, method=method, mode=mode, steps=steps, samples=source.samples, device=source.device
+        )
+        return _calid_row(name, source, settings, changeable=changeable)
+
+    return [
+        row("CaLID", "calid", "detail", source.steps, changeable=True),
+        row("CaLID+", "calid+", "detail", source.steps, changeable=True),
+        row("CaLID, one step", "calid", "detail", 1),
+        row("fidelity", "calid", "fidelity", 1),
+        row("CaLID, mean of draws", "calid", "fidelity", source.steps),
+        row("CaLID+, mean of draws", "calid+", "fidelity", source.steps),
+    ]
+
+
+def _calid_row(name: str, source: Source, settings: Settings, *, changeable: bool = False) -> Named:
+    entry = warm_interpolator(choose_device(source.device), source.models).entry
+    bound: dict[str, Any] = {"settings": settings, "models_folder": source.models}
+
+    def at_steps(steps: int) -> Named:
+        return _calid_row(name, source, replace(settings, steps=steps), changeable=True)
+
+    return Named(
+        name,
+        partial(calid, **bound),
+        upsample=partial(calid_between, **bound),
+        at_steps=at_steps if changeable else None,
+        weights=((entry.name, entry.sha256),),
+    )
+
+
+def chosen(systems: Sequence[Named], names: Iterable[str] | None) -> list[Named]:
+    """The named systems, linear interpolation and CaLID+ (the others are compared with these).
+
+    Without names all of them, but for those made only `ON_REQUEST`.
+    """
+    if names is None:
+        return [system for system in systems if system.name not in ON_REQUEST]
+    return [system for system in systems if system.name in {"linear", "CaLID+", *names}]

@@ -1,0 +1,387 @@
+"""`calid-evaluate cine`: does the heart beat smoothly in slices that were made? (paper, Table I's 2D+T rows and Fig. 7)
+
+A cine's middle slice is made from its neighbors, frame by frame by the 2D model (with other noise in every frame, as in
+the paper's comparison, and with the same noise, as the engine runs it) and all frames together by the 2D+T model.
+
+Two questions. On held-out cines where the middle slice was left out (semi-synthetic, from `calid-train cine`, or real):
+how close are the slices, and how do they change in time against the true ones? On `--dicom`, a cine whose slices are
+too far apart to leave one out: how do slices half-way between two acquired ones change in time, against these two?
+
+| figure | of frames x_t (the frames of a whole cycle follow each other in a ring) | right |
+|---|---|---|
+| change | mean abs(x_t+1 - x_t) / the true slices' | 1 |
+| flicker | mean abs(x_t-1 - 2 x_t + x_t+1) / the true slices' | 1; less has less noise, more flickers |
+| above 4th | energy of the temporal spectrum above the 4th harmonic / the true slices' | 1, as flicker |
+| motion error | rms(change - true change) / rms(true change) | 0; 1 is a slice that does not move |
+| LV roughness | rms second difference of the segmenter's LV area / its mean, % | as the acquired slices' |
+
+A true slice holds thermal noise of its own in every frame, which nobody can or should predict.
+
+LPIPS-alex and rFID are as in the interpolation table, over all frames. Seconds are wall time for one slice of one
+frame. Figures are means over a sequence's frames, then over sequences; tests are Wilcoxon's signed ranks over sequences
+(two-sided, uncorrected, of six or more) of a 2D+T row against the same row frame by frame.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from calid.heart.segmentation import Segmenter, segment_with, warm_segmenter
+from calid.images.files import read_stack
+from calid.labels import LV_CAVITY
+from calid.run.batches import CINE_MODEL, DEFAULT_MODEL, Interpolator
+from calid.run.device import choose_device
+from calid.run.reconstruct import warm_interpolator
+from calid.run.settings import Settings
+from calid.run.windows import closes, spans_the_cycle
+from calid.stack import Stack
+from calid_training.crops import heart_center
+from calid_training.datasets import Case
+from calid_training.prepare import Entry, PreparedCase, load_cases, scaled_images
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from calid_benchmark import metrics, perceptual
+from calid_benchmark.perceptual import Perceptual
+from calid_benchmark.systems import generated
+from calid_benchmark.tables.downstream import segmented
+from calid_benchmark.tables.drawings import PIXELS_PER_INCH
+from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
+from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
+from calid_benchmark.tables.record import cell, markdown_table, probability, write_table
+
+LOW_HARMONICS = 4
+ACQUIRED = "acquired"
+OVER_TIME = ", 2D+T"
+SHOWN = ("linear", "CaLID", f"CaLID{OVER_TIME}", "CaLID+", f"CaLID+{OVER_TIME}")
+FIGURES = {
+    "psnr": ("PSNR dB", 2),
+    "ssim": ("SSIM", 3),
+    "sharpness": ("sharpness", 2),
+    "change": ("change", 2),
+    "flicker": ("flicker", 2),
+    "above_4th": ("above 4th", 2),
+    "motion_error": ("motion error", 2),
+    "roughness": ("LV roughness %", 2),
+}
+"""Figures with an interval: {name: (heading, digits)}."""
+
+Maker = Callable[[np.ndarray, np.ndarray, bool], np.ndarray]
+"""(before, after (T, Y, X) in [0, 1], whether the frames are a whole cycle) -> the slices between, the same shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What makes the slices of a row.
+
+    Args:
+        make: them.
+        weights: (model name, SHA-256) of all that is behind it.
+    """
+
+    make: Maker
+    weights: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """Three slices over time.
+
+    Args:
+        group: a block of the table.
+        patient: one number each.
+        before, after: (T, 128, 128) in [0, 1].
+        truth: the same of the slice between, or None where none was acquired.
+        spans_cycle: whether the last frame is followed by the first.
+    """
+
+    group: str
+    patient: str
+    before: np.ndarray
+    truth: np.ndarray | None
+    after: np.ndarray
+    spans_cycle: bool
+
+
+def middle_slices(cases: Iterable[PreparedCase]) -> list[Passage]:
+    """The middle slice of every cine with its neighbors, cut around the heart."""
+    found = []
+    for case in cases:
+        if min(case.images.shape[:2]) < 3:
+            continue
+        middle = case.images.shape[1] // 2
+        before, truth, after = (_cut(case.images[:, middle + step], case) for step in (-1, 0, 1))
+        group = f"{case.entry.dataset} {case.entry.spacing_mm[2]:.0f} mm"
+        found.append(Passage(group, case.entry.patient, before, truth, after, closes(case.images)))
+    return found
+
+
+def _cut(images: np.ndarray, case: PreparedCase) -> np.ndarray:
+    return cut_around(heart_center(case), images, native_mm=case.entry.spacing_mm[0])
+
+
+def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[Passage]:
+    """Every gap of an acquired cine whose two slices both show the left ventricle, cut around it."""
+    labels = segment_with(segmenter, stack.frame(0)).voxels == LV_CAVITY.value
+    spacing, shape = tuple(map(float, stack.spacing_mm)), stack.voxels.shape
+    entry = Entry(group, "", "cine", "test", "", spacing, shape, (LV_CAVITY.value,), "")
+    images = scaled_images(Case(group, "", "cine", "test", stack))
+    case = PreparedCase(entry, images, np.broadcast_to(labels, shape))
+    gaps = [gap for gap in range(stack.num_slices - 1) if labels[0, gap].any() and labels[0, gap + 1].any()]
+    cut = {index: _cut(images[:, index], case) for gap in gaps for index in (gap, gap + 1)}
+    spans = spans_the_cycle(stack)
+    return [Passage(group, f"gap {gap + 1}", cut[gap], None, cut[gap + 1], spans) for gap in gaps]
+
+
+def rows_of(*, models_folder: Path | None, device: str, steps: int) -> dict[str, Row]:
+    """The rows of the table."""
+    still, moving = (
+        warm_interpolator(choose_device(device), models_folder, name) for name in (DEFAULT_MODEL, CINE_MODEL)
+    )
+
+    def row(interpolator: Interpolator, method: str, steps: int = steps) -> Row:
+        settings = Settings(factor=2, method=method, steps=steps, device=device)
+        entry = interpolator.entry
+        return Row(partial(made_by, interpolator, settings), ((entry.name, entry.sha256),))
+
+    return {
+        "linear": Row(lambda before, after, _: (before + after) / 2),
+        "CaLID, noise of its own in every frame": row(replace(still, noise_share=0.0), "calid"),
+        "CaLID": row(still, "calid"),
+        f"CaLID{OVER_TIME}": row(moving, "calid"),
+        "CaLID+": row(still, "calid+"),
+        f"CaLID+{OVER_TIME}": row(moving, "calid+"),
+        "CaLID, one step": row(still, "calid", 1),
+        f"CaLID, one step{OVER_TIME}": row(moving, "calid", 1),
+    }
+
+
+def made_by(
+    interpolator: Interpolator, settings: Settings, before: np.ndarray, after: np.ndarray, spans_cycle: bool
+) -> np.ndarray:
+    """The slices between, exactly as `calid upsample` makes them of a cine of two slices."""
+    frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings, is_periodic=spans_cycle)
+    return np.stack([values[1] for values, _ in frames])
+
+
+def differences(frames: np.ndarray, order: int, *, ring: bool) -> np.ndarray:
+    """Differences of the first or second order of frames (T, Y, X) in time, around the ring or not."""
+    if ring:
+        frames = np.concatenate([frames, frames[:order]])
+    return np.diff(frames, order, axis=0)
+
+
+def above_low_harmonics(frames: np.ndarray) -> float:
+    """Energy of the temporal spectrum of frames (T, Y, X) above the 4th harmonic of their length."""
+    return float(np.square(np.abs(np.fft.rfft(frames, axis=0, norm="ortho")[LOW_HARMONICS + 1 :])).sum())
+
+
+def temporal_figures(frames: np.ndarray, truth: np.ndarray, *, ring: bool) -> dict[str, float]:
+    """How frames (T, Y, X) change in time, relative to true ones of the same size."""
+    orders = {"change": 1, "flicker": 2}
+    ratios = {
+        name: float(
+            np.abs(differences(frames, order, ring=ring)).mean() / np.abs(differences(truth, order, ring=ring)).mean()
+        )
+        for name, order in orders.items()
+    }
+    return ratios | {"above_4th": above_low_harmonics(frames) / above_low_harmonics(truth)}
+
+
+def motion_error(frames: np.ndarray, truth: np.ndarray, *, ring: bool) -> float:
+    """Root mean square of the error of the change from frame to frame, relative to the true change."""
+    made, true = (differences(x, 1, ring=ring) for x in (frames, truth))
+    return float(np.sqrt(np.square(made - true).mean() / np.square(true).mean()))
+
+
+def roughness(segmenter: Segmenter, frames: np.ndarray, *, ring: bool) -> float:
+    """Root mean square second difference of the LV area over frames (T, Y, X), in percent of the mean area."""
+    areas = (segmented(segmenter, frames) == LV_CAVITY.value).sum(axis=(1, 2)).astype(float)
+    if not areas.any():
+        return float("nan")
+    return float(100 * np.sqrt(np.square(differences(areas, 2, ring=ring)).mean()) / areas.mean())
+
+
+def figures_of(sequence: Passage, frames: np.ndarray, segmenter: Segmenter) -> dict[str, float]:
+    """All figures of frames made for a sequence; where no slice was acquired, against the mean of its neighbors'."""
+    ring = sequence.spans_cycle
+    found = {"roughness": roughness(segmenter, frames, ring=ring)}
+    if sequence.truth is None:
+        sides = [temporal_figures(frames, side, ring=ring) for side in (sequence.before, sequence.after)]
+        return found | {name: float(2 / sum(1 / side[name] for side in sides)) for name in sides[0]}
+    truth = sequence.truth
+    gradients = (np.sum(metrics.gradient_magnitude(x)) for x in (frames, truth))
+    return {
+        **found,
+        **temporal_figures(frames, truth, ring=ring),
+        "psnr": float(np.mean(metrics.psnr(truth, frames))),
+        "ssim": float(np.mean(metrics.ssim(truth, frames))),
+        "sharpness": float(np.divide(*gradients)),
+        "motion_error": motion_error(frames, truth, ring=ring),
+    }
+
+
+def acquired_figures(sequence: Passage, segmenter: Segmenter) -> dict[str, float]:
+    """What the acquired slices themselves come to."""
+    shown = [sequence.before, sequence.after] if sequence.truth is None else [sequence.truth]
+    rough = float(np.mean([roughness(segmenter, frames, ring=sequence.spans_cycle) for frames in shown]))
+    return {"roughness": rough, "change": 1.0, "flicker": 1.0, "above_4th": 1.0}
+
+
+def evaluate(
+    asked: Sequence[Passage], rows: Mapping[str, Row], segmenter: Segmenter, judges: Perceptual
+) -> dict[str, dict[str, Any]]:
+    """{group: {row: {figure: cell, "rfid", "seconds_per_slice"}}} over the sequences of a group."""
+    tables: dict[str, dict[str, Any]] = {}
+    for group in sorted({sequence.group for sequence in asked}):
+        members = [sequence for sequence in asked if sequence.group == group]
+        found = {ACQUIRED: [acquired_figures(sequence, segmenter) for sequence in members]}
+        whole: dict[str, dict[str, float]] = {ACQUIRED: {}}
+        for name, row in tqdm(rows.items(), desc=group, unit=" rows"):
+            start = time.perf_counter()
+            made = [row.make(s.before, s.after, s.spans_cycle).clip(0, 1) for s in members]
+            seconds = (time.perf_counter() - start) / sum(map(len, made))
+            pairs = list(zip(members, made, strict=True))
+            found[name] = [figures_of(s, frames, segmenter) | perceptual_of(s, frames, judges) for s, frames in pairs]
+            whole[name] = {"seconds_per_slice": seconds, **over_all(pairs, judges)}
+        tables[group] = {name: _row(name, found) | whole[name] for name in found}
+    return tables
+
+
+def perceptual_of(sequence: Passage, frames: np.ndarray, judges: Perceptual) -> dict[str, float]:
+    """LPIPS of a sequence, where it is measured and the true slices are there."""
+    if judges.lpips is None or sequence.truth is None:
+        return {}
+    return {"lpips": float(np.mean(judges.lpips(sequence.truth, frames)))}
+
+
+def over_all(made: Sequence[tuple[Passage, np.ndarray]], judges: Perceptual) -> dict[str, float]:
+    """rFID over all frames of a group, where it is measured and the true slices are there."""
+    pairs = [(sequence.truth, frames) for sequence, frames in made if sequence.truth is not None]
+    if judges.rfid is None or not pairs:
+        return {}
+    truths, images = zip(*pairs, strict=True)
+    return {"rfid": judges.rfid(np.concatenate(truths), np.concatenate(images))}
+
+
+def _row(name: str, found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """A row's figures, compared with linear interpolation, and where it is a 2D+T row with its frame-by-frame row."""
+    row: dict[str, Any] = {"sequences": len(found[name])}
+    still = found.get(name.removesuffix(OVER_TIME)) if name.endswith(OVER_TIME) else None
+
+    def values(side: Sequence[Mapping[str, float]], figure: str) -> list[float]:
+        return [one.get(figure, np.nan) for one in side]
+
+    for figure in found[name][0]:
+        mine = values(found[name], figure)
+        row[figure] = metrics.compared(mine, values(found["linear"], figure))
+        if still is not None and row[figure] is not None:
+            row[figure]["p_against_2d"] = metrics.paired_p(mine, values(still, figure))
+    return row
+
+
+def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The tables as Markdown; brackets are 95 % bootstrap intervals over sequences."""
+    lines = []
+    for group, rows in tables.items():
+        lines += [f"**{group}**: {rows[ACQUIRED]['sequences']} sequences", ""]
+        kept = [name for name in FIGURES if any(row.get(name) for row in rows.values())]
+        heads = ["slices", *(FIGURES[name][0] for name in kept), "LPIPS-alex", "rFID", "s/slice"]
+        lines += markdown_table(heads, [[name, *_cells(row, kept)] for name, row in rows.items()])
+        lines += _tests(rows, kept)
+    return "\n".join([*lines, *notes])
+
+
+def _cells(row: Mapping[str, Any], kept: Sequence[str]) -> list[str]:
+    figures = [cell(row.get(figure), FIGURES[figure][1]) for figure in kept]
+    seconds = f"{row['seconds_per_slice']:.2f}" if "seconds_per_slice" in row else "-"
+    return [*figures, *(perceptual_cells(row) if "psnr" in row else ("-", "-")), seconds]
+
+
+def _tests(rows: Mapping[str, Mapping[str, Any]], kept: Sequence[str]) -> list[str]:
+    """p of the 2D+T rows against the frame-by-frame ones, where there are enough sequences."""
+    tested = {
+        name: [probability((row.get(figure) or {}).get("p_against_2d")) for figure in kept]
+        for name, row in rows.items()
+        if name.endswith(OVER_TIME)
+    }
+    if all(p == "-" for cells in tested.values() for p in cells):
+        return []
+    heads = ["slices", *(FIGURES[name][0] for name in kept)]
+    return ["p of 2D+T against frame by frame:", "", *markdown_table(heads, [[k, *v] for k, v in tested.items()])]
+
+
+def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Row]) -> None:
+    """Fig. 7: cross-sections along x and y over time, one row per sequence and cut, one column per kind of slice.
+
+    Time runs downwards, twice around where the frames are a whole cycle.
+    """
+    names = [name for name in SHOWN if name in rows]
+    figure = Figure(figsize=(1.9 * (len(names) + 1), 2.6 * len(sequences)), layout="constrained")
+    axes = figure.subplots(2 * len(sequences), len(names) + 1, squeeze=False)
+    for number, sequence in enumerate(sequences):
+        made = {name: rows[name].make(sequence.before, sequence.after, sequence.spans_cycle) for name in names}
+        first = sequence.before if sequence.truth is None else sequence.truth
+        title = f"{ACQUIRED}, {'before' if sequence.truth is None else 'left out'}"
+        for column, (name, frames) in enumerate({title: first, **made}.items()):
+            for cut, line in enumerate((frames[:, SIZE // 2], frames[:, :, SIZE // 2])):
+                axis = axes[2 * number + cut, column]
+                axis.imshow(np.tile(line, (1 + sequence.spans_cycle, 1)), cmap="gray", vmin=0, vmax=1, aspect="auto")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                if cut == 0:
+                    axis.set_title(name, fontsize=8)
+                if column == 0:
+                    axis.set_ylabel(f"{sequence.group}\n{sequence.patient}, {'xy'[cut]} over time", fontsize=6)
+    figure.savefig(path, dpi=PIXELS_PER_INCH)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train cine or prepare")
+    parser.add_argument("--datasets", nargs="+", default=["chla", "sunnybrook"])
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--dicom", type=Path, help="folder of an acquired cine")
+    parser.add_argument("--gaps", type=int, default=1, metavar="N", help="how many of its gaps, from the middle")
+    parser.add_argument("--quick", type=int, metavar="N", help="only the first N sequences of every set")
+    parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps")
+    perceptual.add_arguments(parser)
+    add_place_arguments(parser, table="cine")
+
+
+def asked_of(options: Namespace, segmenter: Segmenter) -> list[Passage]:
+    """The sequences that the options name."""
+    cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
+    asked = middle_slices(cases)
+    if options.quick is not None:
+        groups = sorted({sequence.group for sequence in asked})
+        asked = [s for group in groups for s in [s for s in asked if s.group == group][: options.quick]]
+    if options.dicom is not None:
+        gaps = between_acquired(
+            read_stack(options.dicom), segmenter, group=f"{options.dicom.resolve().parent.name} cine"
+        )
+        first = max(0, (len(gaps) - options.gaps) // 2)
+        asked += gaps[first : first + options.gaps]
+    return asked
+
+
+def run(options: Namespace) -> int:
+    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    asked = asked_of(options, segmenter)
+    rows = rows_of(models_folder=options.models, device=options.device, steps=options.steps)
+    rows = {name: row for name, row in rows.items() if options.systems is None or name in {"linear", *options.systems}}
+    judges = perceptual.measures_of(options)
+    tables = evaluate(asked, rows, segmenter, judges)
+    text = markdown(tables, [*notes_of([], judges), ""])
+    record = {"tables": tables, "not_measured": judges.reasons}
+    write_table(options, "cine", text, record, systems=rows.values())
+    firsts = [next(s for s in asked if s.group == group) for group in tables]
+    draw(options.out / "space-time.png", firsts, rows)
+    return 0

@@ -1,0 +1,175 @@
+"""Who runs in the speed table: every system at our trained size and at its paper's, with random weights.
+
+What a run costs does not depend on the weights, so none are loaded; what it makes would be noise, and is thrown away.
+CaLID at our size runs with all that ships (motion, strength, texture); at the paper's size it decodes z_0 and is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from calid.method.diffusion import Schedule
+from calid.method.motion import Motion, MotionConfig
+from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
+from calid.method.weights import Entry, config_from, find_model
+from calid.run.batches import DEFAULT_MODEL, Interpolator
+from calid.run.device import choose_device
+from calid.run.settings import Settings
+from calid_training.train import CONFIGS
+
+from calid_benchmark import rivals
+from calid_benchmark.systems import Named, classical_systems, generated
+
+OURS, PAPER, NONE = "our sizes", "paper sizes", "no network"
+STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 8, "CaLID+": 8}
+"""Diffusion steps that the paper recommends for each; systems not named here have none, or their own."""
+
+
+class Runner(Protocol):
+    """What is timed."""
+
+    def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        """(Z, Y, X) in [0, 1] -> ((Z - 1) * factor + 1, Y, X)."""
+        ...
+
+    def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        """Evaluations of the generating network; `naive` inverts both neighbors anew for every new slice."""
+        ...
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A line of the table.
+
+    Args:
+        name: of the system.
+        block: the sizes it belongs to.
+        make: builds it with a number of steps; None is its own.
+        steps: its own number of diffusion steps, None where it has no such choice.
+    """
+
+    name: str
+    block: str
+    make: Callable[[int | None], Runner]
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class CalidRunner:
+    """CaLID or CaLID+ as `calid upsample` runs it."""
+
+    interpolator: Interpolator
+    settings: Settings
+
+    def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        return generated(self.interpolator, slices[None], factor, self.settings)[0][0]
+
+    def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        new = (acquired - 1) * (factor - 1)
+        if self.settings.method == "calid":
+            return new * self.settings.steps
+        return (3 * new if naive else new + acquired) * self.settings.steps
+
+
+@dataclass(frozen=True)
+class PlainRunner:
+    """A system without a network."""
+
+    system: Named
+
+    def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        return self.system.whole_heart(slices, factor)
+
+    def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        del acquired, factor, naive
+        return 0
+
+
+def contestants(*, models: Path | None, device: str, paper: bool = True) -> list[Contestant]:
+    """All lines; `paper=False` leaves out the papers' sizes."""
+    found = [
+        Contestant(system.name, NONE, partial(_plain, system))
+        for system in classical_systems()
+        if system.name != "nearest"
+    ]
+    for block in (OURS, PAPER) if paper else (OURS,):
+        for name in rivals.NAMES:
+            make = partial(_baseline, name, paper=block == PAPER, device=device)
+            found.append(Contestant(name, block, make, STEPS.get(name)))
+        sizes = paper_sizes() if block == PAPER else shipped_sizes(models)
+        interpolator = untrained_interpolator(sizes, device=device)
+        for name, method in (("CaLID", "calid"), ("CaLID+", "calid+")):
+            found.append(Contestant(name, block, partial(_calid, interpolator, method), STEPS[name]))
+    return found
+
+
+def _plain(system: Named, steps: int | None) -> Runner:
+    del steps
+    return PlainRunner(system)
+
+
+def _baseline(name: str, steps: int | None, *, paper: bool, device: str) -> Runner:
+    return rivals.untrained(name, paper=paper, steps=steps, device=device)
+
+
+def _calid(interpolator: Interpolator, method: str, steps: int | None) -> Runner:
+    return CalidRunner(interpolator, Settings(factor=2, method=method, steps=steps or STEPS["CaLID"]))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What CaLID's cost depends on.
+
+    Args:
+        autoencoder: widths of E and D.
+        denoiser: of eps_theta, tau1 and tau2.
+        motion: of what brings neighbors half-way, or None.
+        engine: the manifest's values that say how much the engine does beside decoding z_0; empty as in the paper.
+    """
+
+    autoencoder: AutoencoderConfig
+    denoiser: DenoiserConfig
+    motion: MotionConfig | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shipped_sizes(models: Path | None) -> Sizes:
+    """The sizes of the model that ships."""
+    config = find_model(DEFAULT_MODEL, models).config
+    return Sizes(
+        config_from(AutoencoderConfig, config["autoencoder"]),
+        config_from(DenoiserConfig, config["denoiser"]),
+        config_from(MotionConfig, config["motion"]) if "motion" in config else None,
+        {name: config[name] for name in ("strength",) if name in config},
+    )
+
+
+def paper_sizes() -> Sizes:
+    """The sizes of `paper-autoencoder.yaml` and `paper-denoiser.yaml` (the paper leaves the widths open)."""
+    files = (CONFIGS / f"paper-{stage}.yaml" for stage in ("autoencoder", "denoiser"))
+    autoencoder, denoiser = (yaml.safe_load(file.read_text())["model"] for file in files)
+    network: dict[str, Any] = {**denoiser["network"], "prediction": denoiser["prediction"]}
+    return Sizes(config_from(AutoencoderConfig, autoencoder["network"]), config_from(DenoiserConfig, network))
+
+
+def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
+    """CaLID with random weights."""
+    place, channels = choose_device(device), sizes.autoencoder.latent_channels
+    torch.manual_seed(0)
+    space = LatentSpace(Autoencoder(sizes.autoencoder), mean=torch.zeros(channels), std=torch.ones(channels))
+    prediction = sizes.denoiser.prediction
+    return Interpolator(
+        space.to(place.torch_device).eval(),
+        Denoiser(sizes.denoiser).to(place.torch_device).eval(),
+        Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity"),
+        place,
+        Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine)),
+        motion=None if sizes.motion is None else Motion(sizes.motion).to(place.torch_device).eval(),
+    )

@@ -1,0 +1,175 @@
+"""`calid-evaluate downstream`: one segmenter on slices that systems made, against experts' labels (CaLID, Table II).
+
+Slice n is made from n-1 and n+1 (see `questions`), segmented by the bundled MedFormer, and compared with the expert's
+labels of the slice that was left out. "original" is the same segmenter on the real slice: the most that can be reached.
+"shape-based" is no image at all: the experts' labels of both neighbors, interpolated by their signed distances.
+
+"Dice" is over all of a patient's slices together; "Dice per slice" and the distances are means over slices. A slice on
+which neither has the structure is left out; where one of the two lacks it, Dice is 0, and distances do not exist and
+are left out ("one empty" counts these). Means are per stack first, then over a patient's stacks, then over patients.
+Pixels are 1.8 mm; frames that nobody labelled are not asked for.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from calid.heart.segmentation import Segmenter, most_likely, warm_segmenter
+from calid.run.device import choose_device
+from calid_training.segmenter import STRUCTURE_NAMES
+from tqdm import tqdm
+
+from calid_benchmark import metrics
+from calid_benchmark.rivals import shape_based
+from calid_benchmark.systems import Named, chosen
+from calid_benchmark.tables.drawings import dots, error_bars
+from calid_benchmark.tables.questions import (
+    PIXEL_MM,
+    Question,
+    add_question_arguments,
+    add_slow_argument,
+    answerable,
+    asked_of,
+    by_group,
+    notes_of_slow,
+    offer_of,
+)
+from calid_benchmark.tables.record import cell, markdown_table, paragraphs, probability, write_table
+
+ORIGINAL, SHAPE_BASED = "original", "shape-based (labels given)"
+DISTANCES = ("asd", "hd", "assd")
+SPACINGS = {"px": (1.0, 1.0), "mm": (PIXEL_MM, PIXEL_MM)}
+LENGTHS = tuple(f"{name}_{unit}" for name in DISTANCES for unit in SPACINGS)
+FIGURES = ("dice", "dice_per_slice", *LENGTHS)
+
+Answers = Callable[[Question], np.ndarray]
+"""A question -> labels (N, Y, X) of its slices."""
+
+
+def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
+    """Labels (N, Y, X) of images (N, Y, X) in [0, 1]."""
+    foreground = segmenter.foreground(torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None])
+    return most_likely(foreground)
+
+
+def answers(systems: Sequence[Named], segmenter: Segmenter) -> dict[str, Answers]:
+    """{row: how it labels the slices of a question}."""
+
+    def by_images(system: Named) -> Answers:
+        return lambda question: segmented(segmenter, system.answer(question.before, question.after).images)
+
+    rows: dict[str, Answers] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
+    rows |= {system.name: by_images(system) for system in systems if not system.sees_truth}
+    rows[SHAPE_BASED] = lambda question: shape_based.between(question.stack_labels[:-2], question.stack_labels[2:])
+    return rows
+
+
+def evaluate(
+    asked: Sequence[Question], rows: Mapping[str, Answers], *, slow_patients: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}.
+
+    Args:
+        asked: the questions; those about frames without labels are left out.
+        rows: who labels the slices.
+        slow_patients: how many patients of a group the slow baselines are asked about; None is all.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for group, members in by_group([question for question in asked if question.labels is not None]).items():
+        found: dict[str, list[tuple[str, metrics.Figures]]] = {}
+        for name, labels_of in tqdm(rows.items(), desc=group, unit=" rows"):
+            questions = answerable(name, members, slow_patients=slow_patients)
+            found[name] = [(question.patient, compare(labels_of(question), question)) for question in questions]
+        tables[group] = {name: _row(stacks, found) for name, stacks in found.items()}
+    return tables
+
+
+def compare(made: np.ndarray, question: Question) -> dict[str, dict[str, float]]:
+    """{structure: {figure: value}} of one question's labels (N, Y, X), and their mean over structures."""
+    structures = {
+        name: compare_slices(made == label, question.labels == label)
+        for label, name in STRUCTURE_NAMES.items()
+        if label in question.annotated
+    }
+    names = (*FIGURES, "one_empty")
+    means = {name: metrics.known_mean([one[name] for one in structures.values()]) for name in names}
+    return structures | {"mean": means}
+
+
+def compare_slices(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Figures of one structure on slices (N, Y, X); NaN where a figure does not exist."""
+    pairs = [(a, b) for a, b in zip(made, truth, strict=True) if a.any() or b.any()]
+    found = [metrics.compare(a, b, SPACINGS) for a, b in pairs]
+    return {
+        "dice": metrics.compare(made, truth, {})["dice"],
+        "dice_per_slice": metrics.known_mean([one["dice"] for one in found]),
+        "one_empty": float(sum(np.isnan(one["hd_px"]) for one in found)),
+        **{name: metrics.known_mean([one[name] for one in found]) for name in LENGTHS},
+    }
+
+
+def _row(
+    stacks: Sequence[tuple[str, metrics.Figures]], found: Mapping[str, Sequence[tuple[str, metrics.Figures]]]
+) -> dict[str, Any]:
+    """A row, compared with linear interpolation and CaLID+ on the patients that it was asked about."""
+    asked = {patient for patient, _ in stacks}
+    others = (found[name] if name in found else found["linear"] for name in ("linear", "CaLID+"))
+    sides = [metrics.per_patient(stacks)]
+    sides += [metrics.per_patient((patient, one) for patient, one in other if patient in asked) for other in others]
+    row: dict[str, Any] = {"patients": len(asked)}
+    for structure in sides[0][0]:
+        row[structure] = {"one_empty": sum(one[structure]["one_empty"] for _, one in stacks if structure in one)}
+        for name in FIGURES:
+            row[structure][name] = metrics.compared(*([one[structure][name] for one in side] for side in sides))
+    return row
+
+
+def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The tables as Markdown, a block per structure; brackets are 95 % bootstrap intervals over patients."""
+    heads = ["slices", "patients", "Dice", "Dice per slice", "ASD mm (px)", "HD mm (px)", "ASSD mm (px)"]
+    heads += ["p of Dice", "one empty"]
+    lines = []
+    for group, rows in tables.items():
+        structures = [name for name in rows[ORIGINAL] if name != "patients"]
+        for structure in structures:
+            lines += [f"**{group}, {structure}**: {rows[ORIGINAL]['patients']} patients", ""]
+            body = [[name, str(row["patients"]), *_cells(row[structure])] for name, row in rows.items()]
+            lines += markdown_table(heads, body)
+    return "\n".join([*lines, "p of Dice: against linear / against CaLID+.", *notes, ""])
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    distances = [f"{cell(figures[f'{name}_mm'], 2)} ({_plain(figures[f'{name}_px'])})" for name in DISTANCES]
+    dice = figures["dice"]
+    pair = "-"
+    if dice is not None:
+        pair = f"{probability(dice['p_against_linear'])} / {probability(dice['p_against_calid_plus'])}"
+    overlaps = [cell(figures[name], 3) for name in ("dice", "dice_per_slice")]
+    return [*overlaps, *distances, pair, f"{figures['one_empty']:.0f}"]
+
+
+def _plain(figure: Mapping[str, float] | None) -> str:
+    return "-" if figure is None else f"{figure['mean']:.2f}"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_question_arguments(parser, table="downstream")
+    add_slow_argument(parser)
+
+
+def run(options: Namespace) -> int:
+    offer = offer_of(options)
+    systems = chosen(offer.systems, options.systems)
+    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    tables = evaluate(asked_of(options), answers(systems, segmenter), slow_patients=options.slow_baselines)
+    text = markdown(tables, paragraphs([*notes_of_slow(options.slow_baselines), *offer.notes]))
+    write_table(options, "downstream", text, {"tables": tables, "notes": list(offer.notes)}, systems=systems)
+    for group, rows in tables.items():
+        means = {name: row["mean"] for name, row in rows.items()}
+        path = options.out / f"{group.replace(' ', '-')}.png"
+        dots(path, f"{group}: mean of the structures", error_bars(means, ("dice", "asd_mm", "hd_mm", "assd_mm")))
+    return 0
