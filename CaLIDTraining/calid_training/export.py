@@ -34,8 +34,9 @@ from calid.method.weights import (
     read_tensors,
 )
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
-from calid_benchmark import rivals
 from safetensors.torch import save_file
+
+from calid_training.stages import Stage, all_stages
 
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
 WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
@@ -90,7 +91,7 @@ def _parser() -> ArgumentParser:
     baseline = commands.add_parser(
         "baseline", parents=[run, model, released], help="a system CaLID is measured against"
     )
-    baseline.add_argument("--name", choices=rivals.NAMES, required=True)
+    baseline.add_argument("--name", choices=_systems(), required=True)
     baseline.set_defaults(run_command=_export_baseline)
     return parser
 
@@ -265,11 +266,16 @@ def _export_segmenter(options: Namespace) -> None:
     write_model(options.models, "segmenter", state, segmenter_config(network), **SEGMENTER_FACTS)
 
 
+def _systems() -> dict[str, tuple[str, Stage]]:
+    """{system of the benchmark's tables: (its training command, its stage)}."""
+    return {stage.system: (command, stage) for command, stage in all_stages().items() if stage.system}
+
+
 def _export_baseline(options: Namespace) -> None:
-    config = rivals.module_of(options.name).manifest_config(run_config(options.run)["model"])
+    command, stage = _systems()[options.name]
+    config = stage.manifest_config(run_config(options.run)["model"])
     facts = {"license": options.license, "trained_on": options.trained_on, "card": "README.md"}
-    tensors = below(checkpoint_of(options.run), "network.")
-    write_model(options.models, rivals.MODULES[options.name], tensors, config, **facts)
+    write_model(options.models, command, below(checkpoint_of(options.run), "network."), config, **facts)
 
 
 def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

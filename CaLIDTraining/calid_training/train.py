@@ -11,36 +11,30 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING
+
+from calid_training.stages import CONFIGS, Stage, all_stages
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-CONFIGS = Path(__file__).parent / "configs"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
-STAGES = {
-    "autoencoder": ("autoencoder:AutoencoderStage", "data:ImageData"),
-    "motion": ("motion:MotionStage", "data:TripletData"),
-    "denoiser": ("denoiser:DenoiserStage", "data:TripletData"),
-    "cine-autoencoder": ("autoencoder:AutoencoderStage", "cine_data:ClipImages"),
-    "cine-denoiser": ("cine_denoiser:CineDenoiserStage", "cine_data:ClipData"),
-    "segmenter": ("segmenter:SegmenterModule", "segmenter:SegmenterData"),
-    "deeprecon": ("baselines.deeprecon_stage:DeepReconStage", "baselines.deeprecon_stage:DeepReconData"),
-    "diffae": ("baselines.diffae_stage:DiffAEStage", "data:TripletData"),
-    "dmcvr": ("baselines.diffae_stage:DMCVRStage", "data:TripletData"),
-    "regression": ("baselines.regression_stage:RegressionStage", "data:TripletData"),
-}
-"""What learns and from what, by command: a LightningModule and its LightningDataModule, imported when asked for."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `calid-train`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
-        print(f"usage: calid-train {{{','.join(COMMANDS)}}} ...\n\n{__doc__}", file=sys.stderr)
+    commands = _commands()
+    if not arguments or arguments[0] not in commands:
+        print(f"usage: calid-train {{{','.join(commands)}}} ...\n\n{__doc__}", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    return COMMANDS[arguments[0]](arguments[1:])
+    return commands[arguments[0]](arguments[1:])
+
+
+def _commands() -> dict[str, Callable[[list[str]], int]]:
+    """{command: what runs it}."""
+    stages = {command: partial(run_stage, command, stage) for command, stage in all_stages().items()}
+    return {"prepare": _prepare, "cine": _cine, **stages, "export": _export}
 
 
 def _prepare(arguments: list[str]) -> int:
@@ -70,24 +64,18 @@ def _cine(arguments: list[str]) -> int:
     return 0
 
 
-def _train(command: str, arguments: list[str]) -> int:
-    stage, data = (resolve_name(f"calid_training.{name}") for name in STAGES[command])
-    return run_stage(stage, data, command, arguments)
-
-
 def _export(arguments: list[str]) -> int:
     from calid_training.export import main as export_main
 
     return export_main(arguments)
 
 
-def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
+def run_stage(command: str, stage: Stage, arguments: list[str]) -> int:
     """Fit one stage with Lightning's command line; resumes if its run folder holds a checkpoint.
 
     Args:
-        stage: a LightningModule.
-        data: its LightningDataModule.
-        name: of the default config, `configs/<name>.yaml`.
+        command: name of the stage and of its default configuration, `<command>.yaml`.
+        stage: what learns and from what.
         arguments: anything LightningCLI takes; `--trainer.default_root_dir` is the run folder.
     """
     import warnings
@@ -107,10 +95,9 @@ def run_stage(stage: type, data: type, name: str, arguments: list[str]) -> int:
 
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # it is our own argv
     cli = StageCLI(
-        stage,
-        data,
+        *stage.classes(),
         run=False,
-        args=["--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / f"{name}.yaml"), *arguments],
+        args=["--config", str(CONFIGS / "base.yaml"), "--config", str(stage.configs / f"{command}.yaml"), *arguments],
         save_config_kwargs={"overwrite": True},
         seed_everything_default=1,
         trainer_defaults={"callbacks": [Reseeding()]},
@@ -134,9 +121,5 @@ def _allow_partial_losses(trainer: Trainer) -> None:
         trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "prepare": _prepare,
-    "cine": _cine,
-    **{command: partial(_train, command) for command in STAGES},
-    "export": _export,
-}
+if __name__ == "__main__":
+    sys.exit(main())

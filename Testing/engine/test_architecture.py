@@ -1,4 +1,4 @@
-"""The one rule of dependence: calid_training -> calid <- CaLIDReconstructLib <- CaLIDReconstruct.py."""
+"""The one rule of dependence: benchmark -> training -> calid <- CaLIDReconstructLib <- CaLIDReconstruct.py."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "CaLIDReconstruct" / "calid"
+SLICER = {"slicer", "qt", "ctk", "CaLIDReconstructLib", "CaLIDReconstruct"}
 FORBIDDEN = {
-    "CaLIDReconstruct/calid": {"slicer", "qt", "ctk", "calid_training", "CaLIDReconstructLib", "CaLIDReconstruct"},
-    "CaLIDReconstruct/CaLIDReconstructLib": {"torch", "monai", "calid_training", "CaLIDReconstruct"},
-    "CaLIDTraining/calid_training": {"slicer", "qt", "ctk", "CaLIDReconstructLib", "CaLIDReconstruct"},
+    "CaLIDReconstruct/calid": {*SLICER, "calid_training", "calid_benchmark"},
+    "CaLIDReconstruct/CaLIDReconstructLib": {
+        "torch",
+        "monai",
+        "calid_training",
+        "calid_benchmark",
+        "CaLIDReconstruct",
+    },
+    "CaLIDTraining/calid_training": {*SLICER, "calid_benchmark"},
+    "CaLIDTraining/calid_benchmark": SLICER,
 }
 
 
@@ -33,6 +41,12 @@ def test_nobody_imports_upwards(folder):
     assert files
     found = {path.name: imported(path) & FORBIDDEN[folder] for path in files}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_the_training_names_the_benchmark_nowhere_not_even_in_a_string():
+    """The rivals' commands reach `calid-train` through the entry points of the installed package."""
+    files = sorted((ROOT / "CaLIDTraining" / "calid_training").rglob("*.py"))
+    assert [path.name for path in files if "calid_benchmark" in path.read_text(encoding="utf-8")] == []
 
 
 def test_the_engine_never_draws_on_a_screen():

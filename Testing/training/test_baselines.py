@@ -25,8 +25,10 @@ from calid_benchmark.rivals.diffae import SCHEDULE, Codes, DiffAE, mixed, placed
 from calid_benchmark.rivals.diffae_network import PAPER_DIFFAE, PAPER_DMCVR, DiffAEConfig, DiffAENetwork
 from calid_benchmark.rivals.diffae_stage import DiffAEStage
 from calid_benchmark.rivals.slices import distinct
+from calid_benchmark.rivals.training import CONFIGS
 from calid_training.export import write_model
-from calid_training.train import CONFIGS, main
+from calid_training.stages import all_stages
+from calid_training.train import main
 from phantoms import beating_case
 from training_runs import averaging, scalars, train
 
@@ -408,6 +410,15 @@ def test_regression_learns_and_ships(hearts, tmp_path):
     system = exported(run, "regression U-Net")
     before, after = random_slices(2)[:, None]
     assert np.abs(system.between(before, after) - (before + after) / 2).max() > 1e-3  # a residual was learned
+
+
+def test_every_rival_that_is_loaded_can_be_trained_and_exported():
+    offered = {stage.system: command for command, stage in all_stages().items() if stage.system}
+    assert offered == rivals.MODULES
+    for command in offered.values():
+        stage = all_stages()[command]
+        assert all(isinstance(kind, type) for kind in stage.classes())
+        assert (stage.configs / f"{command}.yaml").is_file()
 
 
 def test_the_shipped_settings_are_the_sizes_that_are_timed():

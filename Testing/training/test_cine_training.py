@@ -20,7 +20,8 @@ from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
 from calid_training.crops import Triplet
 from calid_training.datasets import Case
 from calid_training.prepare import load_cases, read_index, write_cases
-from calid_training.train import CONFIGS, main
+from calid_training.stages import CONFIGS
+from calid_training.train import main
 from phantoms import heart_labels, pictured
 from training_runs import SMALL_DENOISER, averaging, scalars, train
 

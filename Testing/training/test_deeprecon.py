@@ -36,8 +36,9 @@ from calid_benchmark.rivals.stylegan import (
     ModulatedConv,
     batch_deviation,
 )
+from calid_benchmark.rivals.training import CONFIGS
 from calid_training.prepare import Entry, PreparedCase, load_cases
-from calid_training.train import CONFIGS, main
+from calid_training.train import main
 from training_runs import averaging, scalars, train
 
 EXACT = Device(torch.device("cpu"), "in float32", None)

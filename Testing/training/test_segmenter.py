@@ -26,7 +26,7 @@ from calid_training.segmenter import (
     marginal_log_probabilities,
     segmentation_loss,
 )
-from calid_training.train import CONFIGS
+from calid_training.stages import CONFIGS
 from calid_training.train import main as train
 from phantoms import heart_labels, pictured
 

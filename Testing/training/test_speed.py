@@ -213,7 +213,7 @@ def test_own_work_is_nobody_elses():
 
 
 def test_one_command_writes_times_and_ratios(random_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(contestants.baselines, "NAMES", ("regression U-Net",))
+    monkeypatch.setattr(contestants.rivals, "NAMES", ("regression U-Net",))
     options = ["--models", str(random_models), "--rounds", "1", "--no-paper", "--acquired", "3", "--factor", "2"]
     options += ["--systems", "linear", "regression U-Net", "CaLID+"]
     assert main(["speed", *options, "--out", str(tmp_path)]) == 0

@@ -73,7 +73,7 @@ def test_the_last_estimate_of_diffae_is_its_slice_between(asked):
 
 
 def test_all_tables_are_made_by_one_command(prepared, all_random_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(contestants.baselines, "NAMES", ())
+    monkeypatch.setattr(contestants.rivals, "NAMES", ())
     options = ["--prepared", str(prepared), "--datasets", "phantom", "--models", str(all_random_models), "--quick"]
     options += ["--systems", "CaLID", "--weights", str(tmp_path / "none"), "--out", str(tmp_path)]
     results, other = tmp_path / "results.md", tmp_path / "other.md"

@@ -19,7 +19,8 @@ from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_training.datasets import Case
 from calid_training.prepare import write_cases
-from calid_training.train import CONFIGS, main
+from calid_training.stages import CONFIGS, all_stages
+from calid_training.train import main
 from phantoms import beating_case
 from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train
 
@@ -212,7 +213,7 @@ def test_every_shipped_config_builds_its_networks(path):
 def merged(command: str, config: str, capsys) -> dict:
     """A config on top of its command's default as `calid-train` reads it, with every default of the signatures."""
     with pytest.raises(SystemExit):
-        main([command, "--config", str(CONFIGS / f"{config}.yaml"), "--print_config"])
+        main([command, "--config", str(all_stages()[command].configs / f"{config}.yaml"), "--print_config"])
     return yaml.safe_load(capsys.readouterr().out)
 
 

@@ -22,7 +22,7 @@ from calid.method.weights import Entry, config_from, find_model
 from calid.run.batches import DEFAULT_MODEL, Interpolator
 from calid.run.device import choose_device
 from calid.run.settings import Settings
-from calid_training.train import CONFIGS
+from calid_training.stages import CONFIGS
 
 from calid_benchmark import rivals
 from calid_benchmark.systems import Named, classical_systems, generated
