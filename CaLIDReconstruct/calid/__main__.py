@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from importlib import import_module
 from pathlib import Path
@@ -66,6 +67,7 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
     info = commands.add_parser("info", help="device, memory, models and versions")
     info.add_argument("--device", default="auto", choices=DEVICES)
+    info.add_argument("--json", type=Path, metavar="FILE", help="also write it as a file, see docs/figures.md")
     info.set_defaults(run=_info)
     for name, (module, summary) in MODULES.items():
         command = commands.add_parser(name, help=summary)
@@ -107,6 +109,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
         "--mode",
     )
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as data, see docs/figures.md")
     parser.add_argument("--overwrite", action="store_true", help="replace existing output files")
     parser.set_defaults(run=_upsample)
 
@@ -126,9 +129,13 @@ def _roi(text: str) -> tuple[int, int, int, int]:
 
 
 def _upsample(options: argparse.Namespace) -> int:
+    from calid.heart import figures
+    from calid.images.checks import warnings
+    from calid.report.case import acquired_slices
     from calid.run.job import Job
     from calid.run.progress import progress_bar, shown_on
 
+    figures.check_json_output(options)
     names = ("factor", "method", "model", "mode", "samples", "steps", "seed", "roi", "frames", "device")
     job = Job(
         source=options.input,
@@ -138,21 +145,32 @@ def _upsample(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         models_folder=options.models,
     )
+    start = time.monotonic()
     with progress_bar() as bar:
         made = job.run(progress=shown_on(bar))
+    seconds = time.monotonic() - start
     dense, facts = made.stack, made.stack.provenance
     print(
         f"{options.output}: {facts['acquired_slices']} slices became {dense.num_slices}, "
         f"{facts['acquired_spacing_mm']:.1f} mm became {dense.spacing_mm[2]:.2f} mm, {dense.num_frames} frame(s), "
         f"{facts.get('device', 'no model')}. {facts['note']}"
     )
+    if options.json is not None:
+        findings = warnings(acquired_slices(dense) or dense)
+        values = figures.document("upsample", dense, findings=findings, seconds={"upsample": seconds})
+        figures.write_figures(values, options.json, overwrite=options.overwrite)
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
+    from calid.heart import figures
     from calid.run.job import information
 
-    print(json.dumps(information(options.device), indent=2))
+    figures.check_json_output(options)
+    machine = information(options.device)
+    print(json.dumps(machine, indent=2))
+    if options.json is not None:
+        figures.write_figures(figures.machine_document(machine), options.json)
     return 0
 
 

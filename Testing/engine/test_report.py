@@ -162,7 +162,7 @@ def test_without_long_axis_images_planes_are_derived_from_the_labels():
     lone = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=first_labels))
     read = _Reader(command.document(lone))
     assert "these planes follow from its labels" in read.words
-    assert json.loads(read.data["calid-report"])["long_axis"] == {}
+    assert json.loads(read.data["calid-report"])["long_axis"] == {"missing": "There are no long-axis images."}
 
 
 def first_labels(dense: Stack) -> Stack:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from calid.errors import is_out_of_memory
+from calid.errors import InputError, is_out_of_memory
+from calid.heart import figures
 from calid.heart.medformer import NUM_SCALES, MedFormer, MedFormerConfig
-from calid.images.checks import check_stack
+from calid.heart.volumes import Function, cardiac_function
+from calid.images.checks import check_stack, warnings
 from calid.method.weights import Entry, built_for, config_from, find_model, load_model
 from calid.run.device import Device, choose_device
 from calid.run.progress import Progress, Watch, progress_bar, shown_on
@@ -313,6 +316,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
+    figures.add_json_argument(parser)
+    figures.add_body_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
     parser.set_defaults(run=run)
 
@@ -323,6 +328,7 @@ def run(options: argparse.Namespace) -> int:
     from calid.images.files import check_output, read_stack, write_labels
 
     check_output(options.output, overwrite=options.overwrite)
+    figures.check_json_output(options)
     print(license_notice(options.models), file=sys.stderr)
     stack = read_stack(options.input)
     with progress_bar() as bar:
@@ -333,6 +339,25 @@ def run(options: argparse.Namespace) -> int:
             progress=shown_on(bar),
             source=options.input.name,
         )
-    write_labels(labels if options.raw else clean_labels(labels), options.output, overwrite=options.overwrite)
+    clean = clean_labels(labels)
+    write_labels(labels if options.raw else clean, options.output, overwrite=options.overwrite)
+    if options.json is not None:
+        figures.write_figures(_figures(stack, clean, options), options.json, overwrite=options.overwrite)
     print(f"{options.output}: {labels.num_slices} slices, {labels.num_frames} frame(s) labelled.")
     return 0
+
+
+def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[str, Any]:
+    """What the labels say of the heart, as data."""
+    try:
+        function: Function | str = cardiac_function(labels)
+    except InputError as error:
+        function = str(error)
+    return figures.document(
+        "segment",
+        stack,
+        function=function,
+        body=figures.body_from(options),
+        findings=warnings(stack),
+        labels=labels,
+    )

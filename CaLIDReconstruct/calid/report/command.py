@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ import numpy as np
 
 from calid import __version__
 from calid.errors import SettingsError
+from calid.heart import figures
 from calid.heart.volumes import Function
+from calid.images.body import Body
+from calid.images.checks import warnings
 from calid.images.files import read_lax_folder, read_stack, read_study
 from calid.images.whole_file import check_output, whole_file
 from calid.labels import LABELS
@@ -37,10 +39,16 @@ SUFFIXES = (".html", ".htm")
 # --- the document -----------------------------------------------------------------------------------------------------
 
 
-def document(case: Case, title: str = DEFAULT_TITLE) -> str:
+def document(case: Case, title: str = DEFAULT_TITLE, *, body: Body | None = None) -> str:
     """The whole report as HTML."""
+    return _made(case, title, body)[0]
+
+
+def _made(case: Case, title: str, body: Body | None) -> tuple[str, dict[str, Any]]:
+    """The report as HTML, and its figures as data."""
     with tempfile.TemporaryDirectory(prefix="calid-report-") as folder:
-        long_axis, figures = chapters.long_axis(case, Path(folder))
+        long_axis, views = chapters.long_axis(case, Path(folder))
+    values = case_figures(case, views, body=body)
     view, scripts = chapters.in_3d(case)
     sections = [
         page.tiles(_headline(case)),
@@ -49,9 +57,9 @@ def document(case: Case, title: str = DEFAULT_TITLE) -> str:
         page.section("Function", *chapters.function(case)),
         page.section("Trust", *chapters.trust(case.trust, case.method)),
         page.section("Provenance", page.facts(_provenance(case))),
-        _data(case, figures),
+        _data(values),
     ]
-    return page.page(title, _lead(case), sections, scripts=scripts)
+    return page.page(title, _lead(case), sections, scripts=scripts), values
 
 
 def _lead(case: Case) -> str:
@@ -88,44 +96,40 @@ def _provenance(case: Case) -> dict[str, Any]:
 # --- the same for programs --------------------------------------------------------------------------------------------
 
 
-def _data(case: Case, figures: list[ViewAgreement]) -> str:
-    """The report's figures as a JSON value in the page, element `calid-report`."""
-    value = {
-        "calid": __version__,
-        "slices": case.dense.num_slices,
-        "acquired": int((~np.asarray(case.dense.generated)).sum()),
-        "long_axis": {
-            one.view: {name: dataclasses.asdict(figure) for name, figure in one.columns.items()} for one in figures
-        },
-        "function": _plain(case.function),
-        "function_acquired": _plain(case.sparse_function),
-        "trust": _plain(case.trust),
-        "provenance": dict(case.dense.provenance),
-    }
-    text = json.dumps(_finite(value), default=str).replace("</", "<\\/")
+def case_figures(
+    case: Case, views: Sequence[ViewAgreement], *, command: str = "report", body: Body | None = None
+) -> dict[str, Any]:
+    """The case's figures as data (`docs/figures.md`).
+
+    Args:
+        case: the heart.
+        views: its agreement with the acquired long-axis images.
+        command: name of the command that asks.
+        body: height and weight, by which volumes are indexed.
+    """
+    by_view = {one.view: {name: dataclasses.asdict(figure) for name, figure in one.columns.items()} for one in views}
+    return figures.document(
+        command,
+        case.dense,
+        function=_or_reason(case.function),
+        function_acquired=_or_reason(case.sparse_function),
+        long_axis=by_view or figures.NO_VIEWS,
+        trust=case.trust.reason if isinstance(case.trust, Missing) else case.trust.as_json(),
+        body=body,
+        findings=warnings(case.dense if case.sparse is None else case.sparse),
+        seconds={} if case.seconds is None else {"upsample": case.seconds},
+        labels=None if isinstance(case.labels, Missing) else case.labels,
+    )
+
+
+def _or_reason(found: Function | Missing) -> Function | str:
+    return found.reason if isinstance(found, Missing) else found
+
+
+def _data(values: dict[str, Any]) -> str:
+    """The figures as a JSON value in the page, element `calid-report`."""
+    text = json.dumps(values).replace("<", "\\u003c")
     return f'<script type="application/json" id="calid-report">{text}</script>\n'
-
-
-def _plain(value: Function | Trust | Missing) -> dict[str, Any]:
-    if isinstance(value, Trust):
-        return value.as_json()
-    if isinstance(value, Missing):
-        return {"missing": value.reason}
-    plain = dataclasses.asdict(value)
-    for name in ("lv", "rv"):
-        plain[name]["ef_percent"] = getattr(value, name).ef_percent
-    return plain
-
-
-def _finite(value: Any) -> Any:
-    """The same with lists for arrays and None for what is not finite, neither of which JSON has."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_finite(part) for part in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -157,6 +161,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--title", default=DEFAULT_TITLE, help="the report's heading; name no patient")
+    figures.add_json_argument(parser)
+    figures.add_body_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
     parser.set_defaults(run=run)
 
@@ -164,6 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the report; exit code 0."""
     check_output(options.output, SUFFIXES, overwrite=options.overwrite)
+    figures.check_json_output(options)
+    body = figures.body_from(options)
     if options.input.is_dir():
         study = read_study(options.input)
         stack, lax = study.sax, study.lax
@@ -172,7 +180,10 @@ def run(options: argparse.Namespace) -> int:
     if options.lax is not None:
         lax = read_lax_folder(options.lax)
     case = gather(stack, tuple(lax), _tools(options, stack), source=options.input.name)
-    write_report(document(case, options.title), options.output, overwrite=options.overwrite)
+    html, values = _made(case, options.title, body)
+    write_report(html, options.output, overwrite=options.overwrite)
+    if options.json is not None:
+        figures.write_figures(values, options.json, overwrite=options.overwrite)
     print(f"{options.output}: {_lead(case)} {page.STANDING_NOTE}")
     return 0
 
