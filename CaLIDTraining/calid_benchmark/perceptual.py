@@ -19,7 +19,7 @@ import pickle
 import re
 import tarfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,12 +47,12 @@ class Perceptual:
 
     Args:
         lpips: (truth, made) (N, Y, X) in [0, 1] -> the distance of every pair.
-        rfid: (truth, made) -> Frechet distance of the two sets.
+        rfid: pairs of (truth, made), each (N, Y, X) in [0, 1] -> Frechet distance of all true and all made slices.
         reasons: {"LPIPS-alex" or "rFID": why it is not measured}.
     """
 
     lpips: Callable[[np.ndarray, np.ndarray], list[float]] | None = None
-    rfid: Callable[[np.ndarray, np.ndarray], float] | None = None
+    rfid: Callable[[Iterable[tuple[np.ndarray, np.ndarray]]], float] | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,8 +144,10 @@ def lpips_alex(path: Path | None) -> Callable[[np.ndarray, np.ndarray], list[flo
     return measure
 
 
-def rfid(path: Path | None) -> Callable[[np.ndarray, np.ndarray], float]:
+def rfid(path: Path | None) -> Callable[[Iterable[tuple[np.ndarray, np.ndarray]]], float]:
     """Frechet inception distance by torchmetrics with torch-fidelity's network from a local file.
+
+    Slices are taken in pair by pair: memory does not grow with their number.
 
     Raises:
         Unmeasurable: if the weights or the package are not there.
@@ -156,11 +158,12 @@ def rfid(path: Path | None) -> Callable[[np.ndarray, np.ndarray], float]:
     except ModuleNotFoundError as error:
         raise Unmeasurable("the package torch-fidelity is not installed (pip install torch-fidelity)") from error
 
-    def measure(truth: np.ndarray, made: np.ndarray) -> float:
+    def measure(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         network.reset()
-        for images, real in ((truth, True), (made, False)):
-            for part in torch.from_numpy(np.ascontiguousarray(images))[:, None].float().split(BATCH):
-                network.update(part.expand(-1, 3, -1, -1), real=real)
+        for truth, made in pairs:
+            for images, real in ((truth, True), (made, False)):
+                for part in torch.from_numpy(np.ascontiguousarray(images))[:, None].float().split(BATCH):
+                    network.update(part.expand(-1, 3, -1, -1), real=real)
         return float(network.compute())
 
     return measure

@@ -1,16 +1,15 @@
 """The systems that are compared, behind one door: two neighbors in, the slice between them out.
 
-A new system is one function with the signature of `System`, named in `offered`. Trained baselines (`baselines/`) come
+A new system is one function with the signature of `System`, named in `offered`. Trained baselines (`rivals/`) come
 in by themselves once their weights are there; until then `offered` says what is missing and how to get it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,18 @@ SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
 """Seconds for a slice; tables can ask them about fewer patients."""
 ON_REQUEST = ("CaLID, mean of draws", "CaLID+, mean of draws")
 """Rows that are made only where they are named: each costs as much as eight others, and "fidelity" is better."""
+CONTROLS = {
+    MOTION_ALONE: "registration",
+    "bilinear latent": "linear",
+    "regression U-Net": "linear",
+    "CaLID": MOTION_ALONE,
+    "CaLID+": MOTION_ALONE,
+    "CaLID, one step": MOTION_ALONE,
+    "fidelity": "motion, 8 views",
+    "CaLID, mean of draws": "motion, 8 views",
+    "CaLID+, mean of draws": "motion, 8 views",
+}
+"""{row with a learned part: the row without it}; tables hold the two side by side at equal sharpness."""
 VIEWS = tuple(product(((), (-1,), (-2,), (-2, -1)), (1, -1)))
 """The axes that are mirrored and the order of the neighbors in the eight views that "fidelity" takes of a gap."""
 
@@ -71,16 +82,12 @@ class Named:
     at_steps: Callable[[int], Named] | None = None
     sees_truth: bool = False
     weights: tuple[tuple[str, str], ...] = ()
-    _answers: dict[bytes, Answer] = field(default_factory=dict, repr=False)
 
     def answer(self, before: np.ndarray, after: np.ndarray) -> Answer:
-        """The slices between, clipped to [0, 1]; tables that ask the same share the answer and its time."""
-        key = hashlib.blake2b(before.tobytes() + after.tobytes()).digest()
-        if key not in self._answers:
-            start = time.perf_counter()
-            made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
-            self._answers[key] = Answer(made, time.perf_counter() - start)
-        return self._answers[key]
+        """The slices between, clipped to [0, 1], and how long they took."""
+        start = time.perf_counter()
+        made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
+        return Answer(made, time.perf_counter() - start)
 
     def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
         """The dense stack of a sparse one: ((Z - 1) * factor + 1, Y, X) in [0, 1], the acquired slices as they came."""
@@ -230,9 +237,8 @@ class Offer:
         return next(system for system in self.systems if system.name == name)
 
 
-@lru_cache(maxsize=2)
 def offered(source: Source) -> Offer:
-    """All systems, in the order of the papers' tables; kept, so that tables of one run share their answers."""
+    """All systems, in the order of the papers' tables."""
     trained, notes = _trained_baselines(source)
     systems = (*classical_systems(), *_latent(source), *trained, *_calid(source))
     return Offer(systems, notes)

@@ -14,6 +14,7 @@ from calid_benchmark import systems
 from calid_benchmark.rivals import shape_based
 from calid_benchmark.systems import Named
 from calid_benchmark.tables import downstream, reconstruction
+from calid_benchmark.tables.answers import ask, of_themselves
 from scipy import ndimage
 
 LINEAR = Named("linear", systems.linear)
@@ -32,6 +33,17 @@ def disc(radius: float) -> np.ndarray:
 
 def boundary(mask: np.ndarray) -> np.ndarray:
     return mask ^ ndimage.binary_erosion(mask)
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """Asks systems and labels what they answered."""
+
+    def evaluated(asked, systems_asked, segmenter, **options):
+        answers = ask(systems_asked, asked, tmp_path, **options)
+        return downstream.evaluate(asked, downstream.labelled(answers, segmenter))
+
+    return evaluated
 
 
 class Expert:
@@ -77,8 +89,8 @@ def test_a_slice_that_only_one_of_them_has_counts_as_no_overlap_and_has_no_dista
     assert np.isnan(nowhere["asd_mm"])
 
 
-def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nought(asked):
-    tables = downstream.evaluate(asked, downstream.answers([LINEAR], Expert(asked)))
+def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nought(asked, evaluate):
+    tables = evaluate(asked, [LINEAR], Expert(asked))
     rows = tables["phantom ED 16 mm"]
     assert rows["original"]["mean"]["dice"]["mean"] == 1
     assert rows["original"]["mean"]["hd_mm"]["mean"] == 0
@@ -89,10 +101,10 @@ def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nou
     assert "shape-based (labels given)" in downstream.markdown(tables)
 
 
-def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_asked_for(asked):
+def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_asked_for(asked, evaluate):
     again = replace(asked[0], images=asked[0].images[:-1], stack_labels=asked[0].stack_labels[:-1])
     unlabelled = replace(asked[1], stack_labels=None)
-    rows = downstream.evaluate([asked[0], again, unlabelled], downstream.answers([LINEAR], Expert(asked)))
+    rows = evaluate([asked[0], again, unlabelled], [LINEAR], Expert(asked))
     row = rows["phantom ED 16 mm"][downstream.SHAPE_BASED]
     both = [
         downstream.compare(shape_based.between(q.stack_labels[:-2], q.stack_labels[2:]), q)["lv"]["dice"]
@@ -103,17 +115,16 @@ def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_ask
     assert "low" not in row["lv"]["dice"]
 
 
-def test_slow_baselines_can_be_asked_about_fewer_patients(asked):
+def test_slow_baselines_can_be_asked_about_fewer_patients(asked, evaluate):
     slow = Named("DMCVR", systems.linear)
-    answers = downstream.answers([LINEAR, slow], Expert(asked))
-    rows = downstream.evaluate(asked, answers, slow_patients=1)["phantom ED 16 mm"]
+    rows = evaluate(asked, [LINEAR, slow], Expert(asked), slow_patients=1)["phantom ED 16 mm"]
     assert (rows["linear"]["patients"], rows["DMCVR"]["patients"]) == (2, 1)
     assert "| DMCVR | 1 |" in downstream.markdown({"phantom ED 16 mm": rows})
 
 
-def test_only_what_the_expert_drew_is_judged(asked):
+def test_only_what_the_expert_drew_is_judged(asked, evaluate):
     partial = [replace(question, annotated=(1,)) for question in asked]
-    rows = downstream.evaluate(partial, downstream.answers([LINEAR], Expert(asked)))["phantom ED 16 mm"]
+    rows = evaluate(partial, [LINEAR], Expert(asked))["phantom ED 16 mm"]
     assert set(rows["original"]) == {"patients", "lv", "mean"}
 
 
@@ -139,14 +150,15 @@ def test_an_empty_volume_has_no_distance():
     assert np.isnan(reconstruction.compare_volumes(nothing, nothing, spacing_mm=8.0)["dice"])
 
 
-def test_a_slice_is_reconstructed_from_itself_alone(asked):
+def test_a_slice_is_reconstructed_from_itself_alone(asked, tmp_path):
     seen = []
 
     def exact(before, after):
         seen.append((before, after))
         return before
 
-    tables = reconstruction.evaluate(asked, [Named("DiffAE", exact)], Expert(asked))
+    answers = ask([Named("DiffAE", exact)], asked, tmp_path, sides=of_themselves)
+    tables = reconstruction.evaluate(answers, Expert(asked))
     np.testing.assert_array_equal(*seen[0])
     rows = tables["phantom ED 16 mm"]
     assert rows["DiffAE"]["all labels"]["dice"]["mean"] == 1

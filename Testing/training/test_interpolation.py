@@ -10,15 +10,27 @@ import pytest
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
 from calid_benchmark import systems
+from calid_benchmark.controls import Filter, as_sharp_as
 from calid_benchmark.evaluate import main
 from calid_benchmark.systems import Named
 from calid_benchmark.tables import interpolation
-from calid_benchmark.tables.interpolation import Judges, evaluate
+from calid_benchmark.tables.answers import ask, control_name, with_controls
+from calid_benchmark.tables.interpolation import Judges
 from calid_benchmark.tables.record import write_into
 from scipy import stats
 
 GROUP = "phantom ED 16 mm"
 LINEAR = Named("linear", systems.linear)
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """Asks systems and judges what they answered."""
+
+    def evaluated(asked, systems_asked, judges, **options):
+        return interpolation.evaluate(ask(systems_asked, asked, tmp_path, **options), judges)
+
+    return evaluated
 
 
 def test_every_inner_slice_is_asked_for_between_its_neighbors(asked):
@@ -31,7 +43,7 @@ def test_every_inner_slice_is_asked_for_between_its_neighbors(asked):
     assert 0 <= first.truth.min() < first.truth.max() <= 1
 
 
-def test_the_row_of_linear_interpolation_is_what_numpy_says(asked):
+def test_the_row_of_linear_interpolation_is_what_numpy_says(asked, evaluate):
     rows = evaluate(asked, [LINEAR], Judges())[GROUP]
     by_patient = []
     for question in asked:
@@ -44,7 +56,7 @@ def test_the_row_of_linear_interpolation_is_what_numpy_says(asked):
     assert rows["linear"]["psnr"]["p_against_linear"] is None
 
 
-def test_a_perfect_system_is_perfect_in_every_figure(asked):
+def test_a_perfect_system_is_perfect_in_every_figure(asked, evaluate):
     truths = {question.before.tobytes(): question.truth for question in asked}
     perfect = Named("perfect", lambda before, _: truths[before.tobytes()])
     judges = Judges(lambda images: [images, images[:, :, ::2, ::2]])
@@ -55,7 +67,7 @@ def test_a_perfect_system_is_perfect_in_every_figure(asked):
     assert row["frechet"] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_ceiling_is_shown_the_true_slice_and_the_others_are_not(asked):
+def test_the_ceiling_is_shown_the_true_slice_and_the_others_are_not(asked, evaluate):
     shown = []
 
     def copying(before, after):
@@ -68,7 +80,7 @@ def test_the_ceiling_is_shown_the_true_slice_and_the_others_are_not(asked):
     assert rows["linear"]["ssim"]["mean"] < 1
 
 
-def test_a_slow_baseline_is_compared_on_the_patients_it_was_asked_about(asked):
+def test_a_slow_baseline_is_compared_on_the_patients_it_was_asked_about(asked, evaluate):
     slow = Named("DiffAE", lambda before, after: (before + after) / 2)
     judges = Judges(lambda images: [images, images[:, :, ::2, ::2]])
     rows = evaluate(asked, [LINEAR, slow], judges, slow_patients=1)[GROUP]
@@ -104,7 +116,7 @@ def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patie
         for _ in range(3)
     )
     tallies = {
-        name: interpolation.Tally(side, images=[np.zeros((12, 1, 1))])
+        name: interpolation.Tally(side, slices=12)
         for name, side in {"linear": one, "CaLID+": two, "other": three}.items()
     }
     row = interpolation._summary(tallies["other"], tallies)["psnr"]
@@ -114,7 +126,7 @@ def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patie
     assert row["p_against_linear"] != row["p_against_calid_plus"]
 
 
-def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked):
+def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked, evaluate):
     seen = []
 
     def at_steps(steps):
@@ -125,9 +137,41 @@ def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked):
     tables = evaluate(asked[:1], [LINEAR, stepped], Judges())
     interpolation.add_times(tables, asked, [LINEAR, stepped], steps=128)
     assert seen == [128]
-    assert tables[GROUP]["stepped"]["seconds_per_slice_at_128"] > 0
-    assert "seconds_per_slice_at_128" not in tables[GROUP]["linear"]
-    assert "s/slice at 128" in interpolation.markdown(tables)
+    times = tables[GROUP]["stepped"]["seconds_at_steps"]
+    for how in ("alone", "batch"):
+        assert 0 < times[how]["low"] <= times[how]["mean"] <= times[how]["high"]
+    assert "seconds_at_steps" not in tables[GROUP]["linear"]
+    assert "s/slice at 128, alone | s/slice at 128, 4 together" in interpolation.markdown(tables)
+
+
+def test_a_learned_row_is_held_beside_its_control_at_equal_sharpness(asked, tmp_path):
+    """What is called learned here is the control under a blur: nothing may be left of its gain in PSNR."""
+    rng = np.random.default_rng(0)
+    rough = Named("rough", lambda before, after: (before + after) / 2 + 0.05 * rng.standard_normal(before.shape))
+    smooth = Named("smooth", lambda before, after: Filter(blur_pixels=1.0)((before + after) / 2))
+    answers = ask([LINEAR, smooth], asked, tmp_path / "answers")
+    name = control_name("smooth", "linear")
+    held = with_controls(answers, {"smooth": "linear", "rough": "linear", "linear": "nobody"}, tmp_path / "controls")
+    assert list(held.rows) == ["linear", "smooth", name]
+    assert held.filters[name][GROUP].blur_pixels == pytest.approx(1.0, abs=0.01)
+    rows = interpolation.evaluate(held, Judges())[GROUP]
+    assert rows[name]["sharpness"]["mean"] == pytest.approx(rows["smooth"]["sharpness"]["mean"], abs=2e-3)
+    claim = rows["smooth"]["control"]
+    assert claim["row"] == name
+    assert claim["difference"]["psnr"]["mean"] == pytest.approx(0, abs=0.02)
+    assert abs(rows["smooth"]["psnr"]["mean"] - rows["linear"]["psnr"]["mean"]) > 0.1
+    assert f"| smooth | {name} | blurred by 1.00 px |" in interpolation.markdown({GROUP: rows})
+
+    blunt = with_controls(ask([LINEAR, rough], asked, tmp_path / "rough"), {"rough": "linear"}, tmp_path / "blunt")
+    assert blunt.filters[control_name("rough", "linear")][GROUP].gain > 1.05
+    sharpness = interpolation.evaluate(blunt, Judges())[GROUP]
+    made, true = (sharpness[row]["sharpness"]["mean"] for row in (control_name("rough", "linear"), "rough"))
+    assert made == pytest.approx(true, rel=0.01)
+
+
+def test_no_filter_gives_detail_to_images_that_have_none():
+    with pytest.raises(ValueError, match="no blur up to 8 px and no gain up to 16"):
+        as_sharp_as(np.full((1, 16, 16), 0.5), np.random.default_rng(0).random((1, 16, 16)))
 
 
 def test_one_command_writes_the_table_with_what_made_it(prepared, random_models, tmp_path, capsys):

@@ -55,8 +55,9 @@ from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.drawings import PIXELS_PER_INCH
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
 from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
-from calid_benchmark.tables.record import cell, markdown_table, probability, write_table
+from calid_benchmark.tables.record import Place, cell, markdown_table, place_of, probability, write_table
 
+DATASETS, SPLIT = ("chla", "sunnybrook"), "validation"
 LOW_HARMONICS = 4
 ACQUIRED = "acquired"
 OVER_TIME = ", 2D+T"
@@ -267,8 +268,7 @@ def over_all(made: Sequence[tuple[Passage, np.ndarray]], judges: Perceptual) -> 
     pairs = [(sequence.truth, frames) for sequence, frames in made if sequence.truth is not None]
     if judges.rfid is None or not pairs:
         return {}
-    truths, images = zip(*pairs, strict=True)
-    return {"rfid": judges.rfid(np.concatenate(truths), np.concatenate(images))}
+    return {"rfid": judges.rfid(pairs)}
 
 
 def _row(name: str, found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
@@ -345,8 +345,8 @@ def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Row]) -> N
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train cine or prepare")
-    parser.add_argument("--datasets", nargs="+", default=["chla", "sunnybrook"])
-    parser.add_argument("--split", default="validation")
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
+    parser.add_argument("--split", default=SPLIT)
     parser.add_argument("--dicom", type=Path, help="folder of an acquired cine")
     parser.add_argument("--gaps", type=int, default=1, metavar="N", help="how many of its gaps, from the middle")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N sequences of every set")
@@ -356,32 +356,66 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser, table="cine")
 
 
-def asked_of(options: Namespace, segmenter: Segmenter) -> list[Passage]:
-    """The sequences that the options name."""
-    cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
+def passages_of(
+    cases: Iterable[PreparedCase],
+    segmenter: Segmenter,
+    *,
+    count: int | None = None,
+    dicom: Path | None = None,
+    gaps: int = 1,
+) -> list[Passage]:
+    """The sequences to ask about.
+
+    Args:
+        cases: held-out cines.
+        segmenter: finds the heart of the acquired one.
+        count: sequences of every set, from the first on; None is all.
+        dicom: folder of an acquired cine, or None.
+        gaps: how many of its gaps, from the middle.
+    """
     asked = middle_slices(cases)
-    if options.quick is not None:
+    if count is not None:
         groups = sorted({sequence.group for sequence in asked})
-        asked = [s for group in groups for s in [s for s in asked if s.group == group][: options.quick]]
-    if options.dicom is not None:
-        gaps = between_acquired(
-            read_stack(options.dicom), segmenter, group=f"{options.dicom.resolve().parent.name} cine"
-        )
-        first = max(0, (len(gaps) - options.gaps) // 2)
-        asked += gaps[first : first + options.gaps]
+        asked = [s for group in groups for s in [s for s in asked if s.group == group][:count]]
+    if dicom is not None:
+        found = between_acquired(read_stack(dicom), segmenter, group=f"{dicom.resolve().parent.name} cine")
+        first = max(0, (len(found) - gaps) // 2)
+        asked += found[first : first + gaps]
     return asked
+
+
+def make(
+    place: Place,
+    asked: Sequence[Passage],
+    segmenter: Segmenter,
+    judges: Perceptual,
+    *,
+    names: Sequence[str] | None = None,
+    steps: int = 8,
+) -> None:
+    """Make the table and its picture.
+
+    Args:
+        place: where they go.
+        asked: the sequences.
+        segmenter: measures the ventricle.
+        judges: LPIPS and rFID.
+        names: the rows, linear interpolation always among them; None is all.
+        steps: DDIM steps.
+    """
+    rows = rows_of(models_folder=place.models, device=place.device, steps=steps)
+    rows = {name: row for name, row in rows.items() if names is None or name in {"linear", *names}}
+    tables = evaluate(asked, rows, segmenter, judges)
+    text = markdown(tables, [*notes_of([], judges), ""])
+    write_table(place, "cine", text, {"tables": tables, "not_measured": judges.reasons}, systems=rows.values())
+    firsts = [next(s for s in asked if s.group == group) for group in tables]
+    draw(place.out / "space-time.png", firsts, rows)
 
 
 def run(options: Namespace) -> int:
     segmenter = warm_segmenter(choose_device(options.device), options.models)
-    asked = asked_of(options, segmenter)
-    rows = rows_of(models_folder=options.models, device=options.device, steps=options.steps)
-    rows = {name: row for name, row in rows.items() if options.systems is None or name in {"linear", *options.systems}}
+    cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
+    asked = passages_of(cases, segmenter, count=options.quick, dicom=options.dicom, gaps=options.gaps)
     judges = perceptual.measures_of(options)
-    tables = evaluate(asked, rows, segmenter, judges)
-    text = markdown(tables, [*notes_of([], judges), ""])
-    record = {"tables": tables, "not_measured": judges.reasons}
-    write_table(options, "cine", text, record, systems=rows.values())
-    firsts = [next(s for s in asked if s.group == group) for group in tables]
-    draw(options.out / "space-time.png", firsts, rows)
+    make(place_of(options), asked, segmenter, judges, names=options.systems, steps=options.steps)
     return 0

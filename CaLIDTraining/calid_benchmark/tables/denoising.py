@@ -22,10 +22,10 @@ from calid.run.reconstruct import warm_interpolator
 
 from calid_benchmark import metrics, rivals
 from calid_benchmark.rivals.diffae import SCHEDULE, DiffAE, mixed
-from calid_benchmark.systems import DIFFUSION_BASELINES, Offer
+from calid_benchmark.systems import DIFFUSION_BASELINES, Offer, Source, offered
 from calid_benchmark.tables.drawings import sheet
-from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, by_group, offer_of
-from calid_benchmark.tables.record import markdown_table, paragraphs, write_table
+from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, by_group, source_of
+from calid_benchmark.tables.record import Place, markdown_table, paragraphs, place_of, write_table
 
 STEPS, SHOWN = 10, (1, 2, 3, 5, 8, 10)
 
@@ -54,20 +54,20 @@ def calid_walk(
     return ((interpolator.decode(estimates)[:, 0].clamp(-1, 1) + 1) / 2).numpy()
 
 
-def walks(offer: Offer, options: Namespace, *, steps: int) -> dict[str, Walk]:
+def walks(offer: Offer, source: Source, *, steps: int) -> dict[str, Walk]:
     """{system: its walk} of the systems that are there."""
-    interpolator = warm_interpolator(choose_device(options.device), options.models)
+    interpolator = warm_interpolator(choose_device(source.device), source.models)
     found: dict[str, Walk] = {}
     for name in DIFFUSION_BASELINES:
         if any(system.name == name for system in offer.systems):
-            found[name] = _baseline_walk(name, options, steps=steps)
+            found[name] = _baseline_walk(name, source, steps=steps)
     for name, refined in (("CaLID", False), ("CaLID+", True)):
         found[name] = partial(calid_walk, interpolator=interpolator, refined=refined, steps=steps)
     return found
 
 
-def _baseline_walk(name: str, options: Namespace, *, steps: int) -> Walk:
-    system = rivals.load(name, options.weights, steps=steps, device=options.device, models=options.models)
+def _baseline_walk(name: str, source: Source, *, steps: int) -> Walk:
+    system = rivals.load(name, source.weights, steps=steps, device=source.device, models=source.models)
     if not isinstance(system, DiffAE):
         raise TypeError(f"{name} has no walk of diffusion steps")
     return partial(diffae_walk, system=system)
@@ -112,18 +112,40 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults(quick=1)
 
 
-def run(options: Namespace) -> int:
-    offer = offer_of(options)
-    found = walks(offer, options, steps=options.walk)
+def make(
+    place: Place,
+    asked: Sequence[Question],
+    offer: Offer,
+    source: Source,
+    *,
+    steps: int = STEPS,
+    shown: Sequence[int] = SHOWN,
+) -> None:
+    """Make the table and its sheets.
+
+    Args:
+        place: where they go.
+        asked: the questions; the first of every group is shown.
+        offer: the systems that are there.
+        source: where their weights lie.
+        steps: of the walk.
+        shown: the steps whose estimates are shown.
+    """
+    found = walks(offer, source, steps=steps)
     tables: dict[str, Any] = {}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for group, members in by_group(asked_of(options)).items():
+    place.out.mkdir(parents=True, exist_ok=True)
+    for group, members in by_group(asked).items():
         rows = progress(members[0], found)
         tables[group] = {name: figures for name, (_, figures) in rows.items()}
-        path = options.out / f"{group.replace(' ', '-')}.png"
-        sheet(path, f"{group}: estimates after each of {options.walk} steps", pictures(members[0], rows, options.shown))
+        path = place.out / f"{group.replace(' ', '-')}.png"
+        sheet(path, f"{group}: estimates after each of {steps} steps", pictures(members[0], rows, shown))
     text = markdown(tables, paragraphs(offer.notes))
-    write_table(options, "denoising", text, {"psnr": tables, "notes": list(offer.notes)}, systems=offer.systems)
+    write_table(place, "denoising", text, {"psnr": tables, "notes": list(offer.notes)}, systems=offer.systems)
+
+
+def run(options: Namespace) -> int:
+    place, source = place_of(options), source_of(options)
+    make(place, asked_of(options), offered(source), source, steps=options.walk, shown=options.shown)
     return 0
 
 

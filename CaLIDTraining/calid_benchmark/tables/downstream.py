@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,20 +27,20 @@ from tqdm import tqdm
 
 from calid_benchmark import metrics
 from calid_benchmark.rivals import shape_based
-from calid_benchmark.systems import Named, chosen
+from calid_benchmark.systems import CONTROLS, Named, chosen
+from calid_benchmark.tables.answers import Answers, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars
 from calid_benchmark.tables.questions import (
     PIXEL_MM,
     Question,
     add_question_arguments,
     add_slow_argument,
-    answerable,
     asked_of,
     by_group,
     notes_of_slow,
     offer_of,
 )
-from calid_benchmark.tables.record import cell, markdown_table, paragraphs, probability, write_table
+from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, probability, write_table
 
 ORIGINAL, SHAPE_BASED = "original", "shape-based (labels given)"
 DISTANCES = ("asd", "hd", "assd")
@@ -46,8 +48,8 @@ SPACINGS = {"px": (1.0, 1.0), "mm": (PIXEL_MM, PIXEL_MM)}
 LENGTHS = tuple(f"{name}_{unit}" for name in DISTANCES for unit in SPACINGS)
 FIGURES = ("dice", "dice_per_slice", *LENGTHS)
 
-Answers = Callable[[Question], np.ndarray]
-"""A question -> labels (N, Y, X) of its slices."""
+Labelled = Callable[[Question], np.ndarray | None]
+"""A question -> labels (N, Y, X) of its slices, or None where the row was not asked."""
 
 
 def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
@@ -56,34 +58,37 @@ def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     return most_likely(foreground)
 
 
-def answers(systems: Sequence[Named], segmenter: Segmenter) -> dict[str, Answers]:
-    """{row: how it labels the slices of a question}."""
+def labelled(answers: Answers, segmenter: Segmenter) -> dict[str, Labelled]:
+    """{row: how the slices that it answered are labelled}, between the real slices and the experts' own contours."""
 
-    def by_images(system: Named) -> Answers:
-        return lambda question: segmented(segmenter, system.answer(question.before, question.after).images)
+    def by_images(row: str) -> Labelled:
+        def labels_of(question: Question) -> np.ndarray | None:
+            kept = answers.rows[row].get(question)
+            return None if kept is None else segmented(segmenter, kept.images())
 
-    rows: dict[str, Answers] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
-    rows |= {system.name: by_images(system) for system in systems if not system.sees_truth}
+        return labels_of
+
+    rows: dict[str, Labelled] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
+    rows |= {row: by_images(row) for row in answers.rows if row not in answers.ceilings}
     rows[SHAPE_BASED] = lambda question: shape_based.between(question.stack_labels[:-2], question.stack_labels[2:])
     return rows
 
 
-def evaluate(
-    asked: Sequence[Question], rows: Mapping[str, Answers], *, slow_patients: int | None = None
-) -> dict[str, dict[str, Any]]:
+def evaluate(asked: Sequence[Question], rows: Mapping[str, Labelled]) -> dict[str, dict[str, Any]]:
     """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}.
 
     Args:
         asked: the questions; those about frames without labels are left out.
         rows: who labels the slices.
-        slow_patients: how many patients of a group the slow baselines are asked about; None is all.
     """
     tables: dict[str, dict[str, Any]] = {}
     for group, members in by_group([question for question in asked if question.labels is not None]).items():
         found: dict[str, list[tuple[str, metrics.Figures]]] = {}
         for name, labels_of in tqdm(rows.items(), desc=group, unit=" rows"):
-            questions = answerable(name, members, slow_patients=slow_patients)
-            found[name] = [(question.patient, compare(labels_of(question), question)) for question in questions]
+            made = ((question, labels_of(question)) for question in members)
+            stacks = [(question.patient, compare(labels, question)) for question, labels in made if labels is not None]
+            if stacks:
+                found[name] = stacks
         tables[group] = {name: _row(stacks, found) for name, stacks in found.items()}
     return tables
 
@@ -161,15 +166,44 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_slow_argument(parser)
 
 
+def make(
+    place: Place,
+    answers: Answers,
+    segmenter: Segmenter,
+    *,
+    systems: Sequence[Named],
+    notes: Sequence[str] = (),
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        answers: what it is about.
+        segmenter: labels the slices.
+        systems: who answered.
+        notes: remarks below the table.
+    """
+    tables = evaluate(answers.asked, labelled(answers, segmenter))
+    write_table(
+        place,
+        "downstream",
+        markdown(tables, paragraphs(notes)),
+        {"tables": tables, "notes": list(notes)},
+        systems=systems,
+    )
+    for group, rows in tables.items():
+        means = {name: row["mean"] for name, row in rows.items()}
+        path = place.out / f"{group.replace(' ', '-')}.png"
+        dots(path, f"{group}: mean of the structures", error_bars(means, ("dice", "asd_mm", "hd_mm", "assd_mm")))
+
+
 def run(options: Namespace) -> int:
     offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
     segmenter = warm_segmenter(choose_device(options.device), options.models)
-    tables = evaluate(asked_of(options), answers(systems, segmenter), slow_patients=options.slow_baselines)
-    text = markdown(tables, paragraphs([*notes_of_slow(options.slow_baselines), *offer.notes]))
-    write_table(options, "downstream", text, {"tables": tables, "notes": list(offer.notes)}, systems=systems)
-    for group, rows in tables.items():
-        means = {name: row["mean"] for name, row in rows.items()}
-        path = options.out / f"{group.replace(' ', '-')}.png"
-        dots(path, f"{group}: mean of the structures", error_bars(means, ("dice", "asd_mm", "hd_mm", "assd_mm")))
+    notes = [*notes_of_slow(options.slow_baselines), *offer.notes]
+    with TemporaryDirectory() as folder:
+        answers = ask(systems, asked_of(options), Path(folder), slow_patients=options.slow_baselines)
+        answers = with_controls(answers, CONTROLS, Path(folder))
+        make(place_of(options), answers, segmenter, systems=systems, notes=notes)
     return 0

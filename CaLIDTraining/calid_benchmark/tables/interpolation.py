@@ -10,18 +10,21 @@ its fine texture made as strong as the neighbors', as the engine does after the 
 by what the diffusion adds. "motion, 8 views" averages that mean over the eight mirrored and swapped views of
 "fidelity", which differs from it likewise.
 
+"A, as sharp as B" is B's control: A lacks the learned part that B has, and was blurred, or its fine detail made
+stronger (one number for a group), until it is as sharp as B. Blur alone gains PSNR and detail alone gains LPIPS: only
+what B has beyond its control comes from what was learned. A block below each table tests every such pair over patients.
+
 Rows of fewer patients (`--slow-baselines`) are compared with the others on these patients, their Frechet distances and
 rFID are to these patients' slices alone, and grow as slices become fewer.
 """
 
 from __future__ import annotations
 
-import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,10 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
+from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
-from calid_benchmark.systems import Named, between, chosen
+from calid_benchmark.systems import CONTROLS, Named, between, chosen
+from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
     PIXEL_MM,
@@ -44,16 +49,17 @@ from calid_benchmark.tables.questions import (
     Question,
     add_question_arguments,
     add_slow_argument,
-    answerable,
     asked_of,
     by_group,
     notes_of_slow,
     offer_of,
 )
-from calid_benchmark.tables.record import cell, markdown_table, paragraphs, probability, write_table
+from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, probability, write_table
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips": 3}
 """Figures with an interval, and their digits."""
+ROUNDS, BATCH = 3, 4
+"""How often a slice at many steps is timed, and how many slices together."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
 UNCERTAINTY_PIXELS_PER_SLICE, HEART_PIXELS = 2000, 40
 
@@ -73,55 +79,57 @@ class Judges:
 
 @dataclass(eq=False)
 class Tally:
-    """What one system's slices of one group came to so far."""
+    """What one row's slices of one group came to so far."""
 
     patients: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     pooled: list[np.ndarray] = field(default_factory=list)
     true_pooled: list[np.ndarray] = field(default_factory=list)
-    images: list[np.ndarray] = field(default_factory=list)
-    truths: list[np.ndarray] = field(default_factory=list)
+    slices: int = 0
     seconds: float = 0.0
 
-    @property
-    def slices(self) -> int:
-        return sum(len(images) for images in self.images)
 
-
-def evaluate(
-    asked: Sequence[Question], systems: Sequence[Named], judges: Judges, *, slow_patients: int | None = None
-) -> dict[str, dict[str, Any]]:
-    """{group: {system: row}}; a row has means over patients, 95 % intervals and p against linear and CaLID+.
+def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
+    """{group: {row: figures}}; figures have means over patients, 95 % intervals and p against linear and CaLID+.
 
     Args:
-        asked: the questions.
-        systems: who answers, linear interpolation among them.
+        answers: of all rows, linear interpolation among them.
         judges: what the answers are measured with.
-        slow_patients: how many patients of a group the slow baselines are asked about; None is all.
     """
     tables: dict[str, dict[str, Any]] = {}
-    for group, members in by_group(asked).items():
-        tallies = {system.name: Tally() for system in systems}
-        answering = {system.name: answerable(system.name, members, slow_patients=slow_patients) for system in systems}
-        for question in tqdm(members, desc=group, unit=" stacks"):
+    for group, members in by_group(answers.asked).items():
+        tallies = {row: Tally() for row in answers.rows}
+        for question in tqdm(members, desc=f"judging {group}", unit=" stacks"):
             truth = None if judges.extract is None else judges.extract(torch.from_numpy(question.truth)[:, None])
-            for system in systems:
-                if question in answering[system.name]:
-                    judge(tallies[system.name], system, question, truth, judges)
-        tables[group] = {name: _summary(tally, tallies) | _over_all(tally, judges) for name, tally in tallies.items()}
+            for row, tally in tallies.items():
+                if question in answers.rows[row]:
+                    judge(tally, answers.rows[row][question], question, truth, judges)
+        rows = {row: _summary(tally, tallies) for row, tally in tallies.items() if tally.slices}
+        if judges.perceptual.rfid is not None:
+            for row, figures in rows.items():
+                pairs = ((question.truth, kept.images()) for question, kept in answers.of(row, members))
+                figures["rfid"] = judges.perceptual.rfid(pairs)
+        for control, filters in answers.filters.items():
+            if control in rows:
+                learned = answers.controls[control]
+                figures = _against(tallies[learned], tallies[control])
+                rows[learned]["control"] = {"row": control, "filter": asdict(filters[group]), "difference": figures}
+        tables[group] = rows
     return tables
 
 
-def judge(tally: Tally, system: Named, question: Question, truth: list[torch.Tensor] | None, judges: Judges) -> None:
-    """Let a system answer a question, and add every slice's figures to its tally.
+def judge(tally: Tally, kept: Kept, question: Question, truth: list[torch.Tensor] | None, judges: Judges) -> None:
+    """Add the figures of every slice of an answer to its row's tally.
 
     Args:
+        tally: of the row.
+        kept: its answer.
+        question: what was asked.
         truth: features of the true slices, None where there is no extractor.
+        judges: what the answer is measured with.
     """
-    sides = (question.truth, question.truth) if system.sees_truth else (question.before, question.after)
-    made, seconds = system.answer(*sides)
-    tally.seconds += seconds
-    tally.images.append(made)
-    tally.truths.append(question.truth)
+    made = kept.images()
+    tally.seconds += kept.seconds
+    tally.slices += len(made)
     figures = {
         "psnr": metrics.psnr(question.truth, made),
         "ssim": metrics.ssim(question.truth, made),
@@ -140,33 +148,10 @@ def judge(tally: Tally, system: Named, question: Question, truth: list[torch.Ten
         patient.setdefault(name, []).extend(values)
 
 
-def _summary(tally: Tally, tallies: Mapping[str, Tally]) -> dict[str, Any]:
-    """A row, compared with linear interpolation and CaLID+ on the patients that it was asked about."""
-
-    def means(side: Tally) -> dict[str, list[float]]:
-        return _patient_means({patient: side.patients[patient] for patient in tally.patients})
-
-    mine, linear = means(tally), means(tallies["linear"])
-    best = means(tallies["CaLID+"]) if "CaLID+" in tallies else {}
-    row: dict[str, Any] = {"patients": len(tally.patients), "slices": tally.slices}
-    row |= {name: metrics.compared(mine[name], linear[name], best.get(name)) for name in FIGURES if name in mine}
-    return row | {"seconds_per_slice": tally.seconds / tally.slices}
-
-
-def _over_all(tally: Tally, judges: Judges) -> dict[str, float]:
-    """The figures that only whole sets of slices have."""
-    found = {}
-    if tally.pooled:
-        found["frechet"] = metrics.frechet_distance(*(np.concatenate(x) for x in (tally.true_pooled, tally.pooled)))
-    if judges.perceptual.rfid is not None:
-        found["rfid"] = judges.perceptual.rfid(*(np.concatenate(x) for x in (tally.truths, tally.images)))
-    return found
-
-
-def _patient_means(patients: Mapping[str, Mapping[str, list[float]]]) -> dict[str, list[float]]:
-    """Per-patient means; sharpness is the ratio of a patient's mean gradients, made to true."""
+def _means(side: Tally, patients: Iterable[str]) -> dict[str, list[float]]:
+    """{figure: its mean of every patient}; sharpness is the ratio of a patient's mean gradients, made to true."""
     means: dict[str, list[float]] = {}
-    for figures in patients.values():
+    for figures in (side.patients[patient] for patient in patients):
         for name in FIGURES:
             if name in figures:
                 means.setdefault(name, []).append(float(np.mean(figures[name])))
@@ -174,20 +159,51 @@ def _patient_means(patients: Mapping[str, Mapping[str, list[float]]]) -> dict[st
     return means
 
 
+def _summary(tally: Tally, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """A row, compared with linear interpolation and CaLID+ on the patients that it was asked about."""
+    mine, linear = (_means(side, tally.patients) for side in (tally, tallies["linear"]))
+    best = _means(tallies["CaLID+"], tally.patients) if "CaLID+" in tallies else {}
+    row: dict[str, Any] = {"patients": len(tally.patients), "slices": tally.slices}
+    row |= {name: metrics.compared(mine[name], linear[name], best.get(name)) for name in FIGURES if name in mine}
+    if tally.pooled:
+        row["frechet"] = metrics.frechet_distance(*(np.concatenate(x) for x in (tally.true_pooled, tally.pooled)))
+    return row | {"seconds_per_slice": tally.seconds / tally.slices}
+
+
+def _against(learned: Tally, control: Tally) -> dict[str, dict[str, Any]]:
+    """{figure: mean, interval and p of the differences of patients}, a learned row's less its control's."""
+    mine, its = (_means(side, control.patients) for side in (learned, control))
+    differences = {name: np.subtract(mine[name], its[name]).tolist() for name in FIGURES if name in mine}
+    return {
+        name: (metrics.summary(values) or {}) | {"p": metrics.paired_p(mine[name], its[name])}
+        for name, values in differences.items()
+    }
+
+
 def add_times(
     tables: Mapping[str, Mapping[str, Any]], asked: Sequence[Question], systems: Sequence[Named], *, steps: int
 ) -> None:
-    """Add the generation time of a slice at `steps` steps to the rows of systems that have steps, on one stack."""
-    first = asked[0]
+    """Add the generation time of a slice at `steps` steps to the rows of systems that have steps.
+
+    Warmed up by one slice, then `ROUNDS` times: one slice alone, and `BATCH` slices together (seconds for each).
+    """
+    before, after = asked[0].before[:BATCH], asked[0].after[:BATCH]
     for system in systems:
         if system.at_steps is None:
             continue
         slow = system.at_steps(steps)
-        start = time.perf_counter()
-        slow.make(first.before[:2], first.after[:2])
-        seconds = (time.perf_counter() - start) / len(first.before[:2])
+        slow.make(before[:1], after[:1])
+        found = {
+            "alone": _spread([slow.answer(before[:1], after[:1]).seconds for _ in range(ROUNDS)]),
+            "batch": _spread([slow.answer(before, after).seconds / len(before) for _ in range(ROUNDS)]),
+        }
         for rows in tables.values():
-            rows[system.name][f"seconds_per_slice_at_{steps}"] = seconds
+            rows[system.name]["seconds_at_steps"] = {"steps": steps, "batch_slices": len(before), **found}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Median (as "mean", what cells of a table print), minimum and maximum."""
+    return {"mean": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
 def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, samples: int, device: str) -> dict[str, Any]:
@@ -231,25 +247,50 @@ def _trust(error: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
 
 
 def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The tables as Markdown, the tests below each, and notes at the end."""
+    """The tables as Markdown, the tests and the controls below each, and notes at the end."""
     lines = []
     for group, rows in tables.items():
         first = next(iter(rows.values()))
-        timed = sorted({key for row in rows.values() for key in row if key.startswith("seconds_per_slice_at_")})
-        heads = [*HEADS, *(f"s/slice at {key.rpartition('_')[2]}" for key in timed)]
+        timed = next((row["seconds_at_steps"] for row in rows.values() if "seconds_at_steps" in row), None)
+        heads = [*HEADS]
+        if timed is not None:
+            how = ("alone", f"{timed['batch_slices']} together")
+            heads += [f"s/slice at {timed['steps']}, {one}" for one in how]
         lines += [f"**{group}**: {first['patients']} patients, {first['slices']} slices", ""]
-        body = [[name, str(row["patients"]), *_cells(row, timed)] for name, row in rows.items()]
+        body = [[name, str(row["patients"]), *_cells(row), *_times(row, timed)] for name, row in rows.items()]
         lines += markdown_table(["system", "patients", *heads], body)
-        lines += _tests(rows)
+        lines += [*_tests(rows), *_claims(rows)]
     return "\n".join([*lines, *notes])
 
 
-def _cells(row: Mapping[str, Any], timed: Sequence[str]) -> list[str]:
+def _cells(row: Mapping[str, Any]) -> list[str]:
     cells = [cell(row.get(name), digits) for name, digits in FIGURES.items() if name != "lpips"]
     lpips, rfid = perceptual_cells(row)
     frechet = f"{row['frechet']:.2f}" if "frechet" in row else "-"
-    times = [f"{row[key]:.2f}" if key in row else "-" for key in timed]
-    return [*cells, lpips, frechet, rfid, f"{row['seconds_per_slice']:.2f}", *times]
+    return [*cells, lpips, frechet, rfid, f"{row['seconds_per_slice']:.2f}"]
+
+
+def _times(row: Mapping[str, Any], timed: Mapping[str, Any] | None) -> list[str]:
+    """Seconds of a slice at many steps, where any row has them: median [minimum, maximum]."""
+    if timed is None:
+        return []
+    mine = row.get("seconds_at_steps", {})
+    return [cell(mine.get(how), 2) for how in ("alone", "batch")]
+
+
+def _claims(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What every learned part adds to its control at equal sharpness: difference and p, figure by figure."""
+    claims = {name: row["control"] for name, row in rows.items() if "control" in row}
+    if not claims:
+        return []
+    names = [name for name in FIGURES if all(name in claim["difference"] for claim in claims.values())]
+    body = []
+    for learned, claim in claims.items():
+        figures = [(claim["difference"][name], FIGURES[name]) for name in names]
+        cells = [f"{one['mean']:+.{digits}f} ({probability(one['p'])})" for one, digits in figures]
+        body.append([learned, claim["row"], str(Filter(**claim["filter"])), *cells])
+    heads = ["learned", "its control", "the control was", *(f"{name} (p)" for name in names)]
+    return ["What the learned parts add to their controls at equal sharpness:", "", *markdown_table(heads, body)]
 
 
 def perceptual_cells(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -275,28 +316,61 @@ def _pair(figure: Mapping[str, float | None]) -> str:
     return f"{probability(figure['p_against_linear'])} / {probability(figure.get('p_against_calid_plus'))}"
 
 
-def draw(
-    folder: Path, tables: Mapping[str, Mapping[str, Any]], asked: Sequence[Question], systems: Sequence[Named]
-) -> None:
+def draw(folder: Path, tables: Mapping[str, Mapping[str, Any]], answers: Answers) -> None:
     """Means of every group, and a sheet of slices: the truth and what every system made of its neighbors."""
     for group, rows in tables.items():
         names = [name for name in ("psnr", "ssim", "sharpness", "feature_distance") if name in rows["linear"]]
         dots(folder / f"{group.replace(' ', '-')}.png", f"{group}: slice n from n-1 and n+1", error_bars(rows, names))
-    sheet(folder / "slices.png", "The slice between: truth, and each system", sample_slices(asked, systems))
+    sheet(folder / "slices.png", "The slice between: truth, and each system", sample_slices(answers))
 
 
-def sample_slices(asked: Sequence[Question], systems: Sequence[Named]) -> dict[str, dict[str, np.ndarray]]:
+def sample_slices(answers: Answers) -> dict[str, dict[str, np.ndarray]]:
     """{group: {heading: picture}}: the middle slice of the first stack of every group."""
-    rows = {}
-    for group, members in by_group(asked).items():
-        question = members[0]
+    pictures = {}
+    for group, (question, *_) in by_group(answers.asked).items():
         middle = len(question.truth) // 2
-        pictures = {"before": question.before[middle], "truth": question.truth[middle], "after": question.after[middle]}
-        for system in systems:
-            if not system.sees_truth:
-                pictures[system.name] = system.answer(question.before, question.after).images[middle]
-        rows[group] = pictures
-    return rows
+        row = {"before": question.before[middle], "truth": question.truth[middle], "after": question.after[middle]}
+        made = {name: kept[question] for name, kept in answers.rows.items() if question in kept}
+        row |= {name: kept.images()[middle] for name, kept in made.items() if name not in answers.ceilings}
+        pictures[group] = row
+    return pictures
+
+
+def make(
+    place: Place,
+    answers: Answers,
+    judges: Judges,
+    *,
+    systems: Sequence[Named],
+    notes: Sequence[str] = (),
+    time_steps: int | None = None,
+    uncertainty_every: int = 0,
+    samples: int = 8,
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        answers: what it is about.
+        judges: what the answers are measured with.
+        systems: who answered.
+        notes: remarks below the table.
+        time_steps: steps of which the generation time is also measured.
+        uncertainty_every: how well the deviation tells the error, on every Nth stack; 0 leaves it out.
+        samples: draws of the deviation.
+    """
+    tables = evaluate(answers, judges)
+    if time_steps is not None:
+        add_times(tables, answers.asked, systems, steps=time_steps)
+    remarks, trust = list(notes), None
+    if uncertainty_every:
+        some = answers.asked[::uncertainty_every]
+        trust = uncertainty(some, models_folder=place.models, samples=samples, device=place.device)
+        remarks.insert(0, trust_note(trust))
+    text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
+    record = {"tables": tables, "uncertainty": trust, "notes": list(notes), "not_measured": judges.perceptual.reasons}
+    write_table(place, "interpolation", text, record, systems=systems)
+    draw(place.out, tables, answers)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -314,21 +388,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    asked, offer = asked_of(options), offer_of(options)
+    offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
-    tables = evaluate(asked, systems, judges, slow_patients=options.slow_baselines)
-    if options.time_steps is not None:
-        add_times(tables, asked, systems, steps=options.time_steps)
-    remarks, trust = [*notes_of_slow(options.slow_baselines), *offer.notes], None
-    if options.uncertainty_every:
-        some = asked[:: options.uncertainty_every]
-        trust = uncertainty(some, models_folder=options.models, samples=options.samples, device=options.device)
-        remarks.insert(0, trust_note(trust))
-    text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
-    record = {"tables": tables, "uncertainty": trust, "notes": list(offer.notes)}
-    write_table(options, "interpolation", text, record | {"not_measured": judges.perceptual.reasons}, systems=systems)
-    draw(options.out, tables, asked, systems)
+    with TemporaryDirectory() as folder:
+        answers = ask(systems, asked_of(options), Path(folder), slow_patients=options.slow_baselines)
+        make(
+            place_of(options),
+            with_controls(answers, CONTROLS, Path(folder)),
+            judges,
+            systems=systems,
+            notes=[*notes_of_slow(options.slow_baselines), *offer.notes],
+            time_steps=options.time_steps,
+            uncertainty_every=options.uncertainty_every,
+            samples=options.samples,
+        )
     return 0
 
 
@@ -348,7 +422,6 @@ def notes_of(notes: Sequence[str], measures: Perceptual) -> list[str]:
     return paragraphs([*notes, *reasons])
 
 
-@lru_cache(maxsize=1)
 def segmenter_features(models_folder: Path | None) -> metrics.FeatureExtractor | None:
     """The frozen encoder of the bundled segmenter, or None where it is not installed."""
     try:

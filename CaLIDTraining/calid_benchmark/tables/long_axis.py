@@ -39,7 +39,7 @@ from calid_benchmark.systems import MOTION_ALONE, Named, chosen
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.meshes import SIDES, distances_to_meshes, mesh_labels
 from calid_benchmark.tables.questions import PIXEL_MM, SIZE, add_source_arguments, cut_around, offer_of
-from calid_benchmark.tables.record import markdown_table, paragraphs, write_table
+from calid_benchmark.tables.record import Place, markdown_table, paragraphs, place_of, write_table
 
 SHAPE_BASED = "shape-based (acquired slices' labels)"
 SHOWN = ("nearest", "linear", "registration", MOTION_ALONE, "CaLID+")
@@ -247,19 +247,54 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--phases", type=int, default=25, help="cardiac phases compared")
     parser.add_argument("--factor", type=int, default=8)
     add_source_arguments(parser, table="long-axis")
-    parser.set_defaults(systems=list(SHOWN))
+
+
+def make(
+    place: Place,
+    study: Path,
+    *,
+    systems: Sequence[Named],
+    meshes: Path | None = None,
+    phases: int = 25,
+    factor: int = 8,
+    notes: Sequence[str] = (),
+) -> None:
+    """Make the tables and pictures.
+
+    Args:
+        place: where they go.
+        study: DICOM folder with short-axis and long-axis cines.
+        systems: who upsamples.
+        meshes: folder with the study's fitted ventricles, or None.
+        phases: how many phases are compared.
+        factor: how many times as many slices are made.
+        notes: remarks below the tables.
+    """
+    heart = read_heart(study, phases=phases, factor=factor)
+    stacks = upsampled(heart, systems)
+    labels = labelled(heart, stacks, models=place.models, device=place.device)
+    seen = agreements(heart, stacks)
+    anatomy = {} if meshes is None else compare_anatomy(heart, labels, meshes)
+    text = markdown(heart, seen, anatomy, paragraphs(notes))
+    record = {"agreement": seen, "anatomy": anatomy, "frames": heart.frames, "notes": list(notes)}
+    write_table(place, "long-axis", text, record, systems=systems)
+    draw(place.out, heart, stacks, labels)
+
+
+def upsampling(systems: Sequence[Named], names: Sequence[str] | None) -> list[Named]:
+    """The named systems and those they are compared with; without names the papers' and the motion alone."""
+    return [one for one in chosen(systems, SHOWN if names is None else names) if not one.sees_truth]
 
 
 def run(options: Namespace) -> int:
     offer = offer_of(options)
-    systems = [one for one in chosen(offer.systems, options.systems) if not one.sees_truth]
-    heart = read_heart(options.study, phases=options.phases, factor=options.factor)
-    stacks = upsampled(heart, systems)
-    labels = labelled(heart, stacks, models=options.models, device=options.device)
-    seen = agreements(heart, stacks)
-    anatomy = {} if options.meshes is None else compare_anatomy(heart, labels, options.meshes)
-    text = markdown(heart, seen, anatomy, paragraphs(offer.notes))
-    record = {"agreement": seen, "anatomy": anatomy, "frames": heart.frames, "notes": list(offer.notes)}
-    write_table(options, "long-axis", text, record, systems=systems)
-    draw(options.out, heart, stacks, labels)
+    make(
+        place_of(options),
+        options.study,
+        systems=upsampling(offer.systems, options.systems),
+        meshes=options.meshes,
+        phases=options.phases,
+        factor=options.factor,
+        notes=offer.notes,
+    )
     return 0

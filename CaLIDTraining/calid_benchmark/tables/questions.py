@@ -200,10 +200,13 @@ def asked_of(options: Namespace) -> list[Question]:
     return first_of_each(questions(cases), options.quick)
 
 
+def source_of(options: Namespace) -> Source:
+    """Where the weights of the systems that the options name lie, and how they run."""
+    return Source(
+        options.models, options.weights, options.steps, options.samples, options.device, options.optimisation_steps
+    )
+
+
 def offer_of(options: Namespace) -> Offer:
     """The systems that the options name."""
-    return offered(
-        Source(
-            options.models, options.weights, options.steps, options.samples, options.device, options.optimisation_steps
-        )
-    )
+    return offered(source_of(options))

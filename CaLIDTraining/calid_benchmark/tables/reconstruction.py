@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,11 @@ from tqdm import tqdm
 
 from calid_benchmark import metrics
 from calid_benchmark.systems import Named
+from calid_benchmark.tables.answers import Answers, ask, of_themselves
 from calid_benchmark.tables.downstream import ORIGINAL, segmented
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import PIXEL_MM, Question, add_question_arguments, asked_of, by_group, offer_of
-from calid_benchmark.tables.record import cell, markdown_table, paragraphs, write_table
+from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, write_table
 
 RECONSTRUCTING = {
     "DeepRecon": "DeepRecon",
@@ -41,21 +44,24 @@ IMAGE_FIGURES = ("psnr", "ssim", "psnr_3d", "ssim_3d")
 WINDOW_3D = 7
 
 
-def evaluate(asked: Sequence[Question], systems: Sequence[Named], segmenter: Segmenter) -> dict[str, dict[str, Any]]:
-    """{group: {row: {"images": {figure: cell}, structure: {figure: cell}}}}."""
+def evaluate(answers: Answers, segmenter: Segmenter) -> dict[str, dict[str, Any]]:
+    """{group: {row: {"images": {figure: cell}, structure: {figure: cell}}}} of slices made of themselves."""
     tables: dict[str, dict[str, Any]] = {}
-    for group, members in by_group([question for question in asked if question.stack_labels is not None]).items():
-        found: dict[str, list[metrics.Figures]]
-        found = {ORIGINAL: [_labels_of(question, question.images, segmenter) for question in members]}
-        for system in tqdm(systems, desc=group, unit=" systems"):
-            made = [system.answer(question.images, question.images).images for question in members]
-            found[RECONSTRUCTING[system.name]] = [
-                {"images": compare_images(question.images, images)} | _labels_of(question, images, segmenter)
-                for question, images in zip(members, made, strict=True)
+    asked = [question for question in answers.asked if question.stack_labels is not None]
+    for group, members in by_group(asked).items():
+        found: dict[str, list[tuple[str, metrics.Figures]]]
+        found = {ORIGINAL: [(one.patient, _labels_of(one, one.images, segmenter)) for one in members]}
+        for system in tqdm(answers.rows, desc=group, unit=" systems"):
+            found[RECONSTRUCTING[system]] = [
+                (question.patient, _figures(question, kept.images(), segmenter))
+                for question, kept in answers.of(system, members)
             ]
-        patients = [question.patient for question in members]
-        tables[group] = {name: _row(zip(patients, stacks, strict=True)) for name, stacks in found.items()}
+        tables[group] = {name: _row(stacks) for name, stacks in found.items() if stacks}
     return tables
+
+
+def _figures(question: Question, images: np.ndarray, segmenter: Segmenter) -> metrics.Figures:
+    return {"images": compare_images(question.images, images)} | _labels_of(question, images, segmenter)
 
 
 def compare_images(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
@@ -130,25 +136,54 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_question_arguments(parser, table="reconstruction")
 
 
-def run(options: Namespace) -> int:
-    offer, asked = offer_of(options), asked_of(options)
-    systems = [system for system in offer.systems if system.name in RECONSTRUCTING]
-    tables = evaluate(asked, systems, warm_segmenter(choose_device(options.device), options.models))
-    text = markdown(tables, paragraphs(offer.notes))
-    write_table(options, "reconstruction", text, {"tables": tables, "notes": list(offer.notes)}, systems=systems)
+def make(
+    place: Place,
+    answers: Answers,
+    segmenter: Segmenter,
+    *,
+    systems: Sequence[Named],
+    notes: Sequence[str] = (),
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        answers: slices made of themselves.
+        segmenter: labels them.
+        systems: who answered.
+        notes: remarks below the table.
+    """
+    tables = evaluate(answers, segmenter)
+    text = markdown(tables, paragraphs(notes))
+    write_table(place, "reconstruction", text, {"tables": tables, "notes": list(notes)}, systems=systems)
     for group, rows in tables.items():
         means = {name: row[ALL_LABELS] for name, row in rows.items()}
-        path = options.out / f"{group.replace(' ', '-')}.png"
+        path = place.out / f"{group.replace(' ', '-')}.png"
         dots(path, f"{group}: reconstructed slices, all labels", error_bars(means, ("dice", "voe", "hd_px", "assd_px")))
-    sheet(options.out / "slices.png", "Slices encoded and made again", sample_slices(asked, systems))
+    sheet(place.out / "slices.png", "Slices encoded and made again", sample_slices(answers))
+
+
+def reconstructing(systems: Sequence[Named]) -> list[Named]:
+    """The systems that make a slice of itself."""
+    return [system for system in systems if system.name in RECONSTRUCTING]
+
+
+def run(options: Namespace) -> int:
+    offer = offer_of(options)
+    systems = reconstructing(offer.systems)
+    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    with TemporaryDirectory() as folder:
+        answers = ask(systems, asked_of(options), Path(folder), sides=of_themselves)
+        make(place_of(options), answers, segmenter, systems=systems, notes=offer.notes)
     return 0
 
 
-def sample_slices(asked: Sequence[Question], systems: Sequence[Named]) -> dict[str, dict[str, np.ndarray]]:
+def sample_slices(answers: Answers) -> dict[str, dict[str, np.ndarray]]:
     """{group: {heading: picture}}: the middle slice of the first stack of every group."""
     rows = {}
-    for group, members in by_group(asked).items():
-        images, middle = members[0].images, len(members[0].images) // 2
-        made = {RECONSTRUCTING[one.name]: one.answer(images, images).images[middle] for one in systems}
-        rows[group] = {"acquired": images[middle], **made}
+    for group, (question, *_) in by_group(answers.asked).items():
+        middle = len(question.images) // 2
+        made = {RECONSTRUCTING[name]: kept[question] for name, kept in answers.rows.items() if question in kept}
+        rows[group] = {"acquired": question.images[middle]}
+        rows[group] |= {name: kept.images()[middle] for name, kept in made.items()}
     return rows

@@ -10,6 +10,7 @@ import re
 import subprocess
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,16 +57,49 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def facts(models_folder: Path | None, options: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Place:
+    """Where a table goes, and what is said of how it was made.
+
+    Args:
+        out: folder for the table.
+        models: folder with the manifest of CaLID's models; None takes the bundled ones.
+        device: "auto", "cpu", "cuda" or "mps".
+        into: Markdown files that the table is also written into.
+        prepared: folder of the prepared sets behind the table, or None.
+        said: what the user said on the command line, by name.
+    """
+
+    out: Path
+    models: Path | None = None
+    device: str = "auto"
+    into: tuple[Path, ...] = ()
+    prepared: Path | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+def place_of(options: Namespace, table: str = "") -> Place:
+    """The place that a command line names.
+
+    Args:
+        options: of a table.
+        table: name of one of several tables: a folder below `out`, and only files that have a place for it.
+    """
+    said = {key: value for key, value in vars(options).items() if key != "run"}
+    into = tuple(file for file in options.into if not table or has_place(file, table))
+    return Place(options.out / table, options.models, options.device, into, said.get("prepared"), said)
+
+
+def facts(place: Place, settings: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
     """Everything that made a table."""
-    entry = find_model(DEFAULT_MODEL, models_folder)
+    entry = find_model(DEFAULT_MODEL, place.models)
     weights = {name: sha256 for system in systems for name, sha256 in system.weights}
-    prepared = options.get("prepared")
+    options = {**place.said, "out": place.out, **settings}
     return {
         "model": entry.name,
         "model_sha256": entry.sha256,
-        "weights": weights | _segmenter(models_folder),
-        "prepared_sha256": None if prepared is None else _sha256(Path(prepared) / INDEX_NAME),
+        "weights": weights | _segmenter(place.models),
+        "prepared_sha256": None if place.prepared is None else _sha256(place.prepared / INDEX_NAME),
         "revision": _revision(),
         "torch": torch.__version__,
         "machine": machine(),
@@ -112,16 +146,30 @@ def _revision() -> str:
 
 
 def write_table(
-    options: Namespace, name: str, text: str, record: Mapping[str, Any], *, systems: Iterable[Weighted] = ()
+    place: Place,
+    name: str,
+    text: str,
+    record: Mapping[str, Any],
+    *,
+    systems: Iterable[Weighted] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print a table, and write it as Markdown, as JSON with all that made it, and into the files that want it."""
-    shown = {key: value for key, value in vars(options).items() if key != "run"}
-    options.out.mkdir(parents=True, exist_ok=True)
-    made_by = {"made_by": facts(options.models, shown, systems)}
-    (options.out / f"{name}.json").write_text(json.dumps({**record, **made_by}, indent=1))
-    (options.out / f"{name}.md").write_text(text)
+    """Print a table, and write it as Markdown, as JSON with all that made it, and into the files that want it.
+
+    Args:
+        place: where to.
+        name: of the table.
+        text: the table.
+        record: its figures.
+        systems: who made its rows.
+        settings: what the table was made with, by name, beside and instead of what the user said.
+    """
+    place.out.mkdir(parents=True, exist_ok=True)
+    made_by = {"made_by": facts(place, settings or {}, systems)}
+    (place.out / f"{name}.json").write_text(json.dumps({**record, **made_by}, indent=1))
+    (place.out / f"{name}.md").write_text(text)
     print(text)
-    for file in options.into:
+    for file in place.into:
         write_into(file, name, text)
 
 

@@ -8,8 +8,9 @@ their voxels). Means are per stack first, then over stacks.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from calid_benchmark import metrics
 from calid_benchmark.metrics import DISTANCES
 from calid_benchmark.tables.drawings import dots, error_bars
 from calid_benchmark.tables.questions import add_place_arguments
-from calid_benchmark.tables.record import markdown_table, write_table
+from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 OVERLAPS = ("dice", "voe")
 
@@ -156,22 +157,59 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser, table="segmenter")
 
 
-def run(options: Namespace) -> int:
-    chosen = (case for case in read_cases(options.data, options.dataset) if case.split == options.split)
-    cases = [case for case in chosen if case.labels is not None and case.stack.num_frames == 1][: options.quick]
-    segmenter = load_segmenter(choose_device(options.device), models_folder=options.models)
-    comparisons = evaluate(segmenter, cases, clean=options.clean)
+def make(
+    place: Place,
+    data: Path,
+    *,
+    dataset: str = "acdc",
+    split: str = "test",
+    clean: bool = False,
+    stacks: int | None = None,
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        data: folder that holds one folder per set.
+        dataset: the set.
+        split: its patients.
+        clean: whether the cleaned volumes are judged instead of the raw slices.
+        stacks: how many, from the first on; None is all.
+    """
+    cases = (case for case in read_cases(data, dataset) if case.split == split)
+    cases = islice((case for case in cases if case.labels is not None and case.stack.num_frames == 1), stacks)
+    segmenter = load_segmenter(choose_device(place.device), models_folder=place.models)
+    seen: list[tuple[str, int]] = []
+    comparisons = evaluate(segmenter, _counted(cases, seen), clean=clean)
     rows = summarize(comparisons)
-    patients, slices = len({case.patient for case in cases}), sum(case.stack.num_slices for case in cases)
+    patients, slices = len({patient for patient, _ in seen}), sum(count for _, count in seen)
     record = {
         "patients": patients,
         "slices": slices,
         "rows": rows,
         "comparisons": [asdict(c) for c in comparisons if c.level == "stack"],
     }
-    head = f"{options.dataset} {options.split}: {patients} patients, {slices} slices"
-    write_table(options, "segmenter", f"{head}\n\n{markdown(rows)}", record)
-    draw(options.out / "segmenter.png", f"{head}: whole stacks", rows)
+    head = f"{dataset} {split}: {patients} patients, {slices} slices"
+    write_table(place, "segmenter", f"{head}\n\n{markdown(rows)}", record)
+    draw(place.out / "segmenter.png", f"{head}: whole stacks", rows)
+
+
+def _counted(cases: Iterable[Case], seen: list[tuple[str, int]]) -> Iterator[Case]:
+    """The cases; (patient, number of slices) of each is noted as it goes by."""
+    for case in cases:
+        seen.append((case.patient, case.stack.num_slices))
+        yield case
+
+
+def run(options: Namespace) -> int:
+    make(
+        place_of(options),
+        options.data,
+        dataset=options.dataset,
+        split=options.split,
+        clean=options.clean,
+        stacks=options.quick,
+    )
     return 0
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from calid_benchmark.tables.contestants import NONE, OURS, PAPER, Contestant, Runner, contestants
 from calid_benchmark.tables.drawings import dots
 from calid_benchmark.tables.questions import SIZE, add_place_arguments
-from calid_benchmark.tables.record import machine, markdown_table, write_table
+from calid_benchmark.tables.record import Place, machine, markdown_table, place_of, write_table
 
 PROBES = {OURS: ((4, 2, 1), (4, 2, 3), (4, 4, 1)), PAPER: ((3, 2, 1), (3, 2, 2), (3, 4, 1))}
 """(acquired slices, factor, steps) of the small runs of each block; together they tell the three costs apart. Smaller
@@ -243,9 +243,9 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
                 row[f"ratio_{kind}"] = row[kind] / reference[name]
 
 
-def task_of(options: Namespace) -> str:
+def task_of(acquired: int, factor: int) -> str:
     """The task in words."""
-    return f"{options.acquired} slices to {(options.acquired - 1) * options.factor + 1}"
+    return f"{acquired} slices to {(acquired - 1) * factor + 1}"
 
 
 class OtherLoad:
@@ -362,21 +362,53 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser, table="speed")
 
 
-def run(options: Namespace) -> int:
-    lines = contestants(models=options.models, device=options.device, paper=not options.no_paper)
-    lines = [line for line in lines if options.systems is None or line.name in {REFERENCE, *options.systems}]
+def make(
+    place: Place,
+    *,
+    names: Sequence[str] | None = None,
+    acquired: int = 11,
+    factor: int = 8,
+    rounds: int = 5,
+    affordable: float = 300,
+    paper: bool = True,
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        names: the systems that are timed, CaLID always among them; None is all.
+        acquired: slices of the heart.
+        factor: how many times as many are made of them.
+        rounds: how often everyone is timed.
+        affordable: CPU seconds beyond which a whole heart is computed from small runs.
+        paper: whether the papers' sizes are timed too.
+    """
+    lines = contestants(models=place.models, device=place.device, paper=paper)
+    lines = [line for line in lines if names is None or line.name in {REFERENCE, *names}]
     others = OtherLoad()
-    race = Race(lines, affordable=options.affordable, acquired=options.acquired, factor=options.factor)
-    rows = race.results(rounds=options.rounds)
+    rows = Race(lines, affordable=affordable, acquired=acquired, factor=factor).results(rounds=rounds)
     load = others.mean()
     add_ratios(rows)
-    text = markdown(task_of(options), rows, machine(), load)
-    write_table(options, "speed", text, {"rows": rows, "load_of_others": load})
+    task = task_of(acquired, factor)
+    text = markdown(task, rows, machine(), load)
+    write_table(place, "speed", text, {"rows": rows, "load_of_others": load})
     for block in dict.fromkeys(row["block"] for row in rows):
         found = {row["system"]: row for row in rows if row["block"] == block}
         panels = {
             "seconds": {name: row["wall"] for name, row in found.items()},
             "wall time / CaLID's": {name: row["ratio_wall"] for name, row in found.items()},
         }
-        dots(options.out / f"{block.replace(' ', '-')}.png", f"{task_of(options)}, {block}", panels)
+        dots(place.out / f"{block.replace(' ', '-')}.png", f"{task}, {block}", panels)
+
+
+def run(options: Namespace) -> int:
+    make(
+        place_of(options),
+        names=options.systems,
+        acquired=options.acquired,
+        factor=options.factor,
+        rounds=options.rounds,
+        affordable=options.affordable,
+        paper=not options.no_paper,
+    )
     return 0

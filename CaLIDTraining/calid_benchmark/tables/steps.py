@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
 
 from calid_benchmark import perceptual
 from calid_benchmark.systems import Named
+from calid_benchmark.tables.answers import ask
 from calid_benchmark.tables.drawings import curves
 from calid_benchmark.tables.interpolation import Judges, evaluate, notes_of, segmenter_features
 from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, offer_of
-from calid_benchmark.tables.record import markdown_table, write_table
+from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
 PANELS = {"psnr": "PSNR dB", "ssim": "SSIM", "feature_distance": "feature distance", "frechet": "Frechet"}
@@ -28,7 +31,10 @@ def evaluate_steps(
     tables: dict[str, dict[str, dict[int, Any]]] = {}
     for count in tqdm(steps, desc="steps"):
         stepped = [system.at_steps(count) for system in systems if system.at_steps is not None]
-        for group, rows in evaluate(asked, [linear, *stepped], judges).items():
+        with TemporaryDirectory() as folder:
+            answers = ask([linear, *stepped], asked, Path(folder))
+            found = evaluate(answers, judges)
+        for group, rows in found.items():
             for system in stepped:
                 tables.setdefault(group, {}).setdefault(system.name, {})[count] = rows[system.name]
     return tables
@@ -74,16 +80,41 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults(quick=2)
 
 
-def run(options: Namespace) -> int:
-    asked, offer = asked_of(options), offer_of(options)
-    systems = [
-        system for system in offer.systems if options.systems is None or system.name in {"linear", *options.systems}
-    ]
-    judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
-    tables = evaluate_steps(asked, systems, judges, steps=options.counts)
-    text = markdown(tables, notes_of(offer.notes, judges.perceptual))
-    record = {"tables": tables, "notes": list(offer.notes), "not_measured": judges.perceptual.reasons}
-    write_table(options, "steps", text, record, systems=systems)
+def make(
+    place: Place,
+    asked: Sequence[Question],
+    judges: Judges,
+    *,
+    systems: Sequence[Named],
+    counts: Sequence[int] = STEPS,
+    notes: Sequence[str] = (),
+) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        asked: the questions.
+        judges: what the answers are measured with.
+        systems: linear interpolation, and who is asked at every number of steps.
+        counts: the numbers of steps.
+        notes: remarks below the table.
+    """
+    tables = evaluate_steps(asked, systems, judges, steps=counts)
+    text = markdown(tables, notes_of(notes, judges.perceptual))
+    record = {"tables": tables, "notes": list(notes), "not_measured": judges.perceptual.reasons}
+    write_table(place, "steps", text, record, systems=systems)
     for group, found in tables.items():
-        curves(options.out / f"{group.replace(' ', '-')}.png", f"{group}: number of diffusion steps", panels_of(found))
+        curves(place.out / f"{group.replace(' ', '-')}.png", f"{group}: number of diffusion steps", panels_of(found))
+
+
+def stepped(systems: Sequence[Named], names: Sequence[str] | None) -> list[Named]:
+    """The named systems and linear interpolation; without names all of them."""
+    return [system for system in systems if names is None or system.name in {"linear", *names}]
+
+
+def run(options: Namespace) -> int:
+    offer = offer_of(options)
+    judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
+    systems = stepped(offer.systems, options.systems)
+    make(place_of(options), asked_of(options), judges, systems=systems, counts=options.counts, notes=offer.notes)
     return 0
