@@ -345,16 +345,17 @@ def _need_plain_voxels(stack: Stack, path: Path) -> None:
 
 
 def _need_short_header(stack: Stack, path: Path) -> None:
-    entries = _entries(stack)
-    if suffix_of(path) == ".mha":
-        longest, limit = max(map(len, entries.values())), metaimage.LONGEST_VALUE
-    elif suffix_of(path) in (".nii", ".nii.gz"):
-        longest, limit = len(nifti.extension(entries)), nifti.LARGEST_OFFSET // 2
-    else:
-        longest, limit = max(map(len, nrrd.header_lines(stack, entries))), LONGEST_LINE - 2
+    """Return if our readers, and ITK's in Slicer, take entries as long as these."""
+    entries, suffix = _entries(stack), suffix_of(path)
+    key, longest = max(((key, len(value)) for key, value in entries.items()), key=lambda entry: entry[1])
+    limit, instead = metaimage.LONGEST_VALUE, ".nrrd or .nii.gz"
+    if suffix in (".nii", ".nii.gz"):
+        longest, limit, instead = len(nifti.extension(entries)), nifti.LARGEST_OFFSET // 2, "a shorter provenance"
+    elif suffix != ".mha":
+        longest, limit, instead = max(map(len, nrrd.header_lines(stack, entries))), LONGEST_LINE - 2, ".nii.gz"
     if longest > limit:
-        message = f"The header of {path.name} would need {longest} characters for an entry, readers take {limit}."
-        raise OutputError("header-too-long", message, "Shorten the provenance, or write .nii.gz.")
+        message = f"{key} has {longest} characters, {path.name} can hold {limit} that readers take."
+        raise OutputError("header-too-long", message, f"Write {instead} instead.")
 
 
 def _need_nifti(stack: Stack) -> None:
