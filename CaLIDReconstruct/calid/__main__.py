@@ -1,4 +1,4 @@
-"""The command line: `calid upsample`, `segment`, `report`, `demo`, `info` and `serve`."""
+"""The command line: `calid upsample`, `align`, `segment`, `report`, `demo`, `info` and `serve`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def _fail(message: str, code: int) -> int:
 
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
 MODULES = {
+    "align": ("calid.heart.alignment_command", "tell how far slices of different breath-holds are off, and move them"),
     "segment": ("calid.heart.segmentation", "label LV cavity, LV myocardium and RV cavity"),
     "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
     "demo": ("calid.report.demo", "upsample the bundled heart and show it"),
