@@ -205,6 +205,40 @@ def shear_degrees(affine: np.ndarray) -> float:
     return max(abs(90.0 - angle_degrees(a, b)) for a, b in ((x, y), (x, z), (y, z)))
 
 
+def straightened(affine: np.ndarray, num_slices: int) -> np.ndarray:
+    """The (4, 4) affine with its axes at right angles, where they miss them by rounding.
+
+    A program that computes the slice axis from the corners of two slices tilts it by thousandths of a degree. The first
+    slice keeps its place, and the others go along its normal, as DICOM's slices do in `affine_of`; of row and column,
+    the nearest perpendicular pair is taken.
+
+    Args:
+        affine: (column, row, slice, 1) -> LPS mm.
+        num_slices: of the stack.
+
+    Returns:
+        `affine` itself where it misses a right angle by more than `PARALLEL_TOLERANCE_DEGREES`, or where the last slice
+        would move aside by more than `LATERAL_TOLERANCE_PIXELS`.
+
+    Example:
+        >>> tilted = np.array([[1.5, 0, 0.01, 0], [0, 1.5, 0, 0], [0, 0, 10, 0], [0, 0, 0, 1]])
+        >>> straightened(tilted, 5)[:3, 2].round(6).tolist()
+        [0.0, 0.0, 10.0]
+    """
+    if shear_degrees(affine) > PARALLEL_TOLERANCE_DEGREES:
+        return affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    row, column, _ = (affine[:3, :3] / spacing).T
+    both, across = (pair / np.linalg.norm(pair) for pair in (row + column, row - column))
+    axes = np.stack([both + across, both - across], axis=1) / np.sqrt(2)
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    straight = np.array(affine, dtype=np.float64)
+    straight[:3, :2] = axes * spacing[:2]
+    straight[:3, 2] = normal * (normal @ affine[:3, 2])
+    aside = (num_slices - 1) * np.linalg.norm(affine[:3, 2] - straight[:3, 2])
+    return affine if aside > LATERAL_TOLERANCE_PIXELS * spacing[:2].min() else straight
+
+
 def cropped_affine(affine: np.ndarray, first_index: Sequence[int]) -> np.ndarray:
     """The (4, 4) affine of the part of a volume that starts at (column, row, slice) `first_index`."""
     cropped = np.array(affine, dtype=np.float64)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from calid_training.crops import BatchMaker, CropStream, image_batch, triplet_batch, triplets
 from calid_training.datasets import LICENCE_CLEAN
-from calid_training.prepare import load_cases
+from calid_training.prepare import load_cases, provenance_of, read_index
 
 VALIDATION_SEED = 7
 
@@ -73,6 +73,10 @@ class CropData(L.LightningDataModule):
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (for those whose splits differ)
         """What turns drawn sources into a batch."""
         return image_batch
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """{set: how many cases and patients of it train, and the SHA-256 over these cases' files}."""
+        return provenance_of(read_index(self.prepared), self.datasets)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
         self.train_stream = self._stream(

@@ -14,13 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 from calid.heart.medformer import MedFormerConfig
 from calid.method.motion import MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
@@ -36,9 +35,13 @@ from calid.method.weights import (
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
 from safetensors.torch import save_file
 
+from calid_training.licenses import license_of_weights
+from calid_training.runs import checkpoint_of, data_of, read_checkpoint, run_config, run_starts, without_places
 from calid_training.stages import Stage, all_stages
 
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
+TRAINING_KEY = "training"
+"""Of the metadata of a file of weights: where they come from, as JSON."""
 WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
 STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of the model that ships
 
@@ -86,7 +89,7 @@ def _parser() -> ArgumentParser:
     )
     cine.add_argument("--card", default="", help="model card in the folder with the manifest")
     cine.set_defaults(run_command=_export_cine)
-    segmenter = commands.add_parser("segmenter", parents=[run, model], help="the segmenter that ships")
+    segmenter = commands.add_parser("segmenter", parents=[run, model, released], help="the segmenter that ships")
     segmenter.set_defaults(run_command=_export_segmenter)
     baseline = commands.add_parser(
         "baseline", parents=[run, model, released], help="a system CaLID is measured against"
@@ -105,28 +108,12 @@ def _shared_arguments() -> tuple[ArgumentParser, ...]:
     model = ArgumentParser(add_help=False)
     model.add_argument("--models", type=Path, required=True, help="folder with the manifest")
     released = ArgumentParser(add_help=False)
-    released.add_argument("--license", default="CC-BY-4.0", help="SPDX identifier")
-    released.add_argument("--trained-on", default="", help="the data, in words")
+    released.add_argument(
+        "--license",
+        help="SPDX identifier; by default the one that follows from the data, and nothing freer is accepted",
+    )
+    released.add_argument("--trained-on", default="", help="the data, in words; by default as the run recorded them")
     return run, part, model, released
-
-
-def checkpoint_of(run: Path, which: Literal["last", "best"] = "last") -> dict[str, torch.Tensor]:
-    """The (averaged) weights of a checkpoint of a run."""
-    return read_checkpoint(run, which)["state_dict"]
-
-
-def read_checkpoint(run: Path, which: Literal["last", "best"] = "last") -> dict[str, Any]:
-    """The last checkpoint of a run, or the best where it monitors a figure.
-
-    Nothing but tensors and plain values is unpickled.
-    """
-    return torch.load(run / "checkpoints" / f"{which}.ckpt", map_location="cpu", weights_only=True)
-
-
-def run_config(run: Path) -> dict[str, Any]:
-    """The newest resolved configuration that Lightning's command line left in a run folder."""
-    configs = sorted(run.glob("lightning_logs/*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    return yaml.safe_load(configs[-1].read_text())
 
 
 def _export_autoencoder(options: Namespace) -> None:
@@ -140,7 +127,8 @@ def _export_autoencoder(options: Namespace) -> None:
         mean, std = before.mean.flatten(), before.std.flatten()
     else:
         mean, std = latent_moments(autoencoder.eval(), options.prepared, trained_on=settings["data"])
-    write_tensors(options.out, LatentSpace(autoencoder, mean=mean, std=std).state_dict(), asdict(config))
+    tensors = LatentSpace(autoencoder, mean=mean, std=std).state_dict()
+    write_tensors(options.out, tensors, asdict(config), origin_of(options.run, [refined]))
     print(f"{options.out}: latent mean {mean.tolist()}, std {std.tolist()}")
 
 
@@ -172,12 +160,20 @@ def latent_moments(
 
 def _export_motion(options: Namespace) -> None:
     config = {"motion": asdict(config_from(MotionConfig, run_config(options.run)["model"]["network"]))}
-    write_tensors(options.out, _named("motion", below(checkpoint_of(options.run), "network.")), config)
+    write_tensors(
+        options.out, _named("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
+    )
     print(options.out)
 
 
 def _export_model(options: Namespace) -> None:
     tensors, config = _trained(options.run) if options.model is None else _finished(options.model)
+    others = [options.autoencoder, options.motion]
+    if options.model is None:
+        model = run_config(options.run)["model"]
+        origin = origin_of(options.run, [model["autoencoder"], model.get("motion"), model.get("start"), *others])
+    else:
+        origin = merged([origin_in(options.model), *(origin_in(other) for other in others if other is not None)])
     if options.autoencoder is not None:
         trained_on = below(tensors, "latent_space.")
         tensors |= _named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
@@ -188,7 +184,7 @@ def _export_model(options: Namespace) -> None:
     if strength is not None:
         config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
     name = options.name or (CINE_MODEL if "noise_share" in config else DEFAULT_MODEL)
-    write_model(options.models, name, tensors, config, license=options.license, trained_on=options.trained_on)
+    write_model(options.models, name, tensors, config, origin, **_released(options, origin))
 
 
 def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -245,13 +241,15 @@ def _export_cine(options: Namespace) -> None:
         raise ValueError(
             f"the 2D model that {options.run} extends is not in {options.models}: train on that one, or add it"
         )
+    foundation = {"name": base.name, "sha256": base.sha256, "license": base.license}
+    origin = merged([origin_of(options.run), {"foundations": [foundation]}])
     write_model(
         options.models,
         options.name,
         _named("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
         {"denoiser": {"temporal": True}, "noise_share": options.noise_share},
-        license=options.license,
-        trained_on=options.trained_on,
+        origin,
+        **_released(options, origin),
         card=options.card,
         base=base.name,
         base_sha256=base.sha256,
@@ -259,11 +257,13 @@ def _export_cine(options: Namespace) -> None:
 
 
 def _export_segmenter(options: Namespace) -> None:
-    from calid_training.segmenter import SEGMENTER_FACTS, segmenter_config
+    from calid_training.segmenter import segmenter_config
 
     network = config_from(MedFormerConfig, run_config(options.run)["model"]["network"])
     state = below(checkpoint_of(options.run, "best"), "average.module.")
-    write_model(options.models, "segmenter", state, segmenter_config(network), **SEGMENTER_FACTS)
+    origin = origin_of(options.run)
+    facts = _released(options, origin) | {"card": "segmenter.md"}
+    write_model(options.models, "segmenter", state, segmenter_config(network), origin, **facts)
 
 
 def _systems() -> dict[str, tuple[str, Stage]]:
@@ -273,9 +273,63 @@ def _systems() -> dict[str, tuple[str, Stage]]:
 
 def _export_baseline(options: Namespace) -> None:
     command, stage = _systems()[options.name]
-    config = stage.manifest_config(run_config(options.run)["model"])
-    facts = {"license": options.license, "trained_on": options.trained_on, "card": "README.md"}
-    write_model(options.models, command, below(checkpoint_of(options.run), "network."), config, **facts)
+    model = run_config(options.run)["model"]
+    origin = merged([origin_of(options.run), *_origins_of_runs([model.get("start")])])
+    facts = _released(options, origin) | {"card": "README.md"}
+    tensors = below(checkpoint_of(options.run), "network.")
+    write_model(options.models, command, tensors, stage.manifest_config(model), origin, **facts)
+
+
+def _origins_of_runs(runs: Iterable[str | None]) -> list[dict[str, Any]]:
+    """Where the weights of other runs come from that a run started from, as far as these are there."""
+    return [origin_of(Path(run)) for run in runs if run is not None and Path(run).is_dir()]
+
+
+def origin_of(run: Path, parts: Iterable[str | Path | None] = ()) -> dict[str, Any]:
+    """Where the weights of a run come from.
+
+    Args:
+        run: its folder.
+        parts: files of weights that went into it.
+
+    Returns:
+        "data" {set: facts}, "foundations" [{name, sha256, license}], "revision" and "config", the run's own.
+    """
+    starts = run_starts(run)
+    if starts:
+        newest = starts[-1]
+        own = {"data": data_of(starts), "foundations": newest["foundations"], "revision": newest["revision"]}
+    else:  # a run from before there were records: its configuration names the sets
+        own = {"data": {name: {} for name in run_config(run)["data"].get("datasets", [])}}
+    own["config"] = without_places(run_config(run))
+    return merged([own, *(origin_in(Path(part)) for part in parts if part is not None)])
+
+
+def origin_in(file: Path) -> dict[str, Any]:
+    """Where the weights of a file come from, as its metadata tell; empty for files from before there were records."""
+    return json.loads(read_tensors(file)[1].get(TRAINING_KEY, "{}"))
+
+
+def merged(origins: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The first origin with the data and foundations of all."""
+    first, *others = origins
+    found = {**first, "data": dict(first.get("data", {})), "foundations": list(first.get("foundations", []))}
+    for other in others:
+        found["data"] = {**other.get("data", {}), **found["data"]}
+        found["foundations"] += [one for one in other.get("foundations", []) if one not in found["foundations"]]
+    return found
+
+
+def _released(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a model's origin: license, data with their hashes, revision."""
+    data, foundations = origin["data"], origin["foundations"]
+    known = data or foundations or options.license
+    license_ = license_of_weights(data, (one["license"] for one in foundations), asked=options.license) if known else ""
+    counts = {name: facts.get("patients") for name, facts in sorted(data.items())}
+    words = ", ".join(name if count is None else f"{name} ({count} patients)" for name, count in counts.items())
+    hashes = {name: facts["sha256"] for name, facts in data.items() if "sha256" in facts}
+    facts = {"license": license_, "trained_on": options.trained_on or words, "data_sha256": hashes}
+    return facts | {"revision": origin.get("revision", "")}
 
 
 def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -292,11 +346,21 @@ def write_model(
     name: str,
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> Path:
-    """Write `<name>.safetensors` in half precision and set its entry in the folder's manifest."""
+    """Write `<name>.safetensors` in half precision and set its entry in the folder's manifest.
+
+    Args:
+        folder: with the manifest, or where it will be.
+        name: of the model.
+        tensors: by name.
+        config: of the networks.
+        origin: where the weights come from, see `origin_of`; kept in the file.
+        **facts: further values of the manifest's entry.
+    """
     path = folder / f"{name}.safetensors"
-    write_tensors(path, {key: value.half().contiguous() for key, value in tensors.items()}, config)
+    write_tensors(path, {key: value.half().contiguous() for key, value in tensors.items()}, config, origin)
     content = path.read_bytes()
     entry = {
         "name": name,
@@ -311,10 +375,16 @@ def write_model(
     return path
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Write tensors with the configuration of their networks; the file appears when it is whole."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tensors with the configuration of their networks and their origin; the file appears when it is whole."""
     partial = path.with_suffix(".part")
-    save_file(dict(tensors), partial, metadata={"config": json.dumps(config)})
+    metadata = {"config": json.dumps(config)} | ({} if origin is None else {TRAINING_KEY: json.dumps(origin)})
+    save_file(dict(tensors), partial, metadata=metadata)
     partial.chmod(0o644)  # safetensors writes for its owner alone
     partial.replace(path)
 
@@ -325,6 +395,8 @@ def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
     old: Mapping[str, Any] = next((model for model in models if model["name"] == entry["name"]), {})
     said = {key: value for key, value in entry.items() if value != ""}
     kept = {key: old[key] for key in WRITTEN if key in old and key not in said}
+    if "license" not in said | kept:
+        raise ValueError(f"nothing tells what {entry['name']} was trained on: say its license with --license")
     models = [model for model in models if model["name"] != entry["name"]] + [{**said, **kept}]
     partial = manifest.with_suffix(".part")
     partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")

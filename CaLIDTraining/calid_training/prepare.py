@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from calid.run.preparation import intensity_window
@@ -129,6 +130,29 @@ def read_index(folder: Path) -> list[Entry]:
 def _entry(record: dict) -> Entry:
     lists = {key: tuple(record[key]) for key in ("spacing_mm", "shape", "annotated")}
     return Entry(**{**record, **lists})
+
+
+def provenance_of(
+    entries: Iterable[Entry], datasets: Iterable[str], *, split: str = "train"
+) -> dict[str, dict[str, Any]]:
+    """{set: cases, patients and SHA-256} of the cases of a split; the hash is that of the sorted hashes of their files.
+
+    Args:
+        entries: the index.
+        datasets: the sets; those without a case in the split are left out.
+        split: of the cases.
+    """
+    found = {}
+    for dataset in datasets:
+        members = [entry for entry in entries if (entry.dataset, entry.split) == (dataset, split)]
+        if members:
+            hashes = "\n".join(sorted(entry.sha256 for entry in members))
+            found[dataset] = {
+                "cases": len(members),
+                "patients": len({entry.patient for entry in members}),
+                "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+            }
+    return found
 
 
 def load_cases(folder: Path, *, datasets: Sequence[str], split: str) -> Iterator[PreparedCase]:

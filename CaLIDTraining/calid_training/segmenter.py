@@ -7,6 +7,7 @@ al. 2021) and asks only for what is known.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,16 +39,6 @@ MIRRORED = True
 STRUCTURE_NAMES = {1: "lv", 2: "myocardium", 3: "rv"}
 CLASS_WEIGHTS = (0.5, 1.0, 1.0, 1.0)
 """Cross-entropy weights of background, LV cavity, myocardium and RV cavity, as in the authors' training."""
-
-SEGMENTER_FACTS = {
-    "license": "CC-BY-NC-SA-4.0",
-    "trained_on": (
-        "ACDC 001-054 (CC BY-NC-SA 4.0: non-commercial, share alike), Children's Hospital Los Angeles congenital "
-        "hearts, Sunnybrook and AutoFD"
-    ),
-    "card": "segmenter.md",
-}
-"""What the manifest says of the weights. ACDC's license carries over to them."""
 
 
 def marginal_log_probabilities(logits: Tensor, annotated: Tensor) -> Tensor:
@@ -160,6 +151,16 @@ class SegmenterData(L.LightningDataModule):
         train, self.validation = self.sets.split(cases)
         self.slices = [item for case in train for item in labelled_slices(case)]
 
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """{set: how many labeled slices of it train, and the SHA-256 over them}."""
+        found = {}
+        for name in self.sets.weights:
+            digests = [_digest(item) for item in self.slices if item.dataset == name]
+            if digests:
+                sha256 = hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+                found[name] = {"slices": len(digests), "sha256": sha256}
+        return found
+
     def train_dataloader(self) -> DataLoader:
         """Needs `reload_dataloaders_every_n_epochs: 1`, so that every epoch has its own crops."""
         epoch = self.trainer.current_epoch if self.trainer else 0
@@ -176,6 +177,10 @@ class SegmenterData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.validation, batch_size=None, collate_fn=lambda case: case)
+
+
+def _digest(item: LabelledSlice) -> str:
+    return hashlib.sha256(item.image.tobytes() + item.labels.tobytes()).hexdigest()
 
 
 class SegmenterModule(L.LightningModule):

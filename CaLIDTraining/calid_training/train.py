@@ -18,8 +18,6 @@ from calid_training.stages import CONFIGS, Stage, all_stages
 if TYPE_CHECKING:
     from lightning import Trainer
 
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `calid-train`."""
@@ -84,28 +82,42 @@ def run_stage(command: str, stage: Stage, arguments: list[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from calid_training.data import Reseeding
+    from calid_training.precision import suited
+    from calid_training.runs import CHECKPOINTS, RunRecord, WholeFiles, newest_checkpoint
 
     class StageCLI(LightningCLI):
-        """Checkpoints lie in the run folder under a fixed name, which is what makes the same command resume."""
+        """Checkpoints lie in the run folder under fixed names, and numbers are as precise as the hardware can."""
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.set_defaults({"checkpoint.save_last": True})
-            parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", lambda root: f"{root}/checkpoints")
+            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
+            parser.link_arguments(
+                "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / CHECKPOINTS)
+            )
+
+        def before_instantiate_classes(self) -> None:
+            trainer = self.config["trainer"]
+            trainer["precision"], reason = suited(trainer["precision"], trainer["accelerator"])
+            print(f"{command}: precision {trainer['precision']}{reason}", flush=True)
 
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # it is our own argv
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # that is resuming
     cli = StageCLI(
         *stage.classes(),
         run=False,
         args=["--config", str(CONFIGS / "base.yaml"), "--config", str(stage.configs / f"{command}.yaml"), *arguments],
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=RunRecord,
+        save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=1,
         trainer_defaults={"callbacks": [Reseeding()]},
     )
+    cli.trainer.strategy.checkpoint_io = WholeFiles()
     if not cli.model.automatic_optimization:
         _allow_partial_losses(cli.trainer)
-    last = Path(cli.trainer.default_root_dir) / LAST_CHECKPOINT
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
+    run = Path(cli.trainer.default_root_dir)
+    newest = newest_checkpoint(run)
+    print(f"{command}: {'starts in ' + str(run) if newest is None else 'goes on from ' + str(newest)}", flush=True)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=None if newest is None else str(newest))
     return 0
 
 

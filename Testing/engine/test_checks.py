@@ -106,9 +106,9 @@ def test_voxels_that_cannot_be_looked_at_are_the_only_finding(voxels, code):
 
 
 @pytest.mark.parametrize("lowest", [-1.0, 0.5])
-def test_an_image_of_few_values_that_are_no_labels_is_an_image(lowest):
+def test_a_stack_of_two_values_is_a_label_map_whatever_they_are(lowest):
     voxels = np.where(good().voxels % 2, lowest, 9.0)
-    assert findings(good().with_voxels(voxels)) == []
+    assert codes(good().with_voxels(voxels)) == [("error", "label-map")]
 
 
 # --- Loose images -----------------------------------------------------------------------------------------------------

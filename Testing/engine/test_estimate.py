@@ -11,8 +11,9 @@ import pytest
 import torch
 from calid.errors import Cancelled
 from calid.images.files import write_stack
+from calid.images.memory import available_on_linux, available_on_macos, free_system_bytes
 from calid.method.bisection import plan_bisection
-from calid.run.device import Device, available_on_linux, available_on_macos, free_system_bytes
+from calid.run.device import Device
 from calid.run.job import Job, estimate, expected_memory
 from calid.run.settings import Settings
 from calid.stack import Stack

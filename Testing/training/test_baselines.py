@@ -369,10 +369,11 @@ def losses(run: Path) -> list[float]:
     return scalars(run, "train/loss")
 
 
-def exported(run: Path, name: str) -> rivals.Baseline:
+def exported(run: Path, name: str, *, license_: str = "CC0-1.0") -> rivals.Baseline:
     models = run / "models"
-    models.mkdir()
+    models.mkdir(exist_ok=True)
     options = ["--run", str(run), "--models", str(models), "--name", name, "--trained-on", "phantoms"]
+    options += ["--license", license_]
     assert main(["export", "baseline", *options]) == 0
     assert json.loads((models / "models.json").read_text())["models"][0]["trained_on"] == "phantoms"
     return rivals.load(name, models, steps=2, device="cpu")
@@ -394,7 +395,9 @@ def test_dmcvr_starts_from_diffae_learns_and_ships(diffae_run, hearts, tmp_path)
     options = [*SMALL_DIFFAE, "--model.start", str(diffae_run)]
     run = trained("dmcvr", hearts, tmp_path / "dmcvr", options)
     assert np.mean(losses(run)[:5]) < 0.6 * np.mean(losses(diffae_run)[:5])  # it begins with what DiffAE knows
-    system = exported(run, "DMCVR")
+    with pytest.raises(ValueError, match=r"carry CC-BY-NC-SA-4.0, which does not allow CC0-1.0"):
+        exported(run, "DMCVR")  # the bundled segmenter's license, which was trained on ACDC
+    system = exported(run, "DMCVR", license_="CC-BY-NC-SA-4.0")
     assert system.morphology is not None
     codes = system.encode(random_slices(1))
     assert codes.l_mor.shape == (1, 160, 2, 2)

@@ -253,12 +253,8 @@ def test_temporal_layers_learn_on_a_2d_model_that_stays_and_ship_with_its_name(c
     train("cine-denoiser", cines, run, options, epochs=2)  # the same command with a later end
     whole = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (half["global_step"], whole["global_step"]) == (10, 20)
-    assert (
-        main(
-            ["export", "cine", "--run", str(run), "--models", str(models), "--noise-share", "0.8", "--strength", "0.5"]
-        )
-        == 0
-    )
+    export = ["export", "cine", "--run", str(run), "--models", str(models), "--license", "CC0-1.0"]
+    assert main([*export, "--noise-share", "0.8", "--strength", "0.5"]) == 0
 
     entry = find_model("calid-2dt", models)
     assert (entry.base, entry.base_sha256) == ("calid-2d", find_model("calid-2d", models).sha256)
@@ -335,7 +331,10 @@ def papers_2dt_model(real_cines, tmp_path_factory) -> Path:
     assert main(["export", "autoencoder", "--run", str(coding), "--prepared", str(real_cines), "--out", space]) == 0
     options = ["--model.autoencoder", space, *averaging(folder, 0.5), *tiny, *SMALL_DENOISER]
     train("cine-denoiser", real_cines, run, options, epochs=1, config=CONFIGS / "cine-paper.yaml")
-    assert main(["export", "model", "--run", str(run), "--models", str(models)]) == 0
+    export = ["export", "model", "--run", str(run), "--models", str(models)]
+    with pytest.raises(ValueError, match="the terms of ukbb do not say"):
+        main(export)
+    assert main([*export, "--license", "LicenseRef-UK-Biobank-MTA"]) == 0
     return models
 
 

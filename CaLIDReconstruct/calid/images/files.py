@@ -20,9 +20,9 @@ import numpy as np
 from calid import geometry
 from calid.errors import InputError, OutputError
 from calid.images import dicom, metaimage, nifti, nrrd, whole_file
-from calid.images.checks import TIMES_KEY
+from calid.images.checks import FRAME_LIMITS_MS, TIMES_KEY
 from calid.images.study import LaxImage, Study, read_file, read_lax, read_sax, read_study
-from calid.images.vetting import Header, fault, gzipped
+from calid.images.vetting import LONGEST_LINE, Header, fault, gzipped
 from calid.labels import LABELS
 from calid.stack import Stack
 
@@ -47,7 +47,17 @@ SUFFIXES = (".seq.nrrd", ".seg.nrrd", ".nrrd", ".nii.gz", ".nii", ".mha")
 COMPRESSION_LEVEL = 4
 """A real cine shrinks to 42 % at level 4, and no further at level 9, which takes ten times as long."""
 
-MAX_NIFTI_SHEAR_DEGREES = 0.01
+SHORTEST_FRAME_MS, LONGEST_FRAME_MS = 1.0, 2000.0
+"""Frames of one heart beat are neither nearer to each other nor farther apart; else the unit in the header is wrong."""
+
+MOST_LEVELS = 32
+"""Objects in objects in a provenance."""
+
+AXES_KEY = "stored_axes"
+"""What a stack's provenance says where the slices were not stored along the third axis."""
+
+LARGEST_NIFTI_SIZE = 32767
+"""Voxels along an axis, of which NIfTI keeps 16 bits."""
 
 _SOURCES = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".mha": "MetaImage"}
 _READERS = {".nii": nifti.read, ".nii.gz": nifti.read, ".mha": metaimage.read}
@@ -92,7 +102,8 @@ def read_lax_folder(folder: Path) -> tuple[LaxImage, ...]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("missing-file", f"{folder} is not a folder.", "Give the folder with the long-axis images.")
-    paths = {path: suffix_of(path) for path in sorted(folder.iterdir())}
+    # Names with a point in front are not meant to be seen: what macOS keeps beside files, and what others are writing.
+    paths = {path: suffix_of(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
     images = [LaxImage(path.name[: -len(suffix)], read_stack(path)) for path, suffix in paths.items() if suffix]
     if not images:
         return read_lax(folder)
@@ -132,7 +143,7 @@ def _read_volume(path: Path, suffix: str) -> Stack:
     try:
         if path.stat().st_size == 0:
             raise fault("empty-file", path.name, "the file is empty (0 bytes).")
-        header, voxels, affine = _READERS.get(suffix, nrrd.read)(path)
+        header, voxels = _READERS.get(suffix, nrrd.read)(path)
     except OSError as err:
         raise fault("unreadable", path.name, f"the file cannot be read ({err.strerror}).") from err
     is_segmentation = any(key.startswith("Segment0_") for key in header.entries)
@@ -140,9 +151,12 @@ def _read_volume(path: Path, suffix: str) -> Stack:
         remedy = "Export it as a label map volume in Slicer and use that."
         raise fault("layered-segmentation", path.name, "the segments overlap and lie in several layers.", remedy)
     times, note = _frame_times(header, len(voxels))
+    order = header.spatial_order
+    if order != (0, 1, 2):
+        note[AXES_KEY] = f"the slices were stored along the {('first', 'second')[order[2]]} axis"
     return Stack(
         voxels=voxels,
-        affine=affine,
+        affine=geometry.straightened(header.affine[:, [*order, 3]], voxels.shape[1]),
         frame_times_ms=times,
         generated=_generated(header, voxels.shape[1]),
         provenance={**_provenance(header, _SOURCES.get(suffix, "NRRD")), **note},
@@ -199,17 +213,24 @@ def _need_increase(times: np.ndarray, header: Header) -> None:
 
 
 def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Times in ms. Whole steps of one are frame numbers, whatever unit a program wrote beside them.
+    """Times in ms, and what must be noted where the unit had to be guessed.
 
-    Without a unit, steps below one can only be seconds.
+    Whole steps of one are frame numbers, whatever unit a program wrote beside them. ITK writes "s" into every 4D NIfTI,
+    also where the steps are 40 ms; a heart has no frames that are 40 s apart, so such a unit does not count.
     """
     steps = np.diff(times)
     if len(steps) and np.allclose(steps, 1):
         return times, {TIMES_KEY: "frame numbers"}
-    if unit or not len(steps):
+    if not len(steps):
         return times * _MILLISECONDS[unit or "ms"], {}
-    unit = "s" if np.median(steps) < 1 else "ms"
-    return times * _MILLISECONDS[unit], {TIMES_KEY: f"assumed to be in {unit}"}
+    step = float(np.median(steps))
+    if unit and SHORTEST_FRAME_MS <= step * _MILLISECONDS[unit] <= LONGEST_FRAME_MS:
+        return times * _MILLISECONDS[unit], {}
+    low, high = FRAME_LIMITS_MS
+    fitting = [other for other in ("ms", "s", "us") if low <= step * _MILLISECONDS[other] <= high]
+    guess = fitting[0] if fitting else unit or ("s" if step < 1 else "ms")
+    known = f", the file says {unit}" if unit else ""
+    return times * _MILLISECONDS[guess], {TIMES_KEY: f"assumed to be in {guess}{known}"}
 
 
 def _generated(header: Header, count: int) -> np.ndarray:
@@ -223,46 +244,56 @@ def _generated(header: Header, count: int) -> np.ndarray:
 
 
 def _provenance(header: Header, source: str) -> dict[str, Any]:
+    """What the header says of the stack's origin: plain JSON, so that the result's header can say it again.
+
+    Raises:
+        InputError: it is no JSON object, nested without end, or holds a number that JSON has not (NaN).
+    """
     text = header.entries.get("calid_provenance")
     if text is None:
         return {"source": source}
     try:
         provenance = json.loads(text)
-    except ValueError:
+        json.dumps(provenance, allow_nan=False)
+    except (ValueError, RecursionError):
         provenance = None
-    if not isinstance(provenance, dict):
+    if not isinstance(provenance, dict) or not _is_shallow(provenance, MOST_LEVELS):
         raise fault("damaged-header", header.name, "the provenance in the header is damaged.")
     return provenance
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> None:
+def check_output(path: Path, *, overwrite: bool = False, sources: Iterable[Path | None] = ()) -> None:
     """Return if a volume can be written to `path`; to be asked before a long run.
 
     Raises:
         OutputError: as for `whole_file.check_output`.
     """
-    whole_file.check_output(path, SUFFIXES, overwrite=overwrite)
+    whole_file.check_output(path, SUFFIXES, overwrite=overwrite, sources=sources)
 
 
 def check_fits(stack: Stack, path: Path) -> None:
     """Return if the format of `path` can hold a stack; to be asked before a long run of what it will make.
 
     Raises:
-        OutputError: "unsupported-voxels", "sheared-affine" if the axes are not perpendicular, as NIfTI's quaternion
-            needs them, or "header-too-long" if an entry has more characters than MetaImage's readers survive.
+        OutputError: "unsupported-voxels", "bad-provenance" if it is no JSON, "sheared-affine" or "too-large" for NIfTI,
+            "header-too-long" if an entry has more characters than readers take, or "disk-full" if an uncompressed file
+            does not fit on the disk.
     """
     path = Path(path)
-    suffix = suffix_of(path)
     _need_plain_voxels(stack, path)
-    if suffix == ".mha":
-        _need_short_entries(stack)
-    shear = geometry.shear_degrees(stack.affine)
-    if suffix in (".nii", ".nii.gz") and shear > MAX_NIFTI_SHEAR_DEGREES:
-        message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which ITK's NIfTI would straighten."
-        raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
+    _need_short_header(stack, path)
+    if suffix_of(path) in (".nii", ".nii.gz"):
+        _need_nifti(stack)
+    if suffix_of(path) == ".nii":
+        whole_file.need_room(path, stack.voxels.nbytes)
 
 
 def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
@@ -330,11 +361,28 @@ def _need_plain_voxels(stack: Stack, path: Path) -> None:
         raise OutputError("unsupported-voxels", f"Voxels of type {kind} cannot be written to {path.name}.", remedy)
 
 
-def _need_short_entries(stack: Stack) -> None:
-    for key, value in _entries(stack).items():
-        if len(value) > metaimage.LONGEST_VALUE:
-            message = f"{key} has {len(value)} characters, more than ITK's MetaImage reader survives."
-            raise OutputError("header-too-long", message, "Write .nrrd or .nii.gz instead.")
+def _need_short_header(stack: Stack, path: Path) -> None:
+    """Return if our readers, and ITK's in Slicer, take entries as long as these."""
+    entries, suffix = _entries(stack), suffix_of(path)
+    key, longest = max(((key, len(value)) for key, value in entries.items()), key=lambda entry: entry[1])
+    limit, instead = metaimage.LONGEST_VALUE, ".nrrd or .nii.gz"
+    if suffix in (".nii", ".nii.gz"):
+        longest, limit, instead = len(nifti.extension(entries)), nifti.LARGEST_OFFSET // 2, "a shorter provenance"
+    elif suffix != ".mha":
+        longest, limit, instead = max(map(len, nrrd.header_lines(stack, entries))), LONGEST_LINE - 2, ".nii.gz"
+    if longest > limit:
+        message = f"{key} has {longest} characters, {path.name} can hold {limit} that readers take."
+        raise OutputError("header-too-long", message, f"Write {instead} instead.")
+
+
+def _need_nifti(stack: Stack) -> None:
+    shear = geometry.shear_degrees(stack.affine)
+    if shear > geometry.PARALLEL_TOLERANCE_DEGREES:
+        message = f"The voxel axes miss a right angle by {shear:.2f} degrees, which NIfTI's quaternion cannot say."
+        raise OutputError("sheared-affine", message, "Write .nrrd or .mha instead.")
+    if max(stack.voxels.shape) > LARGEST_NIFTI_SIZE:
+        message = f"NIfTI holds {LARGEST_NIFTI_SIZE} voxels along an axis, the result has {max(stack.voxels.shape)}."
+        raise OutputError("too-large", message, "Write .nrrd or .mha instead.")
 
 
 def _need_labels(stack: Stack, path: Path) -> None:
@@ -345,10 +393,15 @@ def _need_labels(stack: Stack, path: Path) -> None:
 
 def _entries(stack: Stack) -> dict[str, str]:
     """The key-value pairs that carry what the formats have no place for."""
+    try:
+        provenance = json.dumps(dict(stack.provenance), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as err:
+        remedy = "Keep texts, finite numbers, and lists and dictionaries of them."
+        raise OutputError("bad-provenance", f"The provenance cannot be written as JSON ({err}).", remedy) from err
     return {
         "calid_frame_times_ms": " ".join(repr(float(time)) for time in stack.frame_times_ms),
         "calid_generated": " ".join("1" if mark else "0" for mark in np.asarray(stack.generated)),
-        "calid_provenance": json.dumps(dict(stack.provenance), ensure_ascii=True, allow_nan=False),
+        "calid_provenance": provenance,
     }
 
 

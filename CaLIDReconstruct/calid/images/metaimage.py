@@ -11,14 +11,15 @@ import numpy as np
 
 from calid.images.vetting import (
     Header,
-    affine_by_itk,
     detached_fault,
     encoding_fault,
+    fault,
     inflated_chunks,
     integers,
     little_endian,
     need_fields,
     need_magic,
+    need_millimetres,
     numbers,
     raw_chunks,
     text_lines,
@@ -41,14 +42,14 @@ _TYPES = {
     "MET_DOUBLE": "f8",
 }
 _KINDS = {dtype: kind for kind, dtype in _TYPES.items()}
-_MAGIC = b"ObjectType"
+_MAGIC, _LAST = b"ObjectType", "ElementDataFile"
 
 LONGEST_VALUE = 20_000
 """Of an entry; ITK's MetaImage reader ends the process somewhere beyond 32,000 characters."""
 
 
-def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
-    """The vetted header of a MetaImage file, its (T, Z, Y, X) voxels, and its (4, 4) affine to LPS mm.
+def read(path: Path) -> tuple[Header, np.ndarray]:
+    """The vetted header of a MetaImage file, and its (T, Z, Y, X) voxels.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
@@ -57,43 +58,84 @@ def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         need_magic(file.read(len(_MAGIC)), _MAGIC, name, "MetaImage")
         file.seek(0)
-        fields = _fields(text_lines(file, name, lambda line: line.startswith("ElementDataFile")))
-        if fields["ElementDataFile"].upper() != "LOCAL":
+        fields = _fields(text_lines(file, name, lambda line: line.partition("=")[0].strip() == _LAST), name)
+        if fields[_LAST].upper() != "LOCAL":
             raise detached_fault(name)
-        if fields.get("BinaryData", "True").lower() != "true":
+        if not _is_true(fields, "BinaryData", otherwise=True):
             raise encoding_fault(name, "text")
+        if fields.get("HeaderSize", "0") not in ("0", "-1"):
+            raise encoding_fault(name, f"HeaderSize {fields['HeaderSize'][:20]}")
         header = vet(_facts(fields, name))
-        is_zipped = fields.get("CompressedData", "False").lower() == "true"
-        voxels = voxels_of(header, inflated_chunks(file, name, 15) if is_zipped else raw_chunks(file))
-    return header, voxels, affine_by_itk(path, name)
+        is_zipped = _is_true(fields, "CompressedData")
+        return header, voxels_of(header, inflated_chunks(file, name, 15) if is_zipped else raw_chunks(file))
 
 
-def _fields(lines: list[str]) -> dict[str, str]:
-    pairs = (line.partition("=") for line in lines)
-    return {key.strip(): value.strip() for key, _, value in pairs}
+def _fields(lines: list[str], name: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, _, value = (part.strip() for part in line.partition("="))
+        if fields.setdefault(key, value) != value:
+            raise fault("damaged-header", name, f"the header gives the field {key[:30]!r} twice.")
+    return fields
+
+
+def _is_true(fields: Mapping[str, str], key: str, *, otherwise: bool = False) -> bool:
+    """A yes or no as MetaIO spells it, and so ITK and Slicer: by its first letter."""
+    return fields[key][:1] in ("T", "t", "1") if key in fields else otherwise
 
 
 def _facts(fields: Mapping[str, str], name: str) -> Header:
-    need_fields(fields, ("DimSize", "ElementType"), name)
+    need_fields(fields, ("NDims", "DimSize", "ElementType"), name)
+    need_millimetres([fields.get("DistanceUnits", "")], name)
     kind = fields["ElementType"]
     if kind not in _TYPES:
         raise voxel_type_fault(name, f"type {kind[:30]!r}")
-    channels = integers(fields.get("ElementNumberOfChannels") or "1", name)[0]
-    spacing = numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")), name)
-    placement = " ".join(fields.get(key, "") for key in ("TransformMatrix", "Offset", "Position", "Origin"))
     sizes = tuple(integers(fields["DimSize"], name))
-    is_big_endian = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")).lower() == "true"
+    if integers(fields["NDims"], name) != [len(sizes)]:
+        raise fault("damaged-header", name, f"the header has {fields['NDims'][:20]} dimensions and {len(sizes)} sizes.")
+    spacing = numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")), name)
+    if spacing and len(spacing) != len(sizes):
+        raise fault("damaged-header", name, f"the header gives {len(spacing)} spacings for {len(sizes)} axes.")
+    channels = [*integers(fields.get("ElementNumberOfChannels") or "1", name), 1][0]
+    order = "BinaryDataByteOrderMSB" if "BinaryDataByteOrderMSB" in fields else "ElementByteOrderMSB"
     return Header(
         name=name,
         sizes=sizes,
         spacing_mm=tuple(spacing[:3]),
-        dtype=np.dtype(("<", ">")[is_big_endian] + _TYPES[kind]),
+        dtype=np.dtype((">" if _is_true(fields, order) else "<") + _TYPES[kind]),
+        affine=_affine(fields, spacing, name),
         frame_axis=3 if len(sizes) > 3 else None,
         pixels=_pixels(kind, channels),
-        placement=tuple(numbers(placement, name)),
         frame_step=spacing[3] if len(spacing) > 3 else None,
         entries=fields,
     )
+
+
+def _affine(fields: Mapping[str, str], spacing: list[float], name: str) -> np.ndarray | None:
+    """(4, 4) indices along the spatial axes -> LPS mm.
+
+    Raises:
+        InputError: the rows of the matrix are no unit vectors, or there are too many or few of them.
+    """
+    axes = len(spacing)
+    if axes < 3:
+        return None
+    matrix = _first_of(fields, ("TransformMatrix", "Orientation", "Rotation"), np.eye(axes).ravel(), name)
+    offset = _first_of(fields, ("Offset", "Position", "Origin"), np.zeros(axes), name)
+    if len(matrix) != axes**2 or len(offset) != axes:
+        raise fault("damaged-header", name, f"the transform in the header is not one of {axes} axes.")
+    directions = np.reshape(matrix, (axes, axes))[:3, :3].T
+    if np.isfinite(directions).all() and not np.allclose(np.linalg.norm(directions, axis=0), 1, atol=1e-3):
+        raise fault("bad-placement", name, "the directions in the header do not have the length 1.", "Correct them.")
+    affine = np.eye(4)
+    affine[:3, :3] = directions * spacing[:3]
+    affine[:3, 3] = offset[:3]
+    return affine
+
+
+def _first_of(fields: Mapping[str, str], keys: Iterable[str], otherwise: np.ndarray, name: str) -> np.ndarray:
+    """The numbers under the first of several names of one field."""
+    return next((np.array(numbers(fields[key], name)) for key in keys if key in fields), otherwise)
 
 
 def _pixels(kind: str, channels: int) -> Literal["scalar", "colour", "vector"]:

@@ -5,6 +5,11 @@ writes volume sequences. Slicer's documentation puts the list first (N = 0), Sli
 Both are read; the list is written first, since the values of one pixel over time lie together then and a real cine
 becomes a sixth smaller.
 https://teem.sourceforge.net/nrrd/format.html
+
+The text of the header is read here and not by pynrrd, which would do it in as many lines: Slicer's process reads and
+writes NRRD (the demo case, runs in another Python) before anything is installed, and pynrrd 1.1.3 drops what is not
+ASCII from entries, lets a free entry named like a field pass for it, inflates without bound, takes a stream without its
+checksum, and writes entries with line breaks unescaped. The tests read our files with it all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +24,6 @@ import numpy as np
 
 from calid.images.vetting import (
     Header,
-    affine_by_itk,
     detached_fault,
     encoding_fault,
     fault,
@@ -29,6 +33,7 @@ from calid.images.vetting import (
     little_endian,
     need_fields,
     need_magic,
+    need_millimetres,
     numbers,
     raw_chunks,
     text_lines,
@@ -58,11 +63,16 @@ _UNITS = {
     **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), "ms"),
     **dict.fromkeys(("us", "usec", "microsecond", "microseconds"), "us"),
 }
+_TO_LPS = {
+    **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
+}
 _MAGIC = b"NRRD"
 
 
-def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
-    """The vetted header of a NRRD file, its (T, Z, Y, X) voxels, and its (4, 4) affine to LPS mm.
+def read(path: Path) -> tuple[Header, np.ndarray]:
+    """The vetted header of a NRRD file, and its (T, Z, Y, X) voxels.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
@@ -71,7 +81,7 @@ def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         need_magic(file.read(len(_MAGIC)), _MAGIC, name, "NRRD")
         file.seek(0)
-        fields, entries = _fields(text_lines(file, name, lambda line: not line))
+        fields, entries = _fields(text_lines(file, name, lambda line: not line), name)
         if "data file" in fields or "datafile" in fields:
             raise detached_fault(name)
         need_fields(fields, ("type", "dimension", "sizes", "encoding"), name)
@@ -79,67 +89,107 @@ def read(path: Path) -> tuple[Header, np.ndarray, np.ndarray]:
         if encoding not in ("raw", "gzip", "gz") or any(key.endswith("skip") for key in fields):
             raise encoding_fault(name, encoding)
         header = vet(_facts(fields, entries, name))
-        voxels = voxels_of(header, raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31))
-    return header, voxels, affine_by_itk(path, name)
+        return header, voxels_of(header, raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31))
 
 
-def _fields(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _fields(lines: list[str], name: str) -> tuple[dict[str, str], dict[str, str]]:
     """The standard fields and the free key-value pairs."""
-    fields, entries = {}, {}
+    fields: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for line in lines[1:]:
         key, sign, value = line.partition(":=")
         if line.startswith("#"):
             continue
         if sign:
             entries[key] = re.sub(r"\\([n\\])", lambda match: {"n": "\n", "\\": "\\"}[match[1]], value)
-        else:
-            key, _, value = line.partition(":")
-            fields[key.strip().lower()] = value.strip()
+            continue
+        key, _, value = line.partition(":")
+        key, value = key.strip().lower(), value.strip()
+        if fields.setdefault(key, value) != value:
+            raise fault("damaged-header", name, f"the header gives the field {key[:30]!r} twice.")
     return fields, entries
 
 
 def _facts(fields: Mapping[str, str], entries: Mapping[str, str], name: str) -> Header:
-    kind = fields["type"].lower()
-    dtype = next((dtype for dtype, names in TYPES.items() if kind in (dtype, *names)), None)
-    if dtype is None:
-        raise voxel_type_fault(name, f"NRRD type {kind[:30]!r}")
     sizes = tuple(integers(fields["sizes"], name))
     kinds = fields.get("kinds", "").split() or ["domain"] * len(sizes)
-    spacing = _spacing(fields, name) or [None] * len(sizes)
-    if not len(kinds) == len(sizes) == len(spacing):
+    vectors = _vectors(fields, name) or [None] * len(sizes)
+    if integers(fields["dimension"], name) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
         raise fault("damaged-header", name, "the header describes another number of axes than it gives sizes.")
-    axis = _frame_axis(kinds, spacing)
+    axis = _frame_axis(kinds, vectors)
+    _need_millimetres(fields, axis, name)
+    places = [vector[:3] for index, vector in enumerate(vectors) if index != axis and vector is not None][:3]
+    time = None if axis is None else vectors[axis]
     return Header(
         name=name,
         sizes=sizes,
-        spacing_mm=tuple(value for index, value in enumerate(spacing) if index != axis and value is not None),
-        dtype=np.dtype(dtype).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<"),
+        spacing_mm=tuple(math.hypot(*place) if len(place) > 1 else place[0] for place in places),
+        dtype=_dtype(fields, name),
+        affine=_affine(fields, places, name),
         frame_axis=axis,
         pixels="scalar" if axis is None else _pixels(kinds[axis]),
-        placement=tuple(numbers(re.sub(r"[(),]", " ", fields.get("space origin", "")), name)),
-        frame_step=None if axis is None else spacing[axis],
+        frame_step=None if time is None else float(time[-1]),
         frame_values=_frame_values(entries, axis, name),
         frame_unit=_frame_unit(fields, entries, axis),
         entries=entries,
     )
 
 
-def _spacing(fields: Mapping[str, str], name: str) -> list[float | None]:
-    """The spacing of every axis, None where it has none; empty where the header speaks of none at all."""
-    if "space directions" not in fields:
-        return list(numbers(fields.get("spacings", ""), name))
-    vectors = re.findall(r"none|\([^)]*\)", fields["space directions"])
-    parts = ([] if vector == "none" else numbers(vector.strip("()").replace(",", " "), name) for vector in vectors)
-    return [math.hypot(*part) if part else None for part in parts]
+def _dtype(fields: Mapping[str, str], name: str) -> np.dtype:
+    """The type of a stored voxel, with its byte order."""
+    kind, order = fields["type"].lower(), fields.get("endian", "little").lower()
+    dtype = next((dtype for dtype, names in TYPES.items() if kind in (dtype, *names)), None)
+    if dtype is None:
+        raise voxel_type_fault(name, f"NRRD type {kind[:30]!r}")
+    if order not in ("little", "big"):
+        raise fault("damaged-header", name, f"the byte order {order[:30]!r} is neither 'little' nor 'big'.")
+    return np.dtype(dtype).newbyteorder("<" if order == "little" else ">")
 
 
-def _frame_axis(kinds: list[str], spacing: list[float | None]) -> int | None:
+def _vectors(fields: Mapping[str, str], name: str) -> list[list[float] | None]:
+    """The step along every axis, None where it has none; empty where the header speaks of none at all.
+
+    A header without directions gives a step's length alone.
+    """
+    if "space directions" in fields:
+        words = re.findall(r"none|\([^)]*\)", fields["space directions"])
+        return [None if word == "none" else _numbers_in(word, name) for word in words]
+    return [None if math.isnan(value) else [value] for value in numbers(fields.get("spacings", ""), name)]
+
+
+def _numbers_in(vector: str, name: str) -> list[float]:
+    values = numbers(vector.strip("()").replace(",", " "), name)
+    if len(values) not in (3, 4):
+        raise fault("damaged-header", name, f"the vector {vector[:60]!r} in the header does not have 3 numbers.")
+    return values
+
+
+def _affine(fields: Mapping[str, str], places: list[list[float]], name: str) -> np.ndarray | None:
+    """(4, 4) indices along the spatial axes -> LPS mm; spaces that name no anatomy count as LPS, as ITK has it."""
+    if len(places) < 3:
+        return None
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose(places) if len(places[0]) > 1 else np.diag(np.ravel(places))
+    if "space origin" in fields:
+        affine[:3, 3] = _numbers_in(fields["space origin"], name)[:3]
+    space = fields.get("space", "").lower()
+    signs = next((signs for start, signs in _TO_LPS.items() if space.startswith(start)), (1, 1, 1))
+    return np.diag([*signs, 1.0]) @ affine
+
+
+def _frame_axis(kinds: list[str], vectors: list[list[float] | None]) -> int | None:
     """The axis that is not spatial: by its kind, by its lack of a direction, or as the fourth."""
-    for axis, (kind, step) in enumerate(zip(kinds, spacing, strict=True)):
-        is_placed = step is not None or all(value is None for value in spacing)
+    for axis, (kind, vector) in enumerate(zip(kinds, vectors, strict=True)):
+        is_placed = vector is not None or all(value is None for value in vectors)
         if kind.lower() not in ("domain", "space", "???", "none") or not is_placed:
             return axis
     return 3 if len(kinds) > 3 else None
+
+
+def _need_millimetres(fields: Mapping[str, str], frame_axis: int | None, name: str) -> None:
+    of_axes = re.findall(r'"([^"]*)"', fields.get("units", ""))
+    spatial = [unit for axis, unit in enumerate(of_axes) if axis != frame_axis]
+    need_millimetres([*re.findall(r'"([^"]*)"', fields.get("space units", "")), *spatial], name)
 
 
 def _pixels(kind: str) -> Literal["scalar", "colour", "vector", "complex"]:
@@ -151,15 +201,27 @@ def _pixels(kind: str) -> Literal["scalar", "colour", "vector", "complex"]:
 
 
 def _frame_values(entries: Mapping[str, str], axis: int | None, name: str) -> tuple[float, ...]:
+    """The time of each frame, as a sequence of Slicer lists it, or its older MultiVolume."""
+    if _is_multi_volume(entries):
+        return tuple(numbers(entries["MultiVolume.FrameLabels"].replace(",", " "), name))
     if entries.get(f"axis {axis} index type", "numeric") != "numeric":
         return ()
     return tuple(numbers(entries.get(f"axis {axis} index values", ""), name))
 
 
 def _frame_unit(fields: Mapping[str, str], entries: Mapping[str, str], axis: int | None) -> str:
-    units = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    unit = units[axis] if axis is not None and axis < len(units) else entries.get(f"axis {axis} index unit", "")
+    if _is_multi_volume(entries):
+        unit = entries.get("MultiVolume.FrameIdentifyingDICOMTagUnits", "")
+    else:
+        units = re.findall(r'"([^"]*)"', fields.get("units", ""))
+        unit = units[axis] if axis is not None and axis < len(units) else entries.get(f"axis {axis} index unit", "")
     return _UNITS.get(unit.strip().lower(), "")
+
+
+def _is_multi_volume(entries: Mapping[str, str]) -> bool:
+    """Whether Slicer's MultiVolume labels its frames with times; echo times or flip angles are labels as well."""
+    tag = entries.get("MultiVolume.FrameIdentifyingDICOMTagName", "TriggerTime")
+    return "MultiVolume.FrameLabels" in entries and tag in ("TriggerTime", "AcquisitionTime", "ContentTime")
 
 
 def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator[bytes]:
@@ -170,13 +232,18 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator
         entries: free key-value pairs; the frames' index values are not among them, they come from the stack.
         level: compression, 1 (fast) to 9 (small).
     """
+    yield ("\n".join(header_lines(stack, entries)) + "\n\n").encode("utf-8")
+    voxels = np.moveaxis(stack.voxels, 0, -1) if stack.num_frames > 1 else stack.voxels[0]
+    yield from gzipped((little_endian(part) for part in voxels), level)
+
+
+def header_lines(stack: Stack, entries: Mapping[str, str]) -> list[str]:
+    """The header of `written`, line by line."""
     is_cine = stack.num_frames > 1
     pairs = {**entries, **(_index_entries(stack) if is_cine else {})}
     lines = [f"{key}: {value}" for key, value in _axis_fields(stack, is_cine=is_cine).items()]
     lines += [f"{key}:={_escaped(value)}" for key, value in pairs.items()]
-    yield ("\n".join(["NRRD0005", "# Written by CaLID", *lines]) + "\n\n").encode("utf-8")
-    voxels = np.moveaxis(stack.voxels, 0, -1) if is_cine else stack.voxels[0]
-    yield from gzipped((little_endian(part) for part in voxels), level)
+    return ["NRRD0005", "# Written by CaLID", *lines]
 
 
 def _axis_fields(stack: Stack, *, is_cine: bool) -> dict[str, str]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import re
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from calid.errors import ResourceError
+from calid.images.memory import free_system_bytes
 
 CPU_BATCH_PIXELS = 12 * 128 * 128  # what a processor's cache likes; larger batches are slower for each image
 BYTES_PER_PIXEL = 1600  # peak working memory of the widest step per image pixel, see Testing/benchmarks/upsampling.py
 MEMORY_SHARE = 0.5  # of what is free
-FALLBACK_FREE_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -110,45 +106,3 @@ def _cuda_problem() -> str | None:
 
 def _mps_problem() -> str | None:
     return None if torch.backends.mps.is_available() else "no Apple GPU was found"
-
-
-def free_system_bytes() -> int:
-    """Main memory that programs can still get, files cached by the system counted as free."""
-    try:
-        system = platform.system()
-        if system == "Linux":
-            return available_on_linux(Path("/proc/meminfo").read_text(encoding="ascii"))
-        if system == "Windows":
-            return _available_on_windows()
-        pages = subprocess.run(["vm_stat"], capture_output=True, text=True, check=True, timeout=5)
-        return available_on_macos(pages.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return FALLBACK_FREE_BYTES
-
-
-def available_on_linux(meminfo: str) -> int:
-    """Bytes of the line MemAvailable, the kernel's own figure; MemFree leaves out what caches would give back."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
-    if found is None:
-        raise ValueError("there is no MemAvailable")
-    return int(found.group(1)) * 1024
-
-
-def available_on_macos(vm_stat: str) -> int:
-    """Bytes of the pages that are free or given back without writing them to disk."""
-    page = re.search(r"page size of (\d+) bytes", vm_stat)
-    counts = re.findall(r"^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.$", vm_stat, re.MULTILINE)
-    if page is None or not counts:
-        raise ValueError("vm_stat says something else")
-    return int(page.group(1)) * sum(map(int, counts))
-
-
-def _available_on_windows() -> int:
-    import ctypes
-
-    # MEMORYSTATUSEX: its own size and the load (4 bytes each), then total and available physical memory (8 bytes each)
-    # and five more figures of 8 bytes.
-    status = (ctypes.c_uint64 * 8)(64)
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
-        raise OSError("GlobalMemoryStatusEx failed")
-    return int(status[2])

@@ -18,10 +18,11 @@ import torch
 from calid import __version__
 from calid.errors import OutputError, WeightsError
 from calid.images.files import check_fits, check_output, pending_stack, read_stack, write_stack
+from calid.images.memory import free_system_bytes
 from calid.method.bisection import Plan, plan_bisection
 from calid.method.weights import Entry, check_file, read_manifest
 from calid.run.batches import Interpolator
-from calid.run.device import Device, choose_device, free_system_bytes
+from calid.run.device import Device, choose_device
 from calid.run.generation import Generation
 from calid.run.progress import Progress, Watch
 from calid.run.reconstruct import Reconstruction, Run, plan_run, upsample
@@ -74,7 +75,7 @@ class Job:
         if len({path.resolve() for path in outputs}) < len(outputs):
             raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
         for path in outputs:
-            check_output(path, overwrite=self.overwrite)
+            check_output(path, overwrite=self.overwrite, sources=(self.source, self.models_folder))
             if path.name.lower().endswith(SEGMENTATION_SUFFIX):
                 raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
         made = upsample(

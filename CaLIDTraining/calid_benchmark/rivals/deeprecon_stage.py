@@ -178,7 +178,11 @@ class DeepReconStage(L.LightningModule):
         self.discriminator = Discriminator(generator.channels)
         self.register_buffer("path_length", torch.zeros(()))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
-        self.perceptual = Perceptual(load_segmenter(choose_device("cpu")).model)  # frozen: not part of this module
+        segmenter = load_segmenter(choose_device("cpu"))
+        self.foundations = (
+            {"name": "segmenter", "sha256": segmenter.entry.sha256, "license": segmenter.entry.license},
+        )
+        self.perceptual = Perceptual(segmenter.model)  # frozen: not part of this module
         self.segmentation = segmentation_loss()
         self.learning_rate, self.adversarial_start = learning_rate, adversarial_start
         self.weights = {"l2": image_weight, "perceptual": perceptual_weight, "segmentation": segmentation_weight}

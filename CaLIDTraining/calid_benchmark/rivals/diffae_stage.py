@@ -8,10 +8,11 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from calid.method.weights import below
+from calid.heart.segmentation import DEFAULT_MODEL
+from calid.method.weights import below, find_model
 from calid.run.device import Device, choose_device
-from calid_training.export import checkpoint_of
 from calid_training.rates import adam
+from calid_training.runs import checkpoint_of
 from calid_training.validation import log_slices_between
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -102,6 +103,8 @@ class DMCVRStage(DiffAEStage):
         validation_steps: int = 16,
     ) -> None:
         super().__init__(network, learning_rate, warmup_steps, noise_draws, validation_steps)
+        segmenter = find_model(DEFAULT_MODEL, models)
+        self.foundations = ({"name": segmenter.name, "sha256": segmenter.sha256, "license": segmenter.license},)
         self._segmenter = morphology_of(choose_device("cpu"), models)
         self.morphology = self._segmenter
         if start is not None:
