@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from calid.errors import WeightsError
-from calid.method.bisection import plan_bisection
+from calid.method.bisection import linear_slices, plan_bisection
+from calid.method.texture import with_texture_of
 from calid.method.weights import find_model
 from calid.run.batches import Interpolator
 from calid.run.device import choose_device
-from calid.run.generation import Generation, linear_slices, with_texture_of
+from calid.run.generation import Generation
 from calid.run.preparation import GRID_MULTIPLE, Preparation
 from calid.run.progress import Watch
 from calid.run.reconstruct import warm_interpolator
@@ -272,7 +273,7 @@ def _latent(source: Source) -> list[Named]:
 
 def _motion(interpolator: Interpolator) -> list[Named]:
     """CaLID without its diffusion; whole stacks by bisection, as the engine makes them."""
-    if interpolator.motion is None:
+    if interpolator.model.motion is None:
         return []
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
     rows = {

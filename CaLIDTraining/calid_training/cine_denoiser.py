@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from calid.method.diffusion import Model
 from calid.method.networks import DenoiserConfig, folded
 from calid.method.weights import below, config_from, read_tensors
 
@@ -100,8 +99,8 @@ class CineDenoiserStage(DenoiserStage):
         self.log_dict({"train/loss": error, "train/difference": flicker}, batch_size=len(target))
         return error + self.difference_weight * flicker
 
-    def model(self, batch: dict[str, torch.Tensor], z_c: torch.Tensor) -> Model:
-        return lambda z, t: self.network(z, t, z_c, is_periodic=bool(batch["is_periodic"]))
+    def is_periodic(self, batch: dict[str, torch.Tensor]) -> bool:
+        return bool(batch["is_periodic"])
 
     def drawn_noise(self, z_0: torch.Tensor) -> torch.Tensor:
         shares = torch.empty(len(z_0), device=self.device).uniform_(*self.noise_shares)

@@ -8,8 +8,8 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from calid.method.diffusion import Model, Prediction, Schedule, sample
-from calid.method.motion import halfway
+from calid.method.diffusion import Prediction, Schedule
+from calid.method.model import CaLID
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import below, read_latent_space, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -78,37 +78,28 @@ class DenoiserStage(L.LightningModule):
         self.log("train/loss", loss)
         return loss
 
+    @property
+    def calid(self) -> CaLID:
+        """The networks put together as the engine puts them, which asks them the same way."""
+        return CaLID(self.latent_space, self.network, self.schedule, self.motion)
+
     def predicted(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network predicts and what Eq. 5 asks for, at `noise_draws` new times and noises for each slice."""
-        z_0, z_c = self.encoded(batch["target"]), self.condition(*self.neighbors(batch))
+        with torch.no_grad():
+            z_0 = self.calid.encode(batch["target"])
+            seen = self.calid.halfway(batch["before"], batch["after"])
+        z_c = self.calid.condition(*seen)
         z_0, z_c = (x.repeat_interleave(self.noise_draws, dim=0) for x in (z_0, z_c))
         t = self._draw_times(len(z_0))
         noise = self.drawn_noise(z_0)
-        prediction = self.model(batch, z_c)(self.schedule.add_noise(z_0, noise, t), t)
+        z_t = self.schedule.add_noise(z_0, noise, t)
+        prediction = self.network(z_t, t, z_c, is_periodic=self.is_periodic(batch))
         return prediction.float(), self.schedule.target(z_0, noise, t)
 
-    def encoded(self, images: torch.Tensor) -> torch.Tensor:
-        """Latents of images, without a gradient."""
-        with torch.no_grad():
-            return self.latent_space.encode(images).float()
-
-    def condition(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """z_c of neighbors as `neighbors` makes them."""
-        latents = (self.encoded(before), self.encoded(after)) if self.network.config.anchored else None
-        return self.network.condition(before, after, latents)
-
-    def neighbors(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images that the networks are shown, without a gradient: half-way where there is a motion."""
-        before, after = batch["before"], batch["after"]
-        if self.motion is None:
-            return before, after
-        with torch.no_grad():
-            return halfway(self.motion, before, after)
-
-    def model(self, batch: dict[str, torch.Tensor], z_c: torch.Tensor) -> Model:
-        """The network under the condition z_c of a batch."""
-        del batch  # clips say whether they are periodic
-        return lambda z, t: self.network(z, t, z_c)
+    def is_periodic(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Whether the last frame of a batch's clips is followed by the first."""
+        del batch  # slices have no frames
+        return False
 
     def drawn_noise(self, z_0: torch.Tensor) -> torch.Tensor:
         """Noise for clean latents."""
@@ -125,11 +116,10 @@ class DenoiserStage(L.LightningModule):
         return torch.where(terminal, last, t)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
-        before, after = self.neighbors(batch)
-        model = self.model(batch, self.condition(before, after))
-        z_T = self.initial_noise(self.encoded(batch["target"]), seed=index)
-        made = {"linear": (batch["before"] + batch["after"]) / 2, "mean": (before + after) / 2}
+        before, after = batch["before"], batch["after"]
+        calid, seen = self.calid, self.calid.halfway(before, after)
+        z_T = self.initial_noise(calid.encode(batch["target"]), seed=index)
+        made = {"linear": (before + after) / 2, "mean": (seen[0] + seen[1]) / 2}
         for name, steps in (("one_step", 1), ("detail", VALIDATION_STEPS)):
-            *_, z_0 = sample(self.schedule, model, z_T, steps=steps)
-            made[name] = self.latent_space.decode(z_0).float().clamp(-1, 1)
+            made[name] = calid.between(before, after, z_T, steps=steps, is_periodic=self.is_periodic(batch))
         log_slices_between(self, batch, made, index=index, figures_of=self.figures_of)

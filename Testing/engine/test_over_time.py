@@ -12,6 +12,8 @@ import pytest
 import torch
 from calid.errors import ResourceError, SettingsError, WeightsError
 from calid.method.bisection import plan_bisection
+from calid.method.diffusion import sample
+from calid.method.model import PAPER
 from calid.method.networks import (
     Autoencoder,
     AutoencoderConfig,
@@ -29,7 +31,7 @@ from calid.run.generation import Generation
 from calid.run.preparation import plan_preparation
 from calid.run.progress import Watch
 from calid.run.reconstruct import plan_run, upsample
-from calid.run.settings import Settings
+from calid.run.settings import MODES, Settings
 from calid.run.windows import CONTEXT_FRAMES, WINDOW_FRAMES, window_at
 from calid.stack import Stack
 from phantoms import affine, rotation
@@ -51,7 +53,7 @@ def cine_models(random_models: Path, tmp_path_factory: pytest.TempPathFactory) -
 def joined(models: Path, *, std: float = 0.05):
     """A temporal denoiser on the 2D one of a folder, its new layers random, and the 2D model's entry."""
     _, entry = load_model("calid-2d", models)
-    still = load_interpolator_of(models).denoiser
+    still = load_interpolator_of(models).model.denoiser
     torch.manual_seed(1)
     network = Denoiser(replace(still.config, temporal=True)).eval()
     missing = network.load_state_dict(still.state_dict(), strict=False).missing_keys
@@ -117,7 +119,7 @@ def quick(**changes) -> Settings:
 @pytest.mark.parametrize("anchored", [False, True])
 @torch.inference_mode()
 def test_an_untrained_temporal_model_is_the_2d_model_frame_by_frame(random_models, anchored):
-    config = replace(load_interpolator_of(random_models).denoiser.config, anchored=anchored)
+    config = replace(load_interpolator_of(random_models).model.denoiser.config, anchored=anchored)
     torch.manual_seed(2)
     still, network = Denoiser(config).eval(), Denoiser(replace(config, temporal=True)).eval()
     for parameter in still.parameters():  # zero convolutions would hide what does not fit
@@ -314,10 +316,9 @@ def test_the_papers_form_joins_the_ends_of_a_cycle(papers_models):
 
 
 @pytest.mark.parametrize("mode", ["detail", "fidelity"])
-def test_a_model_without_a_strength_shows_what_d_makes_of_z_0_and_nothing_else(random_models, mode):
+def test_without_its_departures_the_model_shows_what_d_makes_of_z_0_and_nothing_else(random_models, mode):
     interpolator = load_interpolator_of(random_models)
-    config = {key: value for key, value in interpolator.entry.config.items() if key != "strength"}
-    plain = replace(interpolator, entry=replace(interpolator.entry, config=config), motion=None)
+    plain = replace(interpolator, departures=dict.fromkeys(MODES, PAPER))
     stack = cine(frames=1, slices=2)
     preparation = plan_preparation(stack)
     settings = quick(method="calid", mode=mode, seed=4)
@@ -326,7 +327,9 @@ def test_a_model_without_a_strength_shows_what_d_makes_of_z_0_and_nothing_else(r
     before, after = preparation.prepare(stack.voxels[0]).unsqueeze(1)
     shape = plain.latent_shape(preparation.padded_shape)
     z_T = torch.from_numpy(np.random.default_rng((4, 1, 0)).standard_normal((1, *shape), dtype=np.float32))
-    z_0 = plain.interpolate(before, after, z_T, steps=2, tick=lambda _: None)
+    with torch.inference_mode(), plain.device.autocast():
+        z_c = plain.model.denoiser.condition(before, after)
+        *_, z_0 = sample(plain.model.schedule, lambda z, t: plain.model.denoiser(z, t, z_c), z_T, steps=2)
     expected = preparation.restore(plain.decode(z_0).clamp(-1, 1))[0]
     expected = expected + preparation.excess(stack.voxels[0]).mean(axis=0)
     np.testing.assert_allclose(values[1], expected, rtol=1e-4, atol=0.1)

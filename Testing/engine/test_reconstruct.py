@@ -9,9 +9,8 @@ import pytest
 import torch
 from calid.errors import Cancelled, InputError, SettingsError
 from calid.run.device import Device
-from calid.run.generation import linear_slices
 from calid.run.reconstruct import upsample, warm_interpolator
-from calid.run.settings import Settings
+from calid.run.settings import MODES, Settings
 from calid.stack import Stack
 from phantoms import affine, rotation
 
@@ -70,7 +69,7 @@ def test_what_surrounds_the_region_is_linear(random_models):
 
 def test_linear_slices_agree_with_a_ramp():
     ramp = np.array([0.0, 8.0, 12.0])[:, None, None] * np.ones((3, 4, 5))
-    from calid.method.bisection import plan_bisection
+    from calid.method.bisection import linear_slices, plan_bisection
 
     values = linear_slices(ramp, plan_bisection(3, 4))[:, 2, 3]
     np.testing.assert_allclose(values, [0, 2, 4, 6, 8, 9, 10, 11, 12])
@@ -94,9 +93,9 @@ def test_uncertainty_is_zero_where_data_were_acquired_and_positive_elsewhere(ran
 
 
 def test_fidelity_is_the_mean_of_the_draws(random_models, monkeypatch):
-    from calid.run import generation
+    from calid.method import model
 
-    monkeypatch.setattr(generation, "with_texture_of", lambda *seen: seen[-1])  # the same texture in both modes
+    monkeypatch.setattr(model, "with_texture_of", lambda *seen: seen[-1])  # the same texture in both modes
     sparse = cine(frames=1, slices=2, dtype=np.float64)
     settings = {"method": "calid", "samples": 4, "steps": 1}
     mean = upsample(sparse, quick(mode="fidelity", **settings), models_folder=random_models)
@@ -124,6 +123,7 @@ def test_progress_rises_to_one_and_frames_appear_in_order(random_models):
 @pytest.mark.parametrize("moved_and_mixed", [True, False])
 def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method, moved_and_mixed):
     from calid.method.bisection import plan_bisection
+    from calid.method.model import PAPER
     from calid.run.batches import load_interpolator
     from calid.run.device import choose_device
     from calid.run.generation import Generation, work
@@ -132,8 +132,8 @@ def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method
 
     interpolator = load_interpolator(choose_device("cpu"), models_folder=random_models)
     if not moved_and_mixed:
-        config = {key: value for key, value in interpolator.entry.config.items() if key != "strength"}
-        interpolator = replace(interpolator, entry=replace(interpolator.entry, config=config), motion=None)
+        bare = replace(PAPER, self_condition=True)
+        interpolator = replace(interpolator, departures=dict.fromkeys(MODES, bare))
     stack, plan, settings = cine(frames=3), plan_bisection(3, 4), quick(method=method)
     watch, ticks = Watch(1), []
     watch.tick = ticks.append
@@ -163,15 +163,15 @@ def test_the_bar_moves_after_every_batch(random_models, monkeypatch):
 
 
 def test_no_more_than_a_batch_is_in_work_at_once_and_its_size_changes_nothing(random_models, monkeypatch):
-    from calid.run.batches import Interpolator
+    from calid.method.model import CaLID
 
-    halfway, sizes = Interpolator.halfway, []
+    between, sizes = CaLID.between, []
 
-    def noted(self, before, after, **options):
+    def noted(self, before, *others, **options):
         sizes.append(len(before))
-        return halfway(self, before, after, **options)
+        return between(self, before, *others, **options)
 
-    monkeypatch.setattr(Interpolator, "halfway", noted)
+    monkeypatch.setattr(CaLID, "between", noted)
     made, sparse = [], cine(frames=1, dtype=np.float32)
     settings = quick(factor=4, mode="fidelity", samples=10)
     for batch in (1000, 4, 1):
@@ -285,7 +285,7 @@ def test_batches_fit_the_device():
 
 
 def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
-    from calid.run.generation import with_brightness_of
+    from calid.method.texture import with_brightness_of
 
     rng = torch.Generator().manual_seed(0)
     detail = torch.rand(1, 1, 64, 64, generator=rng)
@@ -297,7 +297,7 @@ def test_smooth_brightness_comes_from_the_neighbors_and_detail_stays():
 
 
 def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
-    from calid.run.generation import with_texture_of
+    from calid.method.texture import with_texture_of
 
     rng = torch.Generator().manual_seed(0)
     slope = torch.linspace(-0.5, 0.5, 64).expand(1, 1, 64, 64)
@@ -314,27 +314,22 @@ def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
 
 
 @pytest.mark.parametrize("strength", [0.25, 1.0])
+@torch.inference_mode()
 def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(random_models, strength):
-    """From the mean of the moved neighbors, in a straight line to the whole change; the spread is that of the draws."""
-    from calid.method.bisection import plan_bisection
-    from calid.run.batches import load_interpolator
-    from calid.run.device import choose_device
-    from calid.run.generation import Generation
-    from calid.run.progress import Watch
+    """From the mean of the moved neighbors, in a straight line to the whole change."""
+    from calid.method.model import Departures, load_calid
 
-    whole = load_interpolator(choose_device("cpu"), models_folder=random_models)
-    entry = replace(whole.entry, config={**whole.entry.config, "strength": {"fidelity": strength}})
-    weak = replace(whole, entry=entry)
-    settings = Settings(factor=2, mode="fidelity", steps=1)
-    moved = torch.rand(2, 1, 1, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
-    z_0 = whole.encode(moved[1, 0, 0].flip(-1))[None, None]
-    made = [
-        Generation(x, None, plan_bisection(2, 2), settings, 1, Watch(1))._pictured(z_0, moved, moved)
-        for x in (whole, weak)
-    ]
-    mean = moved.mean(dim=0)
-    changes = [(image - mean).abs().mean() for image in made]
-    assert changes[1] == pytest.approx(float(strength * changes[0]), rel=0.15)  # but for the gain in brightness
+    model, _ = load_calid("calid-2d", random_models)
+    before, after = torch.rand(2, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    z_T = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    plain = Departures(strength=1.0, brightness=False, texture=False)
+    whole, weak = (
+        model.between(before, after, z_T, steps=2, departures=replace(plain, strength=x)) for x in (1.0, strength)
+    )
+    mean = sum(model.halfway(before, after)) / 2
+    unclamped = (weak.abs() < 1) & (whole.abs() < 1)
+    torch.testing.assert_close((weak - mean)[unclamped], strength * (whole - mean)[unclamped], atol=1e-5, rtol=1e-4)
+    assert (whole - mean).abs().mean() > 0.01
 
 
 def test_the_estimate_counts_what_fidelity_really_runs(random_models):

@@ -97,7 +97,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_an_error(folder):
 def test_what_is_loaded_is_what_was_written(folder):
     interpolator = load_interpolator(choose_device("cpu"), models_folder=folder)
     state, entry = load_model("calid-2d", folder)
-    loaded = interpolator.denoiser.state_dict()["unet.conv_in.conv.weight"]
+    loaded = interpolator.model.denoiser.state_dict()["unet.conv_in.conv.weight"]
     torch.testing.assert_close(loaded, state["denoiser.unet.conv_in.conv.weight"])
     assert interpolator.entry == entry
     assert interpolator.latent_shape((32, 48)) == (4, 8, 12)

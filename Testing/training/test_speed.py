@@ -184,8 +184,8 @@ def test_the_papers_sizes_come_from_the_papers_configurations():
 def test_our_size_runs_as_it_ships_and_the_papers_decodes_and_is_done():
     shipped = contestants.shipped_sizes(None)
     interpolator = contestants.untrained_interpolator(shipped, device="cpu")
-    assert interpolator.motion is not None
-    assert interpolator.strength("detail") == shipped.engine["strength"]["detail"]
+    assert interpolator.model.motion is not None
+    assert interpolator.departures["detail"].strength == shipped.engine["strength"]["detail"]
     assert contestants.paper_sizes().motion is None
     assert contestants.paper_sizes().engine == {}
 

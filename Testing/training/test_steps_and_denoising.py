@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
+from calid.method.model import Departures
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
 from calid_benchmark import systems
@@ -48,12 +50,11 @@ def test_the_last_estimate_of_a_walk_is_what_the_engine_makes(asked, random_mode
     images = [torch.from_numpy(x)[None, None] * 2 - 1 for x in (before, after)]
     z_T = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 32, 32), dtype=np.float32))
     if refined:
-        inverted = [interpolator.invert(x, interpolator.encode(x), steps=4, tick=lambda _: None) for x in images]
-        z_T = denoising.slerp(*inverted)
+        z_T = denoising.slerp(*(interpolator.invert(x, steps=4) for x in images))
     moved = interpolator.halfway(*images).unbind(1)
     assert (moved[0] - images[0]).abs().max() > 0.1, "a motion that moves nothing would not tell"
-    z_0 = interpolator.interpolate(*moved, z_T, steps=4, tick=lambda _: None)
-    expected = (interpolator.decode(z_0)[0, 0].clamp(-1, 1) + 1) / 2
+    decoded = replace(interpolator, departures={"detail": Departures(strength=None)})
+    expected = (decoded.between(*images, z_T, steps=4)[0, 0] + 1) / 2
     found = denoising.calid_walk(before, after, interpolator=interpolator, refined=refined, steps=4)
     assert found.shape == (4, 128, 128)
     np.testing.assert_allclose(found[-1], expected.numpy(), atol=0.02)

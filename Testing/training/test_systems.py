@@ -66,10 +66,10 @@ def test_means_of_draws_are_made_only_where_they_are_named(random_models, tmp_pa
 def test_rows_of_the_motion_are_the_engine_without_its_diffusion(random_models, tmp_path, asked, row, mode, samples):
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     interpolator = systems.warm_interpolator(systems.choose_device("cpu"), random_models)
-    entry = replace(interpolator.entry, config={"strength": {"detail": 0.0, "fidelity": 0.0}})
+    motion_alone = {mode: replace(interpolator.departures[mode], strength=0.0) for mode in ("detail", "fidelity")}
     settings = systems.Settings(factor=2, method="calid", mode=mode, samples=samples, steps=1, device="cpu")
     stack = asked[0].images[2:5]
-    expected, _ = systems.generated(replace(interpolator, entry=entry), stack[None], 2, settings)[0]
+    expected, _ = systems.generated(replace(interpolator, departures=motion_alone), stack[None], 2, settings)[0]
     made = offer[row].whole_heart(stack, 2)
     np.testing.assert_allclose(made, expected, atol=0.01)
     alone = offer[systems.MOTION_ALONE].whole_heart(stack, 2)

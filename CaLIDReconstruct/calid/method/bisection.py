@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from calid.errors import SettingsError
 from calid.stack import Stack
 
@@ -77,3 +79,12 @@ def resolve_factor(factor: Factor, stack: Stack) -> int:
     x_mm, y_mm, z_mm = stack.spacing_mm
     halvings = round(math.log2(z_mm / math.sqrt(x_mm * y_mm)))
     return FACTORS[min(max(halvings, 1), len(FACTORS)) - 1]
+
+
+def linear_slices(images: np.ndarray, plan: Plan) -> np.ndarray:
+    """Linear interpolation of acquired (Z, Y, X) images at every slot: (slots, Y, X) float32."""
+    images = images.astype(np.float32)
+    position = np.arange(plan.num_slots) / plan.factor
+    below = np.minimum(position.astype(int), plan.num_acquired - 2)
+    weight = (position - below).astype(np.float32)[:, None, None]
+    return (1 - weight) * images[below] + weight * images[below + 1]

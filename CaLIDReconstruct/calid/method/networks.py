@@ -23,12 +23,15 @@ from torch import nn
 
 from calid.method.diffusion import Prediction, Schedule
 
+FRAMES_AT_ONCE = 16  # of a sequence, by networks that read frame by frame: less memory, and the same result
 
-def frame_by_frame(run: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor, *, dims: int) -> torch.Tensor:
-    """Apply what reads (N, C, *size) with `dims` axes in `size` to it, or to each frame of (N, C, frames, *size)."""
-    if tensor.ndim == dims + 2:
-        return run(tensor)
-    return unfolded(run(folded(tensor)), frames=tensor.shape[2])
+
+def frame_by_frame(run: Callable[..., torch.Tensor], *tensors: torch.Tensor, dims: int) -> torch.Tensor:
+    """Apply what reads batches (N, C, *size) with `dims` axes in `size`, to each frame of (N, C, frames, *size) too."""
+    if tensors[0].ndim == dims + 2:
+        return run(*tensors)
+    parts = zip(*(folded(tensor).split(FRAMES_AT_ONCE) for tensor in tensors), strict=True)
+    return unfolded(torch.cat([run(*part) for part in parts]), frames=tensors[0].shape[2])
 
 
 def folded(tensor: torch.Tensor) -> torch.Tensor:

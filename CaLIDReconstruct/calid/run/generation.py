@@ -17,18 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.networks.layers import GaussianFilter
 
 from calid.errors import is_out_of_memory, out_of_memory
-from calid.method.bisection import Gap, Plan
+from calid.method.bisection import Gap, Plan, linear_slices
 from calid.method.diffusion import slerp
-from calid.run.batches import Interpolator
+from calid.run.batches import CODING_EVALUATIONS, Interpolator
 from calid.run.draws import Draws
 from calid.run.preparation import Preparation
 from calid.run.progress import Watch
@@ -36,27 +33,10 @@ from calid.run.settings import Settings
 from calid.run.windows import Window, windows
 
 SPREAD = 0.5  # how far the further draws of CaLID+ start from its own start towards fresh noise
-MOTION_EVALUATIONS, CODING_EVALUATIONS = 1, 3  # what moving a pair, and coding an image, cost in network evaluations
-
-BRIGHTNESS_SIGMA_PIXELS = 10.0  # coarser than the ventricles' walls, finer than the coils' shading
-BRIGHTNESS_FLOOR = 0.02  # of the intensity window: air has no brightness to compare
-GAIN_LIMITS = (0.7, 1.4)
-
-TEXTURE_SIGMA_PIXELS = 3.0  # texture is what is finer
-TEXTURE_LIMITS = (1.0, 2.0)
 
 T = TypeVar("T")
 Frame = tuple[np.ndarray, np.ndarray | None]
 """Values (slots, Y, X) float32 of one dense frame, and their standard deviation where there were several draws."""
-
-
-def linear_slices(images: np.ndarray, plan: Plan) -> np.ndarray:
-    """Linear interpolation of acquired (Z, Y, X) images at every slot: (slots, Y, X) float32."""
-    images = images.astype(np.float32)
-    position = np.arange(plan.num_slots) / plan.factor
-    below = np.minimum(position.astype(int), plan.num_acquired - 2)
-    weight = (position - below).astype(np.float32)[:, None, None]
-    return (1 - weight) * images[below] + weight * images[below + 1]
 
 
 def windows_of(
@@ -91,9 +71,7 @@ def work(interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: 
         frames: that are made; those that windows share are made in each of them.
         draws: of every slice.
     """
-    codings = 1 if interpolator.strength(settings.mode) is None else 3  # see `Generation._pictured`
-    each = MOTION_EVALUATIONS + settings.steps + codings * CODING_EVALUATIONS
-    evaluations = plan.num_generated * draws * each
+    evaluations = plan.num_generated * draws * interpolator.evaluations(settings.steps, settings.mode)
     if settings.method == "calid+":
         evaluations += plan.num_acquired * (settings.steps + CODING_EVALUATIONS)
     return evaluations * frames
@@ -204,46 +182,26 @@ class Generation:
         if self.settings.method == "calid+":
             starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
         seen = _swapped(images[:, :, before], images[:, :, after], draws)
-        moved = _over_slices(partial(self.interpolator.halfway, tick=self._tick(MOTION_EVALUATIONS)), *seen).unbind(3)
-        z_0 = self._by_model(self.interpolator.interpolate, window, *moved, starts[:, :, target])
-        images[:, :, target] = self._pictured(z_0, moved, seen).clamp(-1, 1)
+        made = self.interpolator.between(
+            *(self._batch(tensor) for tensor in (*seen, starts[:, :, target])),
+            steps=self.settings.steps,
+            mode=self.settings.mode,
+            is_periodic=window.is_periodic,
+            tick=self.watch.tick,
+        )
+        images[:, :, target] = self._unbatched(made, like=images[:, :, target])
 
-    def _tick(self, evaluations: int) -> Callable[[int], None]:
-        """Counts images, each of which costs so many evaluations."""
-        return lambda images: self.watch.tick(images * evaluations)
-
-    def _by_model(self, run: Callable[..., torch.Tensor], window: Window, *tensors: torch.Tensor) -> torch.Tensor:
-        """What the denoiser makes of tensors (frames, draws, slots, ...): frame by frame, or the frames together."""
-        asked = partial(run, steps=self.settings.steps, tick=self.watch.tick)
+    def _batch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(frames, draws, slots, C, ...) as the model reads it: every frame, or sequences (N, C, frames, ...)."""
         if not self.interpolator.is_over_time:
-            return _over_slices(asked, *tensors)
-        return _over_sequences(partial(asked, is_periodic=window.is_periodic), *tensors)
+            return tensor.flatten(0, 2)
+        return tensor.movedim(0, 3).flatten(0, 1)
 
-    def _pictured(self, z_0: torch.Tensor, moved: Sequence[torch.Tensor], seen: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The slices between: D(z_0) and nothing else, as in the paper, or as much of it as the model's strength says.
-
-        With a strength, what is taken from the diffusion is how z_0 differs from the latents of the neighbors' mean. So
-        the texture that the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken
-        at less than its full strength.
-
-        Args:
-            z_0: latents that the denoiser made.
-            moved: both neighbors, brought half-way.
-            seen: both neighbors as they are.
-        """
-        decoded = self._coded(self.interpolator.decode, z_0)
-        strength = self.interpolator.strength(self.settings.mode)
-        if strength is None:
-            return decoded
-        mean = (moved[0] + moved[1]) / 2
-        change = decoded - self._coded(self.interpolator.decode, self._coded(self.interpolator.encode, mean))
-        made = _over_slices(with_brightness_of, mean, mean + strength * change)
-        return _over_slices(with_texture_of, *seen, made) if self.settings.mode == "detail" else made
-
-    def _coded(self, run: Callable[..., torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
-        """What E or D makes of a tensor."""
-        apply = _over_sequences if self.interpolator.codes_sequences else _over_slices
-        return apply(partial(run, tick=self._tick(CODING_EVALUATIONS)), tensor)
+    def _unbatched(self, batch: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+        """Undo `_batch` of a tensor like `like`."""
+        if not self.interpolator.is_over_time:
+            return batch.unflatten(0, like.shape[:3])
+        return batch.unflatten(0, like.shape[1:3]).movedim(3, 0)
 
     def _starts(self, inverted: torch.Tensor | None, window: Window, draws: Sequence[int]) -> torch.Tensor:
         """z_T of every slot: (frames of the latents, draws, slots, C, h, w).
@@ -272,8 +230,13 @@ class Generation:
     def _inverted(self, acquired: torch.Tensor, window: Window) -> torch.Tensor:
         """z_T of the acquired slices."""
         self.watch.stage = "inverting the acquired slices"
-        latents = self._coded(self.interpolator.encode, acquired)
-        return self._by_model(self.interpolator.invert, window, acquired, latents)
+        z_T = self.interpolator.invert(
+            self._batch(acquired),
+            steps=self.settings.steps,
+            is_periodic=window.is_periodic,
+            tick=self.watch.tick,
+        )
+        return self._unbatched(z_T, like=acquired)
 
     def _restored(self, draws: Draws, raw: np.ndarray) -> Frame:
         """One frame's values and spread in the stack's intensities.
@@ -293,35 +256,9 @@ class Generation:
         if draws.count == 1:
             return dense, None
         spread = np.zeros_like(dense)
-        strength = self.interpolator.strength(self.settings.mode) or 1.0
+        strength = self.interpolator.departures[self.settings.mode].strength or 1.0
         spread[:, y0:y1, x0:x1] = inside * draws.deviation / strength  # as wide as the model's own draws
         return dense, spread
-
-
-def with_brightness_of(reference: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 1, H, W) in [-1, 1] whose smooth brightness is the reference's; detail stays theirs.
-
-    Draws differ in overall brightness more than neighboring slices do, which shows as stripes in long-axis cuts. A
-    smooth gain removes that. Differs from the paper, which decodes and is done.
-    """
-    shades = (_blurred((x.clamp(-1, 1) + 1) / 2, BRIGHTNESS_SIGMA_PIXELS) for x in (reference, images))
-    wanted, had = (shade + BRIGHTNESS_FLOOR for shade in shades)
-    return (images + 1) * (wanted / had).clamp(*GAIN_LIMITS) - 1
-
-
-def with_texture_of(before: torch.Tensor, after: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 1, H, W) whose fine texture is as strong as that of their neighbors, which a mean averages away."""
-    fine = [x - _blurred(x, TEXTURE_SIGMA_PIXELS) for x in (before, after, images)]
-    strengths = [x.abs().mean(dim=(1, 2, 3), keepdim=True) for x in fine]
-    gain = (strengths[0] + strengths[1]) / 2 / strengths[2].clamp_min(1e-6)
-    return images + (gain.clamp(*TEXTURE_LIMITS) - 1) * fine[2]
-
-
-def _blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Images (N, 1, H, W) under a Gaussian; beyond its edge an image goes on as its nearest pixel."""
-    margin = round(3 * sigma)
-    padded = F.pad(images, [margin] * 4, mode="replicate")
-    return GaussianFilter(2, sigma)(padded)[..., margin:-margin, margin:-margin]
 
 
 def _over_slices(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
@@ -329,13 +266,6 @@ def _over_slices(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> to
     lead = tensors[0].shape[:3]
     result = run(*(tensor.flatten(0, 2) for tensor in tensors))
     return result.reshape(*lead, *result.shape[1:])
-
-
-def _over_sequences(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """Apply a function of sequences (N, C, frames, ...) to tensors (frames, draws, slots, C, ...)."""
-    _, draws, slots = tensors[0].shape[:3]
-    result = run(*(tensor.movedim(0, 3).flatten(0, 1) for tensor in tensors))
-    return result.unflatten(0, (draws, slots)).movedim(3, 0)
 
 
 def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -17,10 +17,10 @@ import torch
 from calid import STANDING_NOTE, __version__
 from calid.errors import SettingsError
 from calid.images.checks import check_stack, warnings
-from calid.method.bisection import Plan, plan_bisection, resolve_factor
+from calid.method.bisection import Plan, linear_slices, plan_bisection, resolve_factor
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
-from calid.run.generation import Frame, Generation, linear_slices, windows_of, work
+from calid.run.generation import Frame, Generation, windows_of, work
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
 from calid.run.settings import Settings

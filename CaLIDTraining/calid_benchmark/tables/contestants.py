@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import yaml
-from calid.method.diffusion import Schedule
+from calid.method.model import CaLID
 from calid.method.motion import Motion, MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
 from calid.method.weights import Entry, config_from, find_model
-from calid.run.batches import DEFAULT_MODEL, Interpolator
+from calid.run.batches import DEFAULT_MODEL, Interpolator, departures_of
 from calid.run.device import choose_device
 from calid.run.settings import Settings
 from calid_training.stages import CONFIGS
@@ -164,12 +164,7 @@ def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
     place, channels = choose_device(device), sizes.autoencoder.latent_channels
     torch.manual_seed(0)
     space = LatentSpace(Autoencoder(sizes.autoencoder), mean=torch.zeros(channels), std=torch.ones(channels))
-    prediction = sizes.denoiser.prediction
-    return Interpolator(
-        space.to(place.torch_device).eval(),
-        Denoiser(sizes.denoiser).to(place.torch_device).eval(),
-        Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity"),
-        place,
-        Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine)),
-        motion=None if sizes.motion is None else Motion(sizes.motion).to(place.torch_device).eval(),
-    )
+    motion = None if sizes.motion is None else Motion(sizes.motion)
+    model = CaLID(space, Denoiser(sizes.denoiser), motion=motion).to(place.torch_device).eval()
+    entry = Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine))
+    return Interpolator(model, place, entry, departures_of(sizes.engine))

@@ -39,18 +39,14 @@ def calid_walk(
     """CaLID's estimates, or CaLID+'s (`refined`: started from both neighbors' inverted latents)."""
     images = [torch.from_numpy(x)[None, None] * 2 - 1 for x in (before, after)]
     if refined:
-        latents = [interpolator.encode(x) for x in images]
-        invert = partial(interpolator.invert, steps=steps, tick=lambda _: None)
-        z_T = slerp(*(invert(x, z) for x, z in zip(images, latents, strict=True)))
+        z_T = slerp(*(interpolator.invert(x, steps=steps) for x in images))
     else:
         shape = (1, *interpolator.latent_shape(before.shape))
         z_T = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    place, denoiser = interpolator.device.torch_device, interpolator.denoiser
-    moved = interpolator.halfway(*images).unbind(1)
+    seen, place = interpolator.halfway(*images).unbind(1), interpolator.device.torch_device
     with torch.inference_mode(), interpolator.device.autocast():
-        z_c = interpolator.condition(*(x.to(place) for x in moved))
-        walk = sample(interpolator.schedule, lambda z, t: denoiser(z, t, z_c), z_T.to(place), steps=steps)
-        estimates = torch.cat([z_0.float().cpu() for z_0 in walk])
+        walk = interpolator.model.walk(*(x.to(place) for x in (*seen, z_T)), steps=steps)
+        estimates = torch.cat([z_0.cpu() for z_0 in walk])
     return ((interpolator.decode(estimates)[:, 0].clamp(-1, 1) + 1) / 2).numpy()
 
 

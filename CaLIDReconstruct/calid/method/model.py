@@ -1,0 +1,244 @@
+"""CaLID on one page (paper, Section III): two neighboring slices in, the slice between them out.
+
+| here              | paper                                                                        |
+|-------------------|------------------------------------------------------------------------------|
+| `CaLID.between`   | inference: z_T -> z_0 by DDIM under the condition z_c (Eq. 6), then D        |
+| `CaLID.invert`    | "Initialization Refinement", CaLID+: slice -> z_T by DDIM inversion          |
+| `diffusion.slerp` | z_T of a gap from those of both neighbors (Eq. 7 and 8)                      |
+| `bisection`       | "Autoregressive Generation": which slice is made from which neighbors        |
+| `Departures`      | what is done here and not in the paper; `PAPER` switches all of it off       |
+
+Everything is a batch of tensors: images (N, 1, H, W) in [-1, 1], latents (N, C, H / f, W / f), N any number of gaps.
+A 2D+T model reads sequences: images (N, 1, T, H, W), latents (N, C, T, H / f, W / f), or (N, C, T / f, H / f, W / f)
+where its convolutions are 3D. Devices, batches and the user's options are the business of `calid.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from calid.method.diffusion import Model, Schedule, invert, sample
+from calid.method.motion import Motion, halfway
+from calid.method.networks import Denoiser, DenoiserConfig, LatentSpace, frame_by_frame
+from calid.method.texture import with_brightness_of, with_texture_of
+from calid.method.weights import Entry, below, build_latent_space, build_motion, built_for, config_from, load_model
+
+
+@dataclass(frozen=True)
+class Departures:
+    """What a model does at inference and the paper does not; every one can be switched off by itself.
+
+    Three more are trained into a model and cannot be chosen afterwards: the anchor (`DenoiserConfig.anchored`), the
+    velocity target (`DenoiserConfig.prediction`) and the bound on z_0 of an epsilon model (`Schedule.max_latent`).
+
+    Args:
+        motion: whether both neighbors are brought half-way first, by a model that has a motion.
+        strength: how far a slice goes from the mean of its moved neighbors, 0, to what the diffusion makes of them, 1.
+            None shows D(z_0) as it is, without a mean and without the two gains.
+        brightness: whether a slice gets the smooth brightness of its moved neighbors' mean.
+        texture: whether a slice gets texture as strong as its neighbors'.
+        self_condition: whether a slice is inverted as lying between itself and itself; else between its neighbors.
+        unit_radius: whether inverted latents are scaled to the radius that Gaussian noise has.
+    """
+
+    motion: bool = True
+    strength: float | None = None
+    brightness: bool = True
+    texture: bool = True
+    self_condition: bool = True
+    unit_radius: bool = True
+
+
+PAPER = Departures(
+    motion=False, strength=None, brightness=False, texture=False, self_condition=False, unit_radius=False
+)
+
+
+class CaLID(nn.Module):
+    """E, D, eps_theta, tau1 and tau2, with their noise schedule, and the motion that comes before them.
+
+    Args:
+        latent_space: E and D.
+        denoiser: eps_theta with tau1 and tau2.
+        schedule: the noise schedule that the denoiser was trained with; None builds the one of its prediction target.
+        motion: what brings neighbors half-way, or None where the denoiser was trained on neighbors as they are.
+    """
+
+    def __init__(
+        self,
+        latent_space: LatentSpace,
+        denoiser: Denoiser,
+        schedule: Schedule | None = None,
+        motion: Motion | None = None,
+    ) -> None:
+        super().__init__()
+        self.latent_space, self.denoiser, self.motion = latent_space, denoiser, motion
+        prediction = denoiser.config.prediction
+        self.schedule = schedule or Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity")
+
+    def between(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        z_T: torch.Tensor,
+        *,
+        steps: int,
+        is_periodic: bool = False,
+        departures: Departures = Departures(),
+    ) -> torch.Tensor:
+        """Make the slices between (Eq. 6): DDIM from z_T under the condition of both neighbors, then D.
+
+        Args:
+            before, after: images of the neighbors.
+            z_T: latents to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
+            steps: number of DDIM steps.
+            is_periodic: whether a sequence's last frame is followed by its first.
+            departures: what is done beside the paper.
+
+        Returns:
+            Images of the shape of `before`, in [-1, 1].
+        """
+        seen = self.halfway(before, after) if departures.motion else (before, after)
+        *_, z_0 = self.walk(*seen, z_T, steps=steps, is_periodic=is_periodic)
+        image = self.decode(z_0)
+        if departures.strength is not None:
+            image = self._refined(image, seen, (before, after), departures, departures.strength)
+        return image.clamp(-1, 1)
+
+    def walk(
+        self, before: torch.Tensor, after: torch.Tensor, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False
+    ) -> Iterator[torch.Tensor]:
+        """Estimates of z_0 (Eq. 3) after every DDIM step from z_T; the last is z_0.
+
+        Args:
+            before, after: images as the denoiser is shown them.
+            z_T: latents to start from.
+            steps: number of DDIM steps.
+            is_periodic: whether a sequence's last frame is followed by its first.
+        """
+        return sample(self.schedule, self._asked(self.condition(before, after), is_periodic), z_T, steps=steps)
+
+    def invert(
+        self,
+        images: torch.Tensor,
+        *,
+        steps: int,
+        neighbors: tuple[torch.Tensor, torch.Tensor] | None = None,
+        is_periodic: bool = False,
+        departures: Departures = Departures(),
+    ) -> torch.Tensor:
+        """Find z_T of slices by DDIM inversion ("Initialization Refinement"): the walk of Eq. 6 backwards.
+
+        Args:
+            images: slices, acquired or made before.
+            steps: number of DDIM steps.
+            neighbors: images that the slices lie between; needed without `departures.self_condition`.
+            is_periodic: whether a sequence's last frame is followed by its first.
+            departures: what is done beside the paper.
+
+        Returns:
+            Latents z_T.
+        """
+        z_0 = self.encode(images)
+        z_c = self._own_condition(images, z_0) if departures.self_condition else self._condition_of(neighbors)
+        *_, z_T = invert(self.schedule, self._asked(z_c, is_periodic), z_0, steps=steps)
+        return unit_radius(z_T) if departures.unit_radius else z_T
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """E: images -> latents."""
+        return self.latent_space.encode(images).float()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """D: latents -> images."""
+        return self.latent_space.decode(latents).float()
+
+    def condition(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """z_c of images as the denoiser is shown them.
+
+        *Departure: anchor.* An anchored denoiser also reads the latents of both. E makes them anew for every gap,
+        although every slice is a neighbor of two: brought half-way, it is another image in each.
+        """
+        latents = (self.encode(before), self.encode(after)) if self.denoiser.config.anchored else None
+        return self.denoiser.condition(before, after, latents)
+
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion."""
+        return (before, after) if self.motion is None else halfway(self.motion, before, after)
+
+    def _refined(
+        self,
+        image: torch.Tensor,
+        seen: tuple[torch.Tensor, torch.Tensor],
+        neighbors: tuple[torch.Tensor, torch.Tensor],
+        departures: Departures,
+        strength: float,
+    ) -> torch.Tensor:
+        """*Departures: strength, brightness gain, texture gain.*
+
+        What is taken from the diffusion is how D(z_0) differs from what coding makes of the neighbors' mean. So the
+        texture that the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken at
+        less than its full strength.
+
+        Args:
+            image: D(z_0).
+            seen: both neighbors as the denoiser was shown them.
+            neighbors: both as they are.
+            departures: which gains are applied.
+            strength: share of the change that is taken.
+        """
+        mean = (seen[0] + seen[1]) / 2
+        image = mean + strength * (image - self.decode(self.encode(mean)))
+        if departures.brightness:
+            image = frame_by_frame(with_brightness_of, mean, image, dims=2)
+        if departures.texture:
+            image = frame_by_frame(with_texture_of, *neighbors, image, dims=2)
+        return image
+
+    def _own_condition(self, images: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """*Departure: self-condition of the inversion.* z_c of slices as lying between themselves and themselves.
+
+        The paper leaves the condition of the inversion open. This one needs a slice to be inverted only once and
+        serves the gaps on both its sides.
+        """
+        return self.denoiser.condition(images, images, (latents, latents))
+
+    def _condition_of(self, neighbors: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        if neighbors is None:
+            raise ValueError("without the self-condition, an inversion needs the neighbors of its slices")
+        return self.condition(*neighbors)
+
+    def _asked(self, z_c: torch.Tensor, is_periodic: bool) -> Model:
+        """The denoiser under a condition."""
+        return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)
+
+
+def unit_radius(z_T: torch.Tensor) -> torch.Tensor:
+    """*Departure: unit radius.* Latents (N, C, ..., h, w), those of every frame scaled to a mean square of 1.
+
+    So sure a condition as a slice itself makes few-step inversion end too near zero (0.7 of a unit deviation), and a
+    walk from there blurs.
+    """
+    radius = z_T.square().mean(dim=(1, -2, -1), keepdim=True).sqrt()
+    return z_T / radius.clamp_min(1e-6)
+
+
+def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID, Entry]:
+    """The model `name` of a manifest, checked, in evaluation mode on the CPU, and what the manifest says of it.
+
+    Raises:
+        WeightsError: if it is missing, damaged or does not fit.
+    """
+    state, entry = load_model(name, models_folder)
+    with built_for(name):
+        denoiser = Denoiser(config_from(DenoiserConfig, entry.config["denoiser"]))
+        denoiser.load_state_dict(below(state, "denoiser."))
+        space = build_latent_space(entry.config["autoencoder"], below(state, "latent_space."))
+        has_motion = "motion" in entry.config
+        motion = build_motion(entry.config["motion"], below(state, "motion.")) if has_motion else None
+        return CaLID(space, denoiser, motion=motion).eval(), entry
