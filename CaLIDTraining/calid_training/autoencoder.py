@@ -8,13 +8,16 @@ from typing import Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from calid.method.networks import Autoencoder, AutoencoderConfig
+from calid.method.networks import Autoencoder, AutoencoderConfig, folded
 from calid.method.weights import read_latent_space
-from monai.losses import PatchAdversarialLoss, PerceptualLoss
+from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 
+from calid_training.lpips import lpips_network
 from calid_training.rates import warmup
 from calid_training.validation import gradient_magnitude, log_pictures
+
+LPIPS_FRAME_STEP = 4
 
 
 class AutoencoderStage(L.LightningModule):
@@ -22,8 +25,9 @@ class AutoencoderStage(L.LightningModule):
 
     Args:
         network: widths of E and D.
-        perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights);
-            "squeeze", "alex" or "vgg" are LPIPS as in the paper and need torchvision's weights at hand.
+        perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights); "alex" is
+            LPIPS as in the paper, from a file on this machine (see `calid_training.lpips`).
+        alexnet: that file; None takes the one in CALID_ALEXNET.
         kl_weight: of the KL divergence summed over a latent, beside the L1 likelihood averaged over pixels; 1e-6
             already drowns the latents in noise.
         perceptual_weight, adversarial_weight: of the other terms.
@@ -31,6 +35,8 @@ class AutoencoderStage(L.LightningModule):
         learning_rate, discriminator_learning_rate: of the two Adam optimisers.
         warmup_steps: over which both rise linearly.
         discriminator_channels: width of the PatchGAN.
+        accumulate: batches whose gradients make one step, where a batch does not fit the device.
+        gradient_clip: largest norm of the gradients, or None.
         refine: file written by `calid-train export autoencoder`, whose D alone is trained further. E stays, and with
             it the latents that a denoiser was trained on: sharpening D needs no new denoiser.
     """
@@ -38,7 +44,8 @@ class AutoencoderStage(L.LightningModule):
     def __init__(
         self,
         network: AutoencoderConfig = AutoencoderConfig(),
-        perceptual: Literal["discriminator", "squeeze", "alex", "vgg"] = "discriminator",
+        perceptual: Literal["discriminator", "alex"] = "discriminator",
+        alexnet: Path | None = None,
         kl_weight: float = 1e-8,
         perceptual_weight: float = 0.5,
         adversarial_weight: float = 0.05,
@@ -47,16 +54,18 @@ class AutoencoderStage(L.LightningModule):
         discriminator_learning_rate: float = 1e-4,
         warmup_steps: int = 200,
         discriminator_channels: int = 32,
+        accumulate: int = 1,
+        gradient_clip: float | None = 1.0,
         refine: Path | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network", "refine"])
+        self.save_hyperparameters(ignore=["network", "alexnet", "refine"])
         self.automatic_optimization = False
         self.network = Autoencoder(network)
         self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.learning_rate, self.discriminator_learning_rate = learning_rate, discriminator_learning_rate
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.accumulate, self.gradient_clip = warmup_steps, accumulate, gradient_clip
         self.refines = refine is not None
         if refine is not None:
             self.network.load_state_dict(read_latent_space(refine).autoencoder.state_dict())
@@ -65,9 +74,19 @@ class AutoencoderStage(L.LightningModule):
         dims = network.spatial_dims
         self.discriminator = PatchDiscriminator(dims, discriminator_channels, 1, 1, num_layers_d=3)
         self.adversarial_loss = PatchAdversarialLoss(criterion="least_squares")
-        self.lpips = None
-        if perceptual != "discriminator":
-            self.lpips = PerceptualLoss(dims, network_type=perceptual, is_fake_3d=dims == 3, fake_3d_ratio=0.25)
+        self.steps_done = 0
+        # Frozen, and none of this module's weights: a checkpoint need not hold it.
+        self._lpips = None if perceptual == "discriminator" else (lpips_network(alexnet),)
+
+    def on_fit_start(self) -> None:
+        if self._lpips is not None:
+            self._lpips[0].to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["steps_done"] = self.steps_done
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.steps_done = checkpoint.get("steps_done", checkpoint["global_step"])
 
     def configure_optimizers(self) -> tuple[list, list]:
         optimizers = [
@@ -76,24 +95,27 @@ class AutoencoderStage(L.LightningModule):
         ]
         return optimizers, [warmup(optimizer, self.warmup_steps) for optimizer in optimizers]
 
-    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
+    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         images = batch["images"]
+        ends_step = (index + 1) % self.accumulate == 0 or index + 1 == self.trainer.num_training_batches
         optimizer, discriminator_optimizer = self.optimizers()
         reconstruction, losses = self._reconstructed(images)
         total = losses["l1"] + self.kl_weight * losses["kl"]
-        adversarial = self.global_step >= self.adversarial_start
-        if self.lpips is not None:
-            losses["perceptual"] = self.lpips(reconstruction.float(), images)
+        adversarial = self.steps_done >= self.adversarial_start
+        if self._lpips is not None:
+            losses["perceptual"] = self._perceptual(reconstruction, images)
             total = total + self.perceptual_weight * losses["perceptual"]
         if adversarial:
             total = total + self._adversarial_terms(images, reconstruction, losses)
-        self._step(optimizer, total)
+        self._learn(optimizer, total, ends_step)
         if adversarial:
             losses["discriminator"] = self._discriminator_loss(images, reconstruction.detach())
-            self._step(discriminator_optimizer, losses["discriminator"])
-        for scheduler, has_stepped in zip(self.lr_schedulers(), (True, adversarial), strict=True):
-            if has_stepped:
-                scheduler.step()
+            self._learn(discriminator_optimizer, losses["discriminator"], ends_step)
+        if ends_step:
+            self.steps_done += 1
+            for scheduler, has_stepped in zip(self.lr_schedulers(), (True, adversarial), strict=True):
+                if has_stepped:
+                    scheduler.step()
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
 
     def _reconstructed(self, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -110,7 +132,7 @@ class AutoencoderStage(L.LightningModule):
         fake = self.discriminator(reconstruction)
         losses["generator"] = self.adversarial_loss(fake[-1].float(), target_is_real=True, for_discriminator=False)
         total = self.adversarial_weight * losses["generator"]
-        if self.lpips is None:
+        if self._lpips is None:
             with torch.no_grad():
                 real = self.discriminator(images)
             pairs = zip(fake[:-1], real[:-1], strict=True)
@@ -126,11 +148,24 @@ class AutoencoderStage(L.LightningModule):
         ]
         return sum(terms) / 2
 
-    def _step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+    def _perceptual(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """LPIPS of slices; of clips that of every fourth frame, beginning with a drawn one."""
+        network, pair = self._lpips[0], [(x.float() + 1) / 2 for x in (images, reconstruction)]
+        if images.ndim == 5:
+            first = int(torch.randint(LPIPS_FRAME_STEP, ()))
+            pair = [folded(x[:, :, first::LPIPS_FRAME_STEP]) for x in pair]
+        with torch.autocast(self.device.type, enabled=False):
+            return network(*pair).mean()
+
+    def _learn(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, ends_step: bool) -> None:
+        """Add the loss's gradients to those that wait and, at the end of a step, learn from their mean."""
+        self.manual_backward(loss / self.accumulate)
+        if not ends_step:
+            return
+        if self.gradient_clip is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         images = batch["images"]

@@ -26,9 +26,8 @@ from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
-from calid_training.crops import heart_center
 from calid_training.datasets import Case
-from calid_training.prepare import PreparedCase, load_cases, write_cases
+from calid_training.prepare import AnyCase, heart_center, load_cases, write_cases
 from calid_training.registration import demons_field
 
 NUM_FRAMES = 20
@@ -143,7 +142,7 @@ def with_noise(rng: np.random.Generator, images: np.ndarray, deviation: float) -
     return (images + deviation / noise.std() * noise).clip(0, 1).astype(np.float32)
 
 
-def beating(rng: np.random.Generator, ed: PreparedCase, es: PreparedCase) -> Case | None:
+def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> Case | None:
     """A semi-synthetic cine (T, Z, Y, X) in [0, 1] of a pair of one patient, or None where the two do not fit."""
     if ed.images.shape[2:] != es.images.shape[2:]:
         return None
@@ -165,7 +164,7 @@ def beating(rng: np.random.Generator, ed: PreparedCase, es: PreparedCase) -> Cas
     return Case(ed.entry.dataset, patient, "cine", split, *stacks, ed.entry.annotated)
 
 
-def _around_heart(case: PreparedCase) -> tuple[slice, ...]:
+def _around_heart(case: AnyCase) -> tuple[slice, ...]:
     """All slices, and rows and columns around the heart."""
     column, row = heart_center(case)
     ranges = (
@@ -175,9 +174,9 @@ def _around_heart(case: PreparedCase) -> tuple[slice, ...]:
     return slice(None), *ranges
 
 
-def pairs(cases: Iterable[PreparedCase]) -> list[tuple[PreparedCase, PreparedCase]]:
+def pairs(cases: Iterable[AnyCase]) -> list[tuple[AnyCase, AnyCase]]:
     """The (ED, ES) cases of every patient whose LV was contoured in both: the larger labelled volume is ED."""
-    stacks: dict[tuple[str, str], list[PreparedCase]] = {}
+    stacks: dict[tuple[str, str], list[AnyCase]] = {}
     for case in cases:
         if not case.entry.series.startswith("RV_"):
             stacks.setdefault((case.entry.dataset, case.entry.patient), []).append(case)
@@ -195,7 +194,7 @@ def make_cines(prepared: Path, out: Path, *, datasets: Sequence[str], seed: int 
     return write_cases(_made(tqdm(found, unit=" patients"), seed), out)
 
 
-def _made(found: Iterable[tuple[PreparedCase, PreparedCase]], seed: int) -> Iterator[Case]:
+def _made(found: Iterable[tuple[AnyCase, AnyCase]], seed: int) -> Iterator[Case]:
     for number, pair in enumerate(found):
         cine = beating(np.random.default_rng((seed, number)), *pair)
         if cine is not None:

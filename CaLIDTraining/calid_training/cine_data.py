@@ -5,18 +5,30 @@ Real cines (UK Biobank, M&Ms, ACDC's 4D files) and the semi-synthetic ones (`cin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from calid.run.windows import closes
 
-from calid_training.crops import Batch, BatchMaker, Triplet, apply_crop, draw_crop, draw_members, triplets
+from calid_training.crops import (
+    SHIPPED,
+    Batch,
+    BatchMaker,
+    Triplet,
+    Triplets,
+    Variety,
+    apply_crop,
+    draw_crop,
+    draw_members,
+)
 from calid_training.data import TripletData
-from calid_training.prepare import PreparedCase
+from calid_training.prepare import AnyCase, spans_cycle
+
+MAX_FRAMES = sys.maxsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +45,36 @@ class Moving:
 
     @property
     def num_frames(self) -> int:
-        return len(self.triplet.case.images)
+        return self.triplet.case.entry.shape[0]
 
 
-def moving(cases: Sequence[PreparedCase], *, frames: int, max_gap_mm: float) -> list[Moving]:
-    """Every triplet of slices of the cases that have at least `frames` frames."""
-    cines = [case for case in cases if len(case.images) >= frames]
-    spans = {id(case): closes(case.images) for case in cines}
-    firsts = [triplet for triplet in triplets(cines, max_gap_mm=max_gap_mm) if triplet.frame == 0]
-    return [Moving(triplet, spans[id(triplet.case)]) for triplet in firsts]
+class Movements(Sequence[Moving]):
+    """Every triplet of slices of the cines that have at least some frames, made when it is asked for.
+
+    Args:
+        cases: the cines.
+        frames: that a cine has at least; those with fewer are left out.
+        max_gap_mm: see `crops.Triplets`.
+    """
+
+    def __init__(self, cases: Sequence[AnyCase], *, frames: int, max_gap_mm: float) -> None:
+        self.triplets = Triplets(
+            [case for case in cases if case.entry.shape[0] >= frames],
+            max_gap_mm=max_gap_mm,
+            frame_step=MAX_FRAMES,  # one triplet for all frames
+        )
+
+    def __len__(self) -> int:
+        return len(self.triplets)
+
+    def __getitem__(self, index: int) -> Moving:  # type: ignore[override]  # no slices of it are needed
+        triplet = self.triplets[index]
+        return Moving(triplet, spans_cycle(triplet.case))
 
 
-def draw_frames(rng: np.random.Generator, source: Moving, *, count: int, pace: float) -> tuple[np.ndarray, bool]:
+def draw_frames(
+    rng: np.random.Generator, source: Moving, *, count: int, pace: float, whole_cycle: bool = False
+) -> tuple[np.ndarray, bool]:
     """Indices of `count` frames of a cine at an even pace, and whether they go once around the cycle.
 
     Args:
@@ -52,8 +82,15 @@ def draw_frames(rng: np.random.Generator, source: Moving, *, count: int, pace: f
         source: the cine.
         count: frames of the clip.
         pace: 0 to 1, from consecutive frames to as far apart as the cine is long.
+        whole_cycle: spread the frames over the whole cine instead, as evenly as whole frames allow (the paper's "we
+            uniformly subsample 32 frames"). A cine that goes on from its end may begin anywhere.
     """
     total = source.num_frames
+    if whole_cycle:
+        start = rng.integers(total) if source.spans_cycle else 0
+        last = total if source.spans_cycle else total - 1
+        steps = np.linspace(0, last, count, endpoint=not source.spans_cycle)
+        return (start + np.round(steps).astype(int)) % total, source.spans_cycle
     stride = 1 + int(pace * (total // count))
     stride = min(stride, total // count)
     if source.spans_cycle:
@@ -64,30 +101,43 @@ def draw_frames(rng: np.random.Generator, source: Moving, *, count: int, pace: f
 
 
 def clip_batch(
-    rng: np.random.Generator, sources: Sequence[Moving], count: int, size: int, *, frames: int, identity: float
+    rng: np.random.Generator,
+    sources: Sequence[Moving],
+    count: int,
+    size: int,
+    *,
+    frames: int,
+    identity: float,
+    whole_cycle: bool = False,
+    variety: Variety = SHIPPED,
 ) -> Batch:
     """{"before", "target", "after"}: (N, 1, frames, size, size) each, and "is_periodic" of all of them.
 
     As in `crops.triplet_batch`, a share `identity` is one slice three times, and either end may come first.
     """
-    pace = rng.random()
-    drawn = [_random_clip(rng, sources, size, frames, pace, identity) for _ in range(count)]
+    drawing = partial(draw_frames, rng, count=frames, pace=rng.random(), whole_cycle=whole_cycle)
+    drawn = [_random_clip(rng, sources, size, drawing, identity, variety) for _ in range(count)]
     before, target, after = torch.stack([clip for clip, _ in drawn], dim=1)
     return {"before": before, "target": target, "after": after, "is_periodic": all(closed for _, closed in drawn)}
 
 
 def _random_clip(
-    rng: np.random.Generator, sources: Sequence[Moving], size: int, frames: int, pace: float, identity: float
+    rng: np.random.Generator,
+    sources: Sequence[Moving],
+    size: int,
+    drawing: Callable[[Moving], tuple[np.ndarray, bool]],
+    identity: float,
+    variety: Variety,
 ) -> tuple[torch.Tensor, bool]:
     source = sources[rng.integers(len(sources))]
     triplet = source.triplet
     members = draw_members(rng, triplet, identity=identity)
-    chosen, closed = draw_frames(rng, source, count=frames, pace=pace)
+    chosen, closed = drawing(source)
     native_mm = triplet.case.entry.spacing_mm[0]
-    plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size)
+    plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size, variety=variety)
     images = triplet.case.images[np.ix_(chosen, members)].swapaxes(0, 1)
     crops = apply_crop(images.reshape(-1, *images.shape[2:]), plan, native_mm=native_mm)
-    return crops.reshape(3, 1, frames, size, size), closed
+    return crops.reshape(3, 1, len(chosen), size, size), closed
 
 
 class ClipData(TripletData):
@@ -95,23 +145,32 @@ class ClipData(TripletData):
 
     Args:
         frames: of a clip; cines with fewer are left out. The paper trains on 32.
+        whole_cycle: whether they are spread over the whole cycle, as in the paper; otherwise at a drawn pace.
     """
 
-    def __init__(self, frames: int = 10, **kwargs: Any) -> None:
+    def __init__(self, frames: int = 10, whole_cycle: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.frames = frames
+        self.frames, self.whole_cycle = frames, whole_cycle
 
     def batch_maker(self, split: str) -> BatchMaker:
-        return partial(clip_batch, frames=self.frames, identity=self.identity if split == "train" else 0.0)
+        return partial(
+            clip_batch,
+            frames=self.frames,
+            identity=self.identity if split == "train" else 0.0,
+            whole_cycle=self.whole_cycle,
+            variety=self.variety,
+        )
 
     def sources(self, split: str) -> Sequence:
-        cases = [triplet.case for triplet in super().sources(split)]
-        return moving(list(dict.fromkeys(cases)), frames=self.frames, max_gap_mm=self.max_gap_mm)
+        return Movements(self.cases(split), frames=self.frames, max_gap_mm=self.max_gap_mm)
 
 
 class ClipImages(ClipData):
     """Clips of single slices, for the autoencoder of the paper's 2D+T model."""
 
     def batch_maker(self, split: str) -> BatchMaker:
-        make = super().batch_maker(split)
-        return lambda rng, sources, count, size: {"images": make(rng, sources, count, size)["target"]}
+        return partial(_targets, super().batch_maker(split))
+
+
+def _targets(make: BatchMaker, rng: np.random.Generator, sources: Sequence, count: int, size: int) -> Batch:
+    return {"images": make(rng, sources, count, size)["target"]}

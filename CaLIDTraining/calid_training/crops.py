@@ -13,15 +13,39 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from calid_training.prepare import PreparedCase
+from calid_training.prepare import AnyCase, heart_center
 
-PIXEL_MM = (1.15, 2.05)  # pixel sizes the networks are trained for
-ZOOM = (0.7, 1.4)  # drawn pixel size relative to the case's own
-MAX_TILT_DEGREES = 15.0
-GAMMA = (0.8, 1.25)
-HEART_JITTER_PIXELS = 18.0
+
+@dataclass(frozen=True)
+class Variety:
+    """How much crops differ from the slices that they are cut from.
+
+    Args:
+        pixel_mm: range of pixel sizes, within which drawn ones are kept.
+        zoom: range of the pixel size relative to the case's own.
+        tilt_degrees: largest rotation beside the turns, of every second crop.
+        turns: directions that a crop may look in: 4 are quarter turns, 2 half turns, 1 is upright.
+        mirrors: whether half of the crops are mirrored.
+        gamma: range of the exponent on the [0, 1] intensities, drawn evenly in its logarithm.
+        jitter_pixels: largest distance, per axis, from the heart to the crop's center.
+        anywhere: share of the field of view, around its middle, in which crops of single slices are centered; 0 centers
+            them on the heart.
+    """
+
+    pixel_mm: tuple[float, float] = (1.15, 2.05)
+    zoom: tuple[float, float] = (0.7, 1.4)
+    tilt_degrees: float = 15.0
+    turns: int = 4
+    mirrors: bool = True
+    gamma: tuple[float, float] = (0.8, 1.25)
+    jitter_pixels: float = 18.0
+    anywhere: float = 0.4
+
+
+SHIPPED = Variety()
+"""That of the models that ship."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +69,18 @@ class CropPlan:
     size: int
 
 
-def draw_crop(rng: np.random.Generator, *, center: np.ndarray, native_mm: float, size: int) -> CropPlan:
+def draw_crop(
+    rng: np.random.Generator, *, center: np.ndarray, native_mm: float, size: int, variety: Variety = SHIPPED
+) -> CropPlan:
     """Draw a crop near `center` (column, row)."""
-    tilt = rng.uniform(-MAX_TILT_DEGREES, MAX_TILT_DEGREES) if rng.random() < 0.5 else 0.0
-    column, row = center + rng.uniform(-HEART_JITTER_PIXELS, HEART_JITTER_PIXELS, 2)
+    tilt = rng.uniform(-variety.tilt_degrees, variety.tilt_degrees) if rng.random() < 0.5 else 0.0
+    column, row = center + rng.uniform(-variety.jitter_pixels, variety.jitter_pixels, 2)
     return CropPlan(
         center=(float(column), float(row)),
-        pixel_mm=float(np.clip(native_mm * rng.uniform(*ZOOM), *PIXEL_MM)),
-        angle=float(np.deg2rad(90 * rng.integers(4) + tilt)),
-        mirrored=bool(rng.random() < 0.5),
-        gamma=float(np.exp(rng.uniform(*np.log(GAMMA)))),
+        pixel_mm=float(np.clip(native_mm * rng.uniform(*variety.zoom), *variety.pixel_mm)),
+        angle=float(np.deg2rad(360 / variety.turns * rng.integers(variety.turns) + tilt)),
+        mirrored=bool(rng.random() < 0.5) and variety.mirrors,
+        gamma=float(np.exp(rng.uniform(*np.log(variety.gamma)))),
         size=size,
     )
 
@@ -73,15 +99,6 @@ def apply_crop(images: np.ndarray, plan: CropPlan, *, native_mm: float) -> torch
     pixels = torch.from_numpy(np.asarray(images, dtype=np.float32))[None]
     cut = F.grid_sample(pixels, grid[None], mode="bicubic", padding_mode="zeros", align_corners=True)[0]
     return cut.clamp(0, 1)[:, None] ** plan.gamma * 2 - 1
-
-
-def heart_center(case: PreparedCase) -> np.ndarray:
-    """(column, row) of the labelled structures' centroid over all slices, or the image centre without labels."""
-    height, width = case.images.shape[2:]
-    if case.labels is None or not case.labels.any():
-        return np.array([(width - 1) / 2, (height - 1) / 2])
-    _, _, rows, columns = np.nonzero(case.labels)
-    return np.array([columns.mean(), rows.mean()])
 
 
 Batch = dict[str, torch.Tensor]
@@ -122,73 +139,120 @@ class CropStream(IterableDataset):
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in range(self.batches):
+        """The batches; every loader process makes its share, and the loader puts them back into their order."""
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index in range(first, self.batches, step):
             rng = np.random.default_rng((self.seed, self.epoch, self.rank, index))
             size = int(rng.choice(self.sizes, p=self.size_weights))
             count = max(1, round(self.batch_size * (self.sizes[0] / size) ** 2))
             yield self.make_batch(rng, self.sources, count, size)
 
 
-def image_batch(rng: np.random.Generator, cases: Sequence[PreparedCase], count: int, size: int) -> Batch:
-    """Single slices from anywhere in the field of view, for the autoencoder: {"images": (N, 1, size, size)}."""
-    return {"images": torch.cat([_random_image(rng, cases, size) for _ in range(count)])}
+def image_batch(
+    rng: np.random.Generator,
+    cases: Sequence[AnyCase],
+    count: int,
+    size: int,
+    *,
+    variety: Variety = SHIPPED,
+    frame_step: int = 1,
+) -> Batch:
+    """Single slices, for the autoencoder: {"images": (N, 1, size, size)}."""
+    return {"images": torch.cat([_random_image(rng, cases, size, variety, frame_step) for _ in range(count)])}
 
 
-def _random_image(rng: np.random.Generator, cases: Sequence[PreparedCase], size: int) -> torch.Tensor:
+def _random_image(
+    rng: np.random.Generator, cases: Sequence[AnyCase], size: int, variety: Variety, frame_step: int
+) -> torch.Tensor:
     case = cases[rng.integers(len(cases))]
-    frames, slices, height, width = case.images.shape
+    frames, slices, height, width = case.entry.shape
     native_mm = case.entry.spacing_mm[0]
-    image = case.images[rng.integers(frames), rng.integers(slices)]
-    anywhere = np.array([width, height]) * rng.uniform(0.3, 0.7, 2)
-    return apply_crop(image[None], draw_crop(rng, center=anywhere, native_mm=native_mm, size=size), native_mm=native_mm)
+    image = case.images[frame_step * rng.integers(-(-frames // frame_step)), rng.integers(slices)]
+    center = heart_center(case)
+    if variety.anywhere:
+        center = np.array([width, height]) * rng.uniform(0.5 - variety.anywhere / 2, 0.5 + variety.anywhere / 2, 2)
+    plan = draw_crop(rng, center=center, native_mm=native_mm, size=size, variety=variety)
+    return apply_crop(image[None], plan, native_mm=native_mm)
 
 
 @dataclass(frozen=True, eq=False)
 class Triplet:
     """Slices (n-k, n, n+k) of one frame: the outer two are given, the middle one is to be made."""
 
-    case: PreparedCase
+    case: AnyCase
     center: np.ndarray
     frame: int
     middle: int
     stride: int
 
 
-def triplets(cases: Sequence[PreparedCase], *, max_gap_mm: float = 22.0) -> list[Triplet]:
-    """Every triplet whose outer slices are at most `max_gap_mm` apart; neighbors always, whatever their gap."""
-    found = []
-    for case in cases:
-        frames, slices = case.images.shape[:2]
-        spacing, center = case.entry.spacing_mm[2], heart_center(case)
-        strides = max(1, int(max_gap_mm / (2 * spacing)))
-        found += [
-            Triplet(case, center, frame, middle, stride)
-            for stride in range(1, strides + 1)
-            for frame in range(frames)
-            for middle in range(stride, slices - stride)
-        ]
-    return found
+class Triplets(Sequence[Triplet]):
+    """Every triplet whose outer slices are at most some distance apart; neighbors always, whatever their gap.
+
+    A triplet is made when it is asked for: what is kept is one number for every case and stride, not an object for
+    every frame and slice of ten thousand subjects.
+
+    Args:
+        cases: the stacks.
+        max_gap_mm: largest distance between the outer slices of a triplet, but for neighbors.
+        frame_step: every how many-th frame takes part.
+    """
+
+    def __init__(self, cases: Sequence[AnyCase], *, max_gap_mm: float = 22.0, frame_step: int = 1) -> None:
+        self.cases, self.frame_step = list(cases), frame_step
+        owners, strides, counts = [], [], []
+        for number, case in enumerate(self.cases):
+            frames, slices = case.entry.shape[:2]
+            for stride in range(1, max(1, int(max_gap_mm / (2 * case.entry.spacing_mm[2]))) + 1):
+                owners.append(number)
+                strides.append(stride)
+                counts.append(-(-frames // frame_step) * max(0, slices - 2 * stride))
+        self._owners, self._strides = np.array(owners, int), np.array(strides, int)
+        self._ends = np.cumsum(np.array(counts, int))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> Triplet:  # type: ignore[override]  # no slices of it are needed
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        block = int(np.searchsorted(self._ends, index, side="right"))
+        within = index - (int(self._ends[block - 1]) if block else 0)
+        case, stride = self.cases[self._owners[block]], int(self._strides[block])
+        frame, place = divmod(within, case.entry.shape[1] - 2 * stride)
+        return Triplet(case, heart_center(case), self.frame_step * frame, stride + place, stride)
 
 
 def triplet_batch(
-    rng: np.random.Generator, sources: Sequence[Triplet], count: int, size: int, *, identity: float = 0.1
+    rng: np.random.Generator,
+    sources: Sequence[Triplet],
+    count: int,
+    size: int,
+    *,
+    identity: float = 0.1,
+    variety: Variety = SHIPPED,
 ) -> Batch:
-    """{"before", "target", "after"}: (N, 1, size, size) each.
+    """{"before", "target", "after"}: (N, 1, size, size) each, and "gap_mm": (N,) between both neighbors.
 
     A share `identity` of the triplets is (s, s, s): at the finest bisection levels neighbors are nearly equal, and the
     inversion of CaLID+ asks for a slice given itself. Either end may come first: the problem is symmetric.
     """
-    drawn = [_random_triplet(rng, sources, size, identity) for _ in range(count)]
-    before, target, after = torch.stack(drawn, dim=1)
-    return {"before": before, "target": target, "after": after}
+    drawn = [_random_triplet(rng, sources, size, identity, variety) for _ in range(count)]
+    before, target, after = torch.stack([images for images, _ in drawn], dim=1)
+    return {"before": before, "target": target, "after": after, "gap_mm": torch.tensor([gap for _, gap in drawn])}
 
 
-def _random_triplet(rng: np.random.Generator, sources: Sequence[Triplet], size: int, identity: float) -> torch.Tensor:
+def _random_triplet(
+    rng: np.random.Generator, sources: Sequence[Triplet], size: int, identity: float, variety: Variety
+) -> tuple[torch.Tensor, float]:
+    """Slices (3, 1, size, size) and the gap between the outer two in mm."""
     triplet = sources[rng.integers(len(sources))]
     members = draw_members(rng, triplet, identity=identity)
-    native_mm = triplet.case.entry.spacing_mm[0]
-    plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size)
-    return apply_crop(triplet.case.images[triplet.frame, members], plan, native_mm=native_mm)
+    native_mm, _, spacing_mm = triplet.case.entry.spacing_mm
+    plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size, variety=variety)
+    images = apply_crop(triplet.case.images[triplet.frame, members], plan, native_mm=native_mm)
+    return images, float(abs(members[2] - members[0]) * spacing_mm)
 
 
 def draw_members(rng: np.random.Generator, triplet: Triplet, *, identity: float) -> list[int]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from calid_training.crops import BatchMaker, CropStream, image_batch, triplet_batch, triplets
+from calid_training.crops import SHIPPED, BatchMaker, CropStream, Triplets, Variety, image_batch, triplet_batch
 from calid_training.datasets import LICENCE_CLEAN
-from calid_training.prepare import load_cases, provenance_of, read_index
+from calid_training.prepare import StoredCase, load_cases, provenance_of, read_index
 
 VALIDATION_SEED = 7
 
@@ -44,8 +44,10 @@ class CropData(L.LightningDataModule):
         sizes, size_weights: crop sizes and how often each is drawn.
         batches: training batches per epoch.
         validation_batches: validation batches of the first size.
-        workers: loader processes; 0 loads in the training process.
+        workers: loader processes; 0 loads in the training process. How many there are changes no batch.
         seed: of the streams.
+        variety: how much the crops differ from the slices that they are cut from.
+        frame_step: every how many-th frame of a cine takes part; the paper takes every fifth of 50.
     """
 
     def __init__(
@@ -59,20 +61,27 @@ class CropData(L.LightningDataModule):
         validation_batches: int = 16,
         workers: int = 0,
         seed: int = 1,
+        variety: Variety = SHIPPED,
+        frame_step: int = 1,
     ) -> None:
         super().__init__()
+        self.variety, self.frame_step = variety, frame_step
         self.prepared, self.datasets = Path(prepared), tuple(datasets)
         self.batch_size, self.sizes, self.size_weights = batch_size, tuple(sizes), tuple(size_weights)
         self.batches, self.validation_batches = batches, validation_batches
         self.workers, self.seed = workers, seed
 
+    def cases(self, split: str) -> list[StoredCase]:
+        """The prepared cases of a split."""
+        return list(load_cases(self.prepared, datasets=self.datasets, split=split))
+
     def sources(self, split: str) -> Sequence:
         """What a stream of this split draws from."""
-        return list(load_cases(self.prepared, datasets=self.datasets, split=split))
+        return self.cases(split)
 
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (for those whose splits differ)
         """What turns drawn sources into a batch."""
-        return image_batch
+        return partial(image_batch, variety=self.variety, frame_step=self.frame_step)
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """{set: how many cases and patients of it train, and the SHA-256 over these cases' files}."""
@@ -102,7 +111,7 @@ class CropData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         self.train_stream.epoch = self.trainer.current_epoch
         self.train_stream.rank = self.trainer.global_rank
-        return DataLoader(self.train_stream, batch_size=None, num_workers=min(self.workers, 1))
+        return DataLoader(self.train_stream, batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.validation_stream, batch_size=None)
@@ -125,7 +134,7 @@ class TripletData(CropData):
         self.identity, self.max_gap_mm = identity, max_gap_mm
 
     def batch_maker(self, split: str) -> BatchMaker:
-        return partial(triplet_batch, identity=self.identity if split == "train" else 0.0)
+        return partial(triplet_batch, identity=self.identity if split == "train" else 0.0, variety=self.variety)
 
     def sources(self, split: str) -> Sequence:
-        return triplets(super().sources(split), max_gap_mm=self.max_gap_mm)
+        return Triplets(self.cases(split), max_gap_mm=self.max_gap_mm, frame_step=self.frame_step)

@@ -1,4 +1,4 @@
-"""Readers of the cardiac MR sets: one function per published folder layout, all returning `Case`s.
+"""Readers of the cardiac MR sets: one function per published folder layout, all listing what can be read as `Item`s.
 
 A case is one patient's stack (static or cine) with its expert labels where the set has them. Labels are mapped here to
 the project's own (1 LV cavity, 2 LV myocardium, 3 RV cavity); nothing downstream knows a set's own numbers. Splits are
@@ -7,9 +7,11 @@ by patient and follow the rules in `CaLIDTraining/README.md`.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -51,16 +53,50 @@ class Case:
         return f"{self.dataset}/{self.patient}/{self.series}"
 
 
-def read_cases(root: Path, dataset: str) -> Iterator[Case]:
-    """Yield every case of one set below `root` (which holds one folder per set).
+@dataclass(frozen=True)
+class Item:
+    """One stack of one patient before it is read: so that many can be read at once, and a bad file be named.
+
+    Args:
+        dataset, patient, series, split: see `Case`.
+        files: what is read; they decide whether a prepared case is still up to date.
+        read: reads it; a function of a module with its arguments, so that other processes can call it.
+    """
+
+    dataset: str
+    patient: str
+    series: str
+    split: str
+    files: tuple[Path, ...]
+    read: Callable[[], Case]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.patient}/{self.series}"
+
+
+def items_of(root: Path, dataset: str) -> Iterator[Item]:
+    """Every stack of one set below `root` (which holds one folder per set), none of them read yet.
 
     Raises:
         FileNotFoundError: if the folder of the set is not there.
+        ValueError: if it is no set that is known, nor one of one's own with a file that says how it is split.
     """
     folder = Path(root) / dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"The set '{dataset}' is not at {folder}; give the folder that holds it with --data.")
-    yield from READERS[dataset](folder)
+    if dataset in READERS:
+        return READERS[dataset](folder)
+    return own_items(folder)
+
+
+def read_cases(root: Path, dataset: str) -> Iterator[Case]:
+    """Yield every case of one set below `root`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `items_of`.
+    """
+    return (item.read() for item in items_of(root, dataset))
 
 
 def _mapped(labels: Stack, mapping: dict[int, int]) -> Stack:
@@ -70,24 +106,30 @@ def _mapped(labels: Stack, mapping: dict[int, int]) -> Stack:
     return labels.with_voxels(table[labels.voxels.astype(np.int64)])
 
 
-def _chla(folder: Path) -> Iterator[Case]:
+def _chla(folder: Path) -> Iterator[Item]:
     """Paediatric congenital hearts: NIfTI per ventricle and phase, cavity masks only."""
     for subject in sorted(folder.glob("subject*")):
         number = int(subject.name.removeprefix("subject"))
         for path in sorted(subject.glob("[LR]V_E[DS].nii.gz")):
             series = path.name.removesuffix(".nii.gz")
-            structure = LV if series.startswith("LV") else RV
-            mask = read_stack(subject / f"{series}_mask.nii.gz")
-            labels = mask.with_voxels(np.where(mask.voxels > 0, structure, 0).astype(np.uint8))
             split = "validation" if number in (5, 24, 34) else "train"
-            yield Case("chla", f"{number:02d}", series, split, read_stack(path), labels, (structure,))
+            mask = subject / f"{series}_mask.nii.gz"
+            read = partial(_read_chla, f"{number:02d}", series, split, path, mask)
+            yield Item("chla", f"{number:02d}", series, split, (path, mask), read)
+
+
+def _read_chla(patient: str, series: str, split: str, path: Path, mask_path: Path) -> Case:
+    structure = LV if series.startswith("LV") else RV
+    mask = read_stack(mask_path)
+    labels = mask.with_voxels(np.where(mask.voxels > 0, structure, 0).astype(np.uint8))
+    return Case("chla", patient, series, split, read_stack(path), labels, (structure,))
 
 
 SUNNYBROOK_PIXEL_MM, SUNNYBROOK_SPACING_MM, SUNNYBROOK_PHASES = 1.33, 9.0, 20
 _SUNNYBROOK_NAME = re.compile(r"(SC-(?:HF-I|HF-NI|HYP|N)-(\d+))-IM-(\d+)-(\d+)\.dcm\.png")
 
 
-def _sunnybrook(folder: Path) -> Iterator[Case]:
+def _sunnybrook(folder: Path) -> Iterator[Item]:
     """Adults as PNG slices. The files carry no geometry: typical spacings of the set are assumed."""
     slices: dict[tuple[str, str, int], list[tuple[int, Path]]] = {}
     for path in sorted(folder.glob("*/Images/*/*.png")):
@@ -97,21 +139,12 @@ def _sunnybrook(folder: Path) -> Iterator[Case]:
         patient, number, _, file_number = match.groups()
         position, phase = divmod(int(file_number) - 1, SUNNYBROOK_PHASES)
         slices.setdefault((patient, number, phase), []).append((position, path))
-    affine = np.diag([SUNNYBROOK_PIXEL_MM, SUNNYBROOK_PIXEL_MM, SUNNYBROOK_SPACING_MM, 1.0])
     for (patient, number, phase), members in sorted(slices.items()):
         for first, run in _consecutive_runs(sorted(members)):
-            images = np.stack([np.asarray(Image.open(path).convert("L")) for path in run])
-            masks = np.stack([_sunnybrook_mask(path) for path in run])
-            yield Case(
-                "sunnybrook",
-                patient,
-                f"phase{phase + 1:02d}-from{first:02d}",
-                "validation" if number.endswith("1") else "train",
-                Stack(images[None], affine),
-                Stack(masks[None], affine),
-                (LV,),
-                per_slice_intensity=True,
-            )
+            series = f"phase{phase + 1:02d}-from{first:02d}"
+            split = "validation" if number.endswith("1") else "train"
+            read = partial(_read_sunnybrook, patient, series, split, tuple(run))
+            yield Item("sunnybrook", patient, series, split, tuple(run), read)
 
 
 def _consecutive_runs(members: list[tuple[int, Path]]) -> Iterator[tuple[int, list[Path]]]:
@@ -121,17 +154,30 @@ def _consecutive_runs(members: list[tuple[int, Path]]) -> Iterator[tuple[int, li
         yield pairs[0][0], [path for _, path in pairs]
 
 
+def _read_sunnybrook(patient: str, series: str, split: str, paths: tuple[Path, ...]) -> Case:
+    affine = np.diag([SUNNYBROOK_PIXEL_MM, SUNNYBROOK_PIXEL_MM, SUNNYBROOK_SPACING_MM, 1.0])
+    images = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
+    masks = np.stack([_sunnybrook_mask(path) for path in paths])
+    stacks = Stack(images[None], affine), Stack(masks[None], affine)
+    return Case("sunnybrook", patient, series, split, *stacks, (LV,), per_slice_intensity=True)
+
+
 def _sunnybrook_mask(image_path: Path) -> np.ndarray:
     path = Path(str(image_path).replace("/Images/", "/Labels/"))
     return (np.asarray(Image.open(path).convert("L")) > 0).astype(np.uint8) * LV
 
 
-def _autofd(folder: Path) -> Iterator[Case]:
+def _autofd(folder: Path) -> Iterator[Item]:
     """Healthy adults at ED; the labels lie on a longer grid and are put onto the images' by the affines."""
     for subject in sorted(path for path in folder.iterdir() if path.is_dir()):
-        stack = read_stack(subject / "sa_ED.nii.gz")
-        labels = _mapped(read_stack(subject / "seg_sa_ED.nii.gz"), {1: LV, 2: MYOCARDIUM, 4: RV})
-        yield Case("autofd", subject.name, "ED", "train", stack, _onto_grid(labels, stack), ALL_STRUCTURES)
+        files = subject / "sa_ED.nii.gz", subject / "seg_sa_ED.nii.gz"
+        yield Item("autofd", subject.name, "ED", "train", files, partial(_read_autofd, subject.name, *files))
+
+
+def _read_autofd(patient: str, path: Path, labels_path: Path) -> Case:
+    stack = read_stack(path)
+    labels = _mapped(read_stack(labels_path), {1: LV, 2: MYOCARDIUM, 4: RV})
+    return Case("autofd", patient, "ED", "train", stack, _onto_grid(labels, stack), ALL_STRUCTURES)
 
 
 def _onto_grid(labels: Stack, stack: Stack) -> Stack:
@@ -143,46 +189,121 @@ def _onto_grid(labels: Stack, stack: Stack) -> Stack:
     return stack.with_voxels(labels.voxels[:, first : first + stack.num_slices])
 
 
-def _acdc(folder: Path) -> Iterator[Case]:
-    """ACDC as published: ED and ES with labels, and the whole cine where the 4D file is there."""
-    for subject in sorted(folder.glob("patient*")):
-        number = int(subject.name.removeprefix("patient"))
-        split = "train" if number <= 54 else "validation" if number <= 60 else "test"
-        info = dict(line.split(": ", 1) for line in (subject / "Info.cfg").read_text().splitlines() if ": " in line)
+def acdc_split(number: int) -> str:
+    """Who of ACDC's 150 patients does what: 061-080 and the official test patients 101-150 are for judging only.
+
+    001-054 and 081-100 may train (a segmenter; never the interpolation that ships), 055-060 choose.
+    """
+    if number <= 54 or 81 <= number <= 100:
+        return "train"
+    return "validation" if number <= 60 else "test"
+
+
+def _acdc(folder: Path) -> Iterator[Item]:
+    """ACDC as published, in one folder or in `training` and `testing`: ED and ES with labels, and the cine if there."""
+    for subject in sorted(folder.glob("**/patient[0-9][0-9][0-9]"), key=lambda path: path.name):
+        patient, split = subject.name, acdc_split(int(subject.name.removeprefix("patient")))
+        info = subject / "Info.cfg"
         for phase in ("ED", "ES"):
-            path = subject / f"{subject.name}_frame{int(info[phase]):02d}.nii.gz"
-            labels = read_stack(path.with_name(path.name.replace(".nii.gz", "_gt.nii.gz")))
-            labels = _mapped(labels, {1: RV, 2: MYOCARDIUM, 3: LV})
-            yield Case("acdc", subject.name, phase, split, read_stack(path), labels, ALL_STRUCTURES)
-        cine = subject / f"{subject.name}_4d.nii.gz"
+            files = (info, *sorted(subject.glob(f"{patient}_frame*.nii.gz")))
+            yield Item("acdc", patient, phase, split, files, partial(_read_acdc, subject, phase, split))
+        cine = subject / f"{patient}_4d.nii.gz"
         if cine.is_file():
-            yield Case("acdc", subject.name, "cine", split, read_stack(cine))
+            read = partial(_read_cine, "acdc", patient, split, cine)
+            yield Item("acdc", patient, "cine", split, (cine,), read)
 
 
-def _bivme(folder: Path) -> Iterator[Case]:
+def _read_acdc(subject: Path, phase: str, split: str) -> Case:
+    info = dict(line.split(": ", 1) for line in (subject / "Info.cfg").read_text().splitlines() if ": " in line)
+    path = subject / f"{subject.name}_frame{int(info[phase]):02d}.nii.gz"
+    labels = read_stack(path.with_name(path.name.replace(".nii.gz", "_gt.nii.gz")))
+    labels = _mapped(labels, {1: RV, 2: MYOCARDIUM, 3: LV})
+    return Case("acdc", subject.name, phase, split, read_stack(path), labels, ALL_STRUCTURES)
+
+
+def _read_cine(dataset: str, patient: str, split: str, path: Path) -> Case:
+    return Case(dataset, patient, "cine", split, read_stack(path))
+
+
+def _bivme(folder: Path) -> Iterator[Item]:
     """The one human of the demo: a cine as DICOM."""
-    yield Case("bivme", "patient1", "cine", "test", read_stack(folder / "dicoms"))
+    path = folder / "dicoms"
+    yield Item("bivme", "patient1", "cine", "test", (path,), partial(_read_cine, "bivme", "patient1", "test", path))
 
 
-def _mnms(folder: Path) -> Iterator[Case]:
+def _mnms(folder: Path) -> Iterator[Item]:
     """M&Ms as published: one folder per subject below Training, Validation and Testing, with a labelled 4D cine."""
     splits = {"Training": "train", "Validation": "validation", "Testing": "test"}
     for path in sorted(folder.glob("**/*_sa.nii.gz")):
         split = next((splits[part] for part in path.relative_to(folder).parts if part in splits), "train")
         truth = path.with_name(path.name.replace("_sa.nii.gz", "_sa_gt.nii.gz"))
-        labels = read_stack(truth) if truth.is_file() else None  # 1 LV, 2 myocardium, 3 RV: already ours
-        yield Case("mnms", path.parent.name, "cine", split, read_stack(path), labels, ALL_STRUCTURES if labels else ())
+        files = (path, truth) if truth.is_file() else (path,)
+        yield Item("mnms", path.parent.name, "cine", split, files, partial(_read_mnms, split, *files))
 
 
-def _ukbb(folder: Path) -> Iterator[Case]:
+def _read_mnms(split: str, path: Path, truth: Path | None = None) -> Case:
+    labels = None if truth is None else read_stack(truth)  # 1 LV, 2 myocardium, 3 RV: already ours
+    drawn = () if labels is None else ALL_STRUCTURES
+    return Case("mnms", path.parent.name, "cine", split, read_stack(path), labels, drawn)
+
+
+def _ukbb(folder: Path) -> Iterator[Item]:
     """UK Biobank in the layout of the usual conversion: one folder per subject with `sa.nii.gz` (4D)."""
     for path in sorted(folder.glob("*/sa.nii.gz")):
         subject = path.parent.name
         split = {"0": "test", "1": "validation"}.get(subject[-1], "train")  # one subject in ten each
-        yield Case("ukbb", subject, "cine", split, read_stack(path))
+        yield Item("ukbb", subject, "cine", split, (path,), partial(_read_cine, "ukbb", subject, split, path))
 
 
-READERS: dict[str, Callable[[Path], Iterator[Case]]] = {
+SPLIT_FILE = "split.csv"
+SPLITS = ("train", "validation", "test")
+
+
+def own_items(folder: Path) -> Iterator[Item]:
+    """One's own data: a folder with `split.csv`, a line for every stack.
+
+    Columns: `path` (a NIfTI, NRRD or MetaImage file, or a folder with a DICOM study, below this folder), `patient`,
+    `split` ("train", "validation" or "test"), and, where wanted, `series` (default "cine") and `labels` (a label file
+    on the same grid: 1 LV cavity, 2 LV myocardium, 3 RV cavity).
+
+    Raises:
+        ValueError: naming the line that is wrong; also if a patient is in two splits.
+    """
+    file = folder / SPLIT_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"'{folder.name}' is none of {', '.join(READERS)}, and {file} is missing, which says its split."
+        )
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        rows = list(csv.DictReader(lines))
+    split_of: dict[str, str] = {}
+    found = []
+    for number, row in enumerate(rows, start=2):
+        where = f"{file}, line {number}"
+        missing = [name for name in ("path", "patient", "split") if not (row.get(name) or "").strip()]
+        if missing:
+            raise ValueError(f"{where}: {', '.join(missing)} is missing")
+        path, patient, split = (row[name].strip() for name in ("path", "patient", "split"))
+        if split not in SPLITS:
+            raise ValueError(f"{where}: the split is one of {', '.join(SPLITS)}, not '{split}'")
+        if split_of.setdefault(patient, split) != split:
+            raise ValueError(f"{where}: patient {patient} is in {split_of[patient]} and in {split}: split by patient")
+        series, labels = (row.get("series") or "").strip() or "cine", (row.get("labels") or "").strip()
+        for name in (patient, series):
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"{where}: names are made of letters, digits, dots and dashes, not '{name}'")
+        files = tuple(folder / name for name in (path, labels) if name)
+        read = partial(_read_own, folder.name, patient, series, split, *files)
+        found.append(Item(folder.name, patient, series, split, files, read))
+    yield from found
+
+
+def _read_own(dataset: str, patient: str, series: str, split: str, path: Path, labels: Path | None = None) -> Case:
+    drawn = None if labels is None else read_stack(labels)
+    return Case(dataset, patient, series, split, read_stack(path), drawn, () if drawn is None else ALL_STRUCTURES)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Item]]] = {
     "acdc": _acdc,
     "autofd": _autofd,
     "bivme": _bivme,

@@ -1,25 +1,36 @@
-"""Prepared sets: every case as one float16 array on a common intensity scale, with an index that says what it is.
+"""Prepared sets: every case as arrays on a common intensity scale that are read where they lie, and an index of them.
 
-`calid-train prepare --data DIR --out prepared` writes `<out>/<dataset>/<patient>-<series>.npz` and `<out>/index.json`.
-Sets can be added to a folder one by one. Training and evaluation read only this.
+`calid-train prepare --data DIR --out prepared` writes `<out>/<dataset>/<patient>-<series>.npy` (float16), the labels
+beside it as `...-labels.npy`, and `<out>/index.json`. The arrays are not compressed, so that training maps them into
+memory and touches only the slices it draws: its memory does not grow with the set. Sets can be added one by one.
+
+Stacks are read in several processes. A run that was stopped goes on; a stack whose files changed is prepared again; one
+that cannot be read is left out and named, in the output and in `<out>/left-out.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from calid.run.preparation import intensity_window
+from calid.run.windows import closes
 from tqdm import tqdm
 
-from calid_training.datasets import LICENCE_CLEAN, Case, read_cases
+from calid_training.datasets import LICENCE_CLEAN, Case, Item, items_of
 
-INDEX_NAME = "index.json"
+INDEX_NAME, JOURNAL_NAME, LEFT_OUT_NAME = "index.json", "index.journal", "left-out.json"
+MAX_WORKERS = 8
+"""Processes that read stacks, unless more are asked for: disks are seldom faster."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +38,16 @@ class Entry:
     """One line of the index: a prepared case and where it lies.
 
     Args:
-        file: path below the prepared folder.
+        dataset, patient, series, split: see `datasets.Case`.
+        file: path of the images below the prepared folder.
         spacing_mm: (columns, rows, slices).
         shape: (frames, slices, rows, columns).
         annotated: labels an expert drew.
-        sha256: of the file, so that a run can say what it was trained on.
+        sha256: of the images' file and, if there is one, the labels', so that a run can say what it was trained on.
+        labels_file: path of the labels below the prepared folder, "" without labels.
+        center: (column, row) of the heart, see `heart_center`; None in an index of version 0.1.
+        closes: whether the last frame is followed by the first; None in an index of version 0.1.
+        source: what the case was made of: file names, sizes and times.
     """
 
     dataset: str
@@ -43,15 +59,77 @@ class Entry:
     shape: tuple[int, int, int, int]
     annotated: tuple[int, ...]
     sha256: str
+    labels_file: str = ""
+    center: tuple[float, float] | None = None
+    closes: bool | None = None
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.patient}/{self.series}"
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A prepared case in memory: `images` (T, Z, Y, X) float16 in [0, 1]; `labels` the same shape in uint8, or None."""
+    """A case in memory: `images` (T, Z, Y, X) float16 in [0, 1]; `labels` the same shape in uint8, or None."""
 
     entry: Entry
     images: np.ndarray
     labels: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCase:
+    """A prepared case on disk, with the same attributes: its arrays are mapped into memory when they are asked for.
+
+    Nothing stays open between two questions: a set of ten thousand subjects has more files than a process may open.
+    """
+
+    entry: Entry
+    folder: Path
+
+    @property
+    def images(self) -> np.ndarray:
+        """(T, Z, Y, X) float16 in [0, 1]."""
+        if self.entry.file.endswith(".npz"):
+            return _unpacked(self.folder / self.entry.file)["images"]
+        return np.load(self.folder / self.entry.file, mmap_mode="r")
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(T, Z, Y, X) uint8, or None."""
+        if self.entry.file.endswith(".npz"):
+            return _unpacked(self.folder / self.entry.file).get("labels")
+        return np.load(self.folder / self.entry.labels_file, mmap_mode="r") if self.entry.labels_file else None
+
+
+AnyCase: TypeAlias = PreparedCase | StoredCase
+
+
+@cache
+def _unpacked(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a case that version 0.1 prepared; they are compressed, and stay in memory."""
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def heart_center(case: AnyCase) -> np.ndarray:
+    """(column, row) of the labelled structures' centroid over all slices, or the image center without labels."""
+    if case.entry.center is not None:
+        return np.array(case.entry.center)
+    return np.array(_center(case.labels, case.entry.shape[2:]))
+
+
+def _center(labels: np.ndarray | None, size: tuple[int, ...]) -> tuple[float, float]:
+    if labels is None or not labels.any():
+        return (size[1] - 1) / 2, (size[0] - 1) / 2
+    _, _, rows, columns = np.nonzero(labels)
+    return float(columns.mean()), float(rows.mean())
+
+
+def spans_cycle(case: AnyCase) -> bool:
+    """Whether the last frame of a cine is followed by its first."""
+    return closes(case.images) if case.entry.closes is None else case.entry.closes
 
 
 def scaled_images(case: Case) -> np.ndarray:
@@ -70,49 +148,175 @@ def _scaled(voxels: np.ndarray) -> np.ndarray:
     return ((voxels - low) / (high - low)).clip(0, 1).astype(np.float16)
 
 
-def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN) -> Path:
-    """Write the prepared form of the named sets and return the index.
+@dataclass(frozen=True)
+class Outcome:
+    """What `prepare` did.
+
+    Args:
+        index: file of the index.
+        prepared: stacks that were read now.
+        kept: stacks that were there already.
+        left_out: {stack: why it could not be read}.
+    """
+
+    index: Path
+    prepared: int
+    kept: int
+    left_out: Mapping[str, str]
+
+
+def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN, workers: int | None = None) -> Outcome:
+    """Write the prepared form of the named sets.
 
     Args:
         data: folder that holds one folder per set.
         out: where the prepared sets go; other sets that are there stay.
-        datasets: keys of `datasets.READERS`.
+        datasets: keys of `datasets.READERS`, or folders of one's own data.
+        workers: processes that read stacks; 0 reads in this one, None takes one for every core, `MAX_WORKERS` at most.
     """
-    cases = (case for dataset in datasets for case in read_cases(data, dataset))
-    return write_cases(tqdm(cases, unit=" cases"), out)
+    items = [item for dataset in datasets for item in items_of(data, dataset)]
+    out.mkdir(parents=True, exist_ok=True)
+    there = {entry.name: entry for entry in _entries_so_far(out)}
+    kept = [there[item.name] for item in items if _is_current(there.get(item.name), item, out)]
+    current = {entry.name for entry in kept}
+    waiting = [item for item in items if item.name not in current]
+    made: list[Entry] = []
+    left_out: dict[str, str] = {}
+    with (out / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
+        for item, found in _outcomes(waiting, out, workers):
+            if isinstance(found, Entry):
+                made.append(found)
+                journal.write(json.dumps(asdict(found)) + "\n")
+                journal.flush()
+            else:
+                left_out[item.name] = found
+                print(f"left out: {item.name} ({_shown(item, data)}): {found}", flush=True)
+    index = _write_index(out, [*kept, *made], replaced=set(datasets))
+    _write_json(out / LEFT_OUT_NAME, left_out)
+    return Outcome(index, len(made), len(kept), left_out)
+
+
+def _outcomes(items: Sequence[Item], out: Path, workers: int | None) -> Iterator[tuple[Item, Entry | str]]:
+    """Every item with its entry, or why there is none, as they come."""
+    count = min(os.cpu_count() or 1, MAX_WORKERS) if workers is None else workers
+    with tqdm(total=len(items), unit=" stacks", disable=not items) as bar:
+        if count <= 1 or len(items) <= 1:
+            for item in items:
+                yield item, _prepared(item, out)
+                bar.update()
+            return
+        with ProcessPoolExecutor(min(count, len(items)), mp_context=get_context("spawn")) as pool:
+            futures: dict[Future[Entry | str], Item] = {pool.submit(_prepared, item, out): item for item in items}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+                bar.update()
+
+
+def _prepared(item: Item, out: Path) -> Entry | str:
+    """Read an item and write its prepared form: its entry, or in a line why it cannot be read."""
+    try:
+        return replace(_write_case(item.read(), out), source=_source(item))
+    except Exception as error:  # noqa: BLE001 (whatever is wrong with one stack, the others go on)
+        words = " ".join(str(getattr(error, "message", None) or error).split())
+        return f"{type(error).__name__}: {words}"
+
+
+def _shown(item: Item, data: Path) -> str:
+    """The first of an item's files, below the data."""
+    first = item.files[0] if item.files else Path()
+    return str(first.relative_to(data)) if first.is_relative_to(data) else first.name
+
+
+def _source(item: Item) -> str:
+    """Names, sizes and times of an item's files, as a hash; of a folder those of the files in it."""
+    files = [found for file in item.files for found in (sorted(file.rglob("*")) if file.is_dir() else [file])]
+    facts = [(file.name, *_size_and_time(file)) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _is_current(entry: Entry | None, item: Item, out: Path) -> bool:
+    if entry is None or not entry.source or entry.split != item.split:
+        return False
+    files = [name for name in (entry.file, entry.labels_file) if name]
+    return all((out / name).is_file() for name in files) and entry.source == _source(item)
+
+
+def _entries_so_far(out: Path) -> list[Entry]:
+    """The index and, after it, what a run that was stopped has added; its last line may be cut off."""
+    found = read_index(out) if (out / INDEX_NAME).is_file() else []
+    journal = out / JOURNAL_NAME
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []:
+        try:
+            found.append(_entry(json.loads(line)))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def write_cases(cases: Iterable[Case], out: Path) -> Path:
     """Write the prepared form of cases from anywhere and return the index, which keeps the other sets of the folder."""
     written = [_write_case(case, out) for case in cases]
-    index, replaced = out / INDEX_NAME, {entry.dataset for entry in written}
+    return _write_index(out, written, replaced={entry.dataset for entry in written})
+
+
+def _write_index(out: Path, entries: Sequence[Entry], *, replaced: set[str]) -> Path:
+    """Write the index: these entries, and of the sets that are not replaced those that it has."""
+    index = out / INDEX_NAME
     kept = [entry for entry in read_index(out) if entry.dataset not in replaced] if index.is_file() else []
-    entries = sorted(kept + written, key=lambda entry: entry.dataset)  # whichever came first, crops are drawn alike
-    partial = index.with_suffix(".part")
-    partial.write_text(json.dumps([asdict(entry) for entry in entries], indent=1))
-    partial.replace(index)
+    # Whichever came first, crops are drawn alike.
+    ordered = sorted([*kept, *entries], key=lambda entry: (entry.dataset, entry.patient, entry.series))
+    _write_json(index, [asdict(entry) for entry in ordered])
+    (out / JOURNAL_NAME).unlink(missing_ok=True)
     return index
 
 
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
 def _write_case(case: Case, out: Path) -> Entry:
-    path = out / case.dataset / f"{case.patient}-{case.series}.npz"
+    path = out / case.dataset / f"{case.patient}-{case.series}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"images": scaled_images(case)}
-    if case.labels is not None:
-        arrays["labels"] = case.labels.voxels.astype(np.uint8)
-    np.savez_compressed(path, **arrays)
+    images = scaled_images(case)
+    labels = None if case.labels is None else case.labels.voxels.astype(np.uint8)
+    labels_path = path.with_name(f"{case.patient}-{case.series}-labels.npy")
+    digest = hashlib.sha256(_save(path, images))
+    if labels is not None:
+        digest.update(_save(labels_path, labels))
     x, y, z = (float(value) for value in case.stack.spacing_mm)
     return Entry(
         dataset=case.dataset,
         patient=case.patient,
         series=case.series,
         split=case.split,
-        file=str(path.relative_to(out)),
+        file=path.relative_to(out).as_posix(),
         spacing_mm=(x, y, z),
         shape=case.stack.voxels.shape,
         annotated=case.annotated,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=digest.hexdigest(),
+        labels_file="" if labels is None else labels_path.relative_to(out).as_posix(),
+        center=_center(labels, images.shape[2:]),
+        closes=bool(len(images) > 1 and closes(images)),
     )
+
+
+def _save(path: Path, array: np.ndarray) -> bytes:
+    """Write an array; the file appears when it is whole. Returns the SHA-256 of its values."""
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
+    return hashlib.sha256(np.ascontiguousarray(array)).digest()
 
 
 def read_index(folder: Path) -> list[Entry]:
@@ -124,11 +328,13 @@ def read_index(folder: Path) -> list[Entry]:
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; make it with: calid-train prepare --data DIR --out {folder}")
-    return [_entry(record) for record in json.loads(path.read_text())]
+    return [_entry(record) for record in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _entry(record: dict) -> Entry:
     lists = {key: tuple(record[key]) for key in ("spacing_mm", "shape", "annotated")}
+    if record.get("center") is not None:
+        lists["center"] = tuple(record["center"])
     return Entry(**{**record, **lists})
 
 
@@ -155,9 +361,8 @@ def provenance_of(
     return found
 
 
-def load_cases(folder: Path, *, datasets: Sequence[str], split: str) -> Iterator[PreparedCase]:
-    """Load the prepared cases of one split into memory."""
+def load_cases(folder: Path, *, datasets: Sequence[str], split: str) -> Iterator[StoredCase]:
+    """The prepared cases of one split, whose arrays stay on disk until they are asked for."""
     for entry in read_index(folder):
         if entry.dataset in datasets and entry.split == split:
-            with np.load(Path(folder) / entry.file) as arrays:
-                yield PreparedCase(entry, arrays["images"], arrays.get("labels"))
+            yield StoredCase(entry, Path(folder))

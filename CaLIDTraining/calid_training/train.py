@@ -36,26 +36,31 @@ def _commands() -> dict[str, Callable[[list[str]], int]]:
 
 
 def _prepare(arguments: list[str]) -> int:
-    from calid_training.datasets import LICENCE_CLEAN, READERS
-    from calid_training.prepare import prepare
+    from calid_training.datasets import LICENCE_CLEAN, READERS, SPLIT_FILE
+    from calid_training.prepare import MAX_WORKERS, prepare
 
     parser = ArgumentParser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
     parser.add_argument("--out", type=Path, default=Path("prepared"))
-    parser.add_argument("--datasets", nargs="+", choices=sorted(READERS), default=list(LICENCE_CLEAN))
+    known = f"{', '.join(sorted(READERS))}, or the name of a folder of your own with {SPLIT_FILE}"
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENCE_CLEAN), help=known)
+    parser.add_argument(
+        "--workers", type=int, help=f"processes that read stacks; by default one a core, {MAX_WORKERS} at most"
+    )
     options = parser.parse_args(arguments)
-    print(prepare(options.data, options.out, datasets=options.datasets))
-    return 0
+    done = prepare(options.data, options.out, datasets=options.datasets, workers=options.workers)
+    print(f"{done.index}: {done.prepared} stacks prepared, {done.kept} were there, {len(done.left_out)} left out")
+    return 0 if done.prepared or done.kept else 1
 
 
 def _cine(arguments: list[str]) -> int:
     from calid_training.cine import make_cines
-    from calid_training.datasets import LICENCE_CLEAN, READERS
+    from calid_training.datasets import LICENCE_CLEAN
 
     parser = ArgumentParser(prog="calid-train cine", description="Make semi-synthetic cines of prepared ED/ES pairs.")
     parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder made by calid-train prepare")
     parser.add_argument("--out", type=Path, default=Path("prepared-cine"))
-    parser.add_argument("--datasets", nargs="+", choices=sorted(READERS), default=list(LICENCE_CLEAN))
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENCE_CLEAN))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     print(make_cines(options.prepared, options.out, datasets=options.datasets, seed=options.seed))

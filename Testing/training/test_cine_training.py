@@ -15,7 +15,7 @@ import yaml
 from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_training.cine import Beat, aligned, contraction, displacement, moved, with_noise
-from calid_training.cine_data import Moving, clip_batch, draw_frames, moving
+from calid_training.cine_data import Movements, Moving, clip_batch, draw_frames
 from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
 from calid_training.crops import Triplet
 from calid_training.datasets import Case
@@ -165,7 +165,7 @@ def test_a_clip_is_one_crop_of_all_its_frames(tmp_path):
     picture = np.random.default_rng(0).random((5, 40, 40))
     stack = Stack(np.repeat(picture[None], 6, axis=0), np.diag([1.5, 1.5, 8, 1]), np.arange(6) * 50.0)
     write_cases([Case("phantom", "0", "cine", "train", stack)], tmp_path)
-    sources = moving(list(load_cases(tmp_path, datasets=["phantom"], split="train")), frames=4, max_gap_mm=22.0)
+    sources = Movements(list(load_cases(tmp_path, datasets=["phantom"], split="train")), frames=4, max_gap_mm=22.0)
     batch = clip_batch(np.random.default_rng(1), sources, 3, 32, frames=4, identity=0.0)
     assert batch["target"].shape == (3, 1, 4, 32, 32)
     for name in ("before", "target", "after"):
@@ -175,8 +175,22 @@ def test_a_clip_is_one_crop_of_all_its_frames(tmp_path):
 
 def test_cines_with_too_few_frames_are_left_out(cines):
     cases = list(load_cases(cines, datasets=["phantom"], split="train"))
-    assert moving(cases, frames=FRAMES, max_gap_mm=22.0)
-    assert moving(cases, frames=FRAMES + 1, max_gap_mm=22.0) == []
+    assert len(Movements(cases, frames=FRAMES, max_gap_mm=22.0)) > 0
+    assert list(Movements(cases, frames=FRAMES + 1, max_gap_mm=22.0)) == []
+
+
+@pytest.mark.parametrize("spans", [True, False])
+def test_the_papers_clips_cover_the_whole_cycle(cines, spans):
+    """32 of 50 frames there, 5 of 8 here: no two neighbors of a clip are further apart than they must be."""
+    (case, *_) = load_cases(cines, datasets=["phantom"], split="train")
+    rng, source, count = np.random.default_rng(0), Moving(Triplet(case, np.zeros(2), 0, 1, 1), spans), FRAMES - 3
+    for _ in range(10):
+        frames, closed = draw_frames(rng, source, count=count, pace=0.0, whole_cycle=True)
+        assert closed == spans
+        assert len(set(frames)) == count
+        steps = np.diff(frames, append=frames[:1]) % FRAMES if spans else np.diff(frames)
+        assert steps.sum() == (FRAMES if spans else FRAMES - 1)
+        assert set(steps) <= {1, 2}
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +293,8 @@ def test_a_run_does_not_go_on_with_another_2d_model(random_models):
 @pytest.mark.parametrize(("base_sha256", "said"), [("0" * 64, "extends is not in"), ("", "calid-train export model")])
 def test_layers_are_exported_beside_the_2d_model_they_belong_to_only(random_models, tmp_path, base_sha256, said):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": {}, "base_sha256": base_sha256}, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    checkpoint = {"state_dict": {}, "base_sha256": base_sha256, "global_step": 1}
+    torch.save(checkpoint, tmp_path / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match=said):
         main(["export", "cine", "--run", str(tmp_path / "run"), "--models", str(random_models)])
 
@@ -291,7 +306,7 @@ def test_only_temporal_layers_are_trained_and_flicker_costs(cines, random_models
     assert all(name.startswith("network.temporal.") for name in learning)
     stage.log_dict = lambda figures, **_: logged.update(figures)
     logged: dict[str, torch.Tensor] = {}
-    sources = moving(list(load_cases(cines, datasets=["phantom"], split="train")), frames=4, max_gap_mm=30.0)
+    sources = Movements(list(load_cases(cines, datasets=["phantom"], split="train")), frames=4, max_gap_mm=30.0)
     batch = clip_batch(np.random.default_rng(0), sources, 2, 32, frames=4, identity=0.0)
     loss = stage.training_step(batch, 0)
     assert loss.item() == pytest.approx((logged["train/loss"] + 3 * logged["train/difference"]).item(), rel=1e-5)
@@ -326,6 +341,7 @@ def papers_2dt_model(real_cines, tmp_path_factory) -> Path:
     tiny = ["--trainer.devices", "1", "--data.datasets", "[ukbb]", "--data.frames", "16", "--data.batch_size", "1"]
     tiny += ["--data.batches", "4", "--data.validation_batches", "1", "--model.network.latent_channels", "2"]
     widths = ["--model.network.channels", "[8,8,8]", "--model.network.norm_num_groups", "8"]
+    widths += ["--model.perceptual", "discriminator"]  # AlexNet's weights are not at hand
     train("cine-autoencoder", real_cines, coding, [*tiny, *widths, "--model.network.num_res_blocks", "1"], epochs=1)
     space = str(coding / "autoencoder.safetensors")
     assert main(["export", "autoencoder", "--run", str(coding), "--prepared", str(real_cines), "--out", space]) == 0

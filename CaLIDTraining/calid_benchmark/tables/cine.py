@@ -40,11 +40,10 @@ from calid.run.batches import CINE_MODEL, DEFAULT_MODEL, Interpolator
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
 from calid.run.settings import Settings
-from calid.run.windows import closes, spans_the_cycle
+from calid.run.windows import spans_the_cycle
 from calid.stack import Stack
-from calid_training.crops import heart_center
 from calid_training.datasets import Case
-from calid_training.prepare import Entry, PreparedCase, load_cases, scaled_images
+from calid_training.prepare import AnyCase, Entry, PreparedCase, heart_center, load_cases, scaled_images, spans_cycle
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -111,20 +110,20 @@ class Passage:
     spans_cycle: bool
 
 
-def middle_slices(cases: Iterable[PreparedCase]) -> list[Passage]:
+def middle_slices(cases: Iterable[AnyCase]) -> list[Passage]:
     """The middle slice of every cine with its neighbors, cut around the heart."""
     found = []
     for case in cases:
-        if min(case.images.shape[:2]) < 3:
+        if min(case.entry.shape[:2]) < 3:
             continue
-        middle = case.images.shape[1] // 2
+        middle = case.entry.shape[1] // 2
         before, truth, after = (_cut(case.images[:, middle + step], case) for step in (-1, 0, 1))
         group = f"{case.entry.dataset} {case.entry.spacing_mm[2]:.0f} mm"
-        found.append(Passage(group, case.entry.patient, before, truth, after, closes(case.images)))
+        found.append(Passage(group, case.entry.patient, before, truth, after, spans_cycle(case)))
     return found
 
 
-def _cut(images: np.ndarray, case: PreparedCase) -> np.ndarray:
+def _cut(images: np.ndarray, case: AnyCase) -> np.ndarray:
     return cut_around(heart_center(case), images, native_mm=case.entry.spacing_mm[0])
 
 
@@ -357,7 +356,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def passages_of(
-    cases: Iterable[PreparedCase],
+    cases: Iterable[AnyCase],
     segmenter: Segmenter,
     *,
     count: int | None = None,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from calid_training.crops import CropPlan, apply_crop, heart_center
+from calid_training.crops import CropPlan, apply_crop
 from calid_training.datasets import SUNNYBROOK_PHASES
-from calid_training.prepare import PreparedCase, load_cases
+from calid_training.prepare import AnyCase, heart_center, load_cases
 
 from calid_benchmark import rivals
 from calid_benchmark.systems import SLOW_BASELINES, Offer, Source, offered
@@ -66,20 +66,20 @@ class Question:
         return None if self.stack_labels is None else self.stack_labels[1:-1]
 
 
-def questions(cases: Iterable[PreparedCase]) -> list[Question]:
+def questions(cases: Iterable[AnyCase]) -> list[Question]:
     """One question per frame of every case that has at least three slices."""
-    return [question for case in cases if case.images.shape[1] >= 3 for question in _of_case(case)]
+    return [question for case in cases if case.entry.shape[1] >= 3 for question in _of_case(case)]
 
 
-def _of_case(case: PreparedCase) -> list[Question]:
+def _of_case(case: AnyCase) -> list[Question]:
     entry = case.entry
     native_mm, _, spacing = entry.spacing_mm
-    center = heart_center(case)
+    center, labels_of = heart_center(case), case.labels
     group = f"{entry.dataset} {phase_of(entry.series)} {spacing:.0f} mm"
     found = []
     for index, frame in enumerate(case.images):
         images = cut_around(center, frame, native_mm=native_mm)
-        drawn = None if case.labels is None or not case.labels[index].any() else case.labels[index]
+        drawn = None if labels_of is None or not labels_of[index].any() else labels_of[index]
         labels = None if drawn is None else _cut_labels(center, drawn, native_mm=native_mm)
         found.append(Question(group, entry.patient, spacing, images, labels, tuple(entry.annotated)))
     return found
