@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from calid.heart.medformer import MedFormerConfig
-from calid.method.motion import MotionConfig
+from calid.method.codec import Codec, CodecConfig
+from calid.method.motion import Motion, MotionConfig, halfway
 from calid.method.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
 from calid.method.weights import (
     MANIFEST_NAME,
     below,
+    build_codec,
     config_from,
     read_latent_space,
     read_manifest,
@@ -61,6 +63,9 @@ def _parser() -> ArgumentParser:
     autoencoder.set_defaults(run_command=_export_autoencoder)
     motion = commands.add_parser("motion", parents=[part], help="the motion between slices for stage two")
     motion.set_defaults(run_command=_export_motion)
+    codec = commands.add_parser("codec", parents=[part], help="the codec and its motion for the denoiser of codes")
+    codec.add_argument("--prepared", type=Path, required=True)
+    codec.set_defaults(run_command=_export_codec)
     whole = commands.add_parser("model", parents=[model, released], help="the interpolation model that ships")
     source = whole.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder of the denoiser")
@@ -164,6 +169,33 @@ def _export_motion(options: Namespace) -> None:
         options.out, _named("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
     )
     print(options.out)
+
+
+def _export_codec(options: Namespace) -> None:
+    settings = run_config(options.run)
+    config = config_from(CodecConfig, settings["model"]["network"])
+    state = checkpoint_of(options.run)
+    codec = build_codec(asdict(config), below(state, "network."))
+    motion = below(state, "motion.")
+    codec.scale.copy_(code_deviation(codec, read_motion(Path(settings["model"]["motion"])), options.prepared))
+    parts = {"codec": asdict(config), "motion": _part_config(settings["model"]["motion"], "motion")}
+    write_tensors(options.out, _named("codec", codec.state_dict()) | _named("motion", motion), parts)
+    print(f"{options.out}: deviation of the codes {codec.scale.flatten().tolist()}")
+
+
+@torch.inference_mode()
+def code_deviation(codec: Codec, motion: Motion, prepared: Path) -> torch.Tensor:
+    """(1, C, 1, 1) root mean square of E's means per channel over heart-centred training crops."""
+    from calid_training.data import TripletData
+
+    data = TripletData(batch_size=MOMENT_IMAGES, prepared=prepared, sizes=(128,), size_weights=(1.0,))
+    data.batches = MOMENT_BATCHES
+    data.setup("fit")
+    powers = []
+    for batch in data.train_stream:
+        sight = codec.see(*halfway(motion, batch["before"], batch["after"]), batch["gap_mm"])
+        powers.append(codec.posterior_of(batch["target"], sight)[0].square().mean(dim=(0, 2, 3)))
+    return torch.stack(powers).mean(dim=0).sqrt().clamp_min(1e-3).reshape(1, -1, 1, 1)
 
 
 def _export_model(options: Namespace) -> None:

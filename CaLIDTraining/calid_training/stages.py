@@ -50,6 +50,8 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "autoencoder": Stage("calid_training.autoencoder:AutoencoderStage", "calid_training.data:ImageData"),
     "motion": Stage("calid_training.motion:MotionStage", "calid_training.data:TripletData"),
+    "codec": Stage("calid_training.codec:CodecStage", "calid_training.data:TripletData"),
+    "code-denoiser": Stage("calid_training.code_denoiser:CodeDenoiserStage", "calid_training.data:TripletData"),
     "denoiser": Stage("calid_training.denoiser:DenoiserStage", "calid_training.data:TripletData"),
     "cine-autoencoder": Stage("calid_training.autoencoder:AutoencoderStage", "calid_training.cine_data:ClipImages"),
     "cine-denoiser": Stage("calid_training.cine_denoiser:CineDenoiserStage", "calid_training.cine_data:ClipData"),

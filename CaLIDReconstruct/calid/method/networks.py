@@ -87,6 +87,8 @@ class DenoiserConfig:
         attention: levels of eps_theta with self-attention; the paper does not say.
         condition_attention: levels of tau2 with self-attention; all of them in the paper.
         tau1_channels: feature maps per level of tau1; as many levels as the autoencoder has.
+        seen_channels: channels of the features that tau1 reads in place of both images, where a codec has looked at
+            these already (`codec.py`); 0 reads the images, as in the paper.
         num_res_blocks: residual blocks per level.
         head_channels: channels of one attention head.
         norm_num_groups: groups of every group norm.
@@ -103,6 +105,7 @@ class DenoiserConfig:
     attention: tuple[bool, ...] = (False, True, True)
     condition_attention: tuple[bool, ...] = (False, True, True)
     tau1_channels: tuple[int, ...] = (16, 32, 64)
+    seen_channels: int = 0
     num_res_blocks: int = 2
     head_channels: int = 32
     norm_num_groups: int = 32
@@ -202,6 +205,22 @@ class ConditionEncoder(nn.Sequential):
         super().__init__(*layers, nn.SiLU(), out)
 
 
+class SightEncoder(nn.Sequential):
+    """tau1 where a codec has looked at the neighbors: its features (N, seen_channels, *size) -> z_c, zero at first."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        dims, width = config.spatial_dims, config.tau1_channels[-1]
+        out = Convolution(dims, width, config.channels[0], kernel_size=3, conv_only=True)
+        for parameter in out.parameters():
+            nn.init.zeros_(parameter)
+        super().__init__(
+            Convolution(dims, config.seen_channels, width, kernel_size=1, conv_only=True),
+            AEKLResBlock(dims, width, norm_num_groups=16, norm_eps=1e-6, out_channels=width),
+            nn.SiLU(),
+            out,
+        )
+
+
 @dataclass(frozen=True)
 class Timeline:
     """The frames that are folded into a batch (N * frames, ...).
@@ -267,7 +286,7 @@ class Denoiser(nn.Module):
             "use_flash_attention": True,
         }
         self.unet = DiffusionModelUNet(out_channels=config.latent_channels, attention_levels=config.attention, **shared)
-        self.tau1 = ConditionEncoder(config)
+        self.tau1 = SightEncoder(config) if config.seen_channels else ConditionEncoder(config)
         self.tau2 = ControlNet(attention_levels=config.condition_attention, **shared)
         self.tau2.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # z_c comes in ready, see the class docstring
         if config.anchored:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from calid.errors import WeightsError
+from calid.method.codec import Codec, CodecConfig
 from calid.method.motion import Motion, MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, LatentSpace
 
@@ -237,6 +238,19 @@ def read_motion(path: Path) -> Motion:
     """A `Motion` from a file of its own, as its training exports it, or from a whole model's."""
     state, metadata = read_tensors(path)
     return build_motion(json.loads(metadata["config"])["motion"], below(state, "motion."))
+
+
+def build_codec(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Codec:
+    """A `Codec` from its configuration and state."""
+    codec = Codec(config_from(CodecConfig, config))
+    codec.load_state_dict(state)
+    return codec.eval()
+
+
+def read_codec(path: Path) -> Codec:
+    """A `Codec` from a file of its own, as its training exports it, or from a whole model's."""
+    state, metadata = read_tensors(path)
+    return build_codec(json.loads(metadata["config"])["codec"], below(state, "codec."))
 
 
 def below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ TABLES = {
     "speed": "speed",
     "segmenter": "segmenter",
     "cine": "cine",
+    "gates": "gates",
     "all": "everything",
 }
 """The module of every table."""

@@ -1,0 +1,179 @@
+"""`calid-evaluate gates`: the parts of a model in training, judged before the next stage starts (GATES.md).
+
+Slice n from n-1 and n+1 on the development patients, ED and ES together, every figure the mean over slices. A row is a
+way to a slice: the mean of the moved neighbors and its controls, what the codec makes of a code of zeros, of codes
+drawn from the prior and of the true slice's own code, and what the denoiser draws.
+
+"Dice" is of the bundled segmenter on the slice that was made against the expert's labels of the one left out, over a
+patient's slices together, mean of the structures. p are Wilcoxon's signed ranks over the slices against code 0.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from calid.heart.segmentation import warm_segmenter
+from calid.method.codec import Codec, CodecConfig, Sight
+from calid.method.motion import halfway
+from calid.method.weights import below, config_from, read_motion
+from calid.run.device import choose_device
+from calid.run.generation import with_texture_of
+from calid_training.export import checkpoint_of, run_config
+
+from calid_benchmark import metrics, perceptual
+from calid_benchmark.rivals.slices import as_images, as_slices
+from calid_benchmark.tables.downstream import compare, segmented
+from calid_benchmark.tables.interpolation import segmenter_features
+from calid_benchmark.tables.questions import Question, add_place_arguments, add_set_arguments, asked_of
+from calid_benchmark.tables.record import markdown_table
+
+FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "fd": 3, "lpips": 4}
+BATCH = 11
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(before, after, gap_mm, truth) in [-1, 1] -> the slices between."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question's slices as one way made them."""
+
+    question: Question
+    images: np.ndarray
+
+
+def answered(asked: list[Question], way: Way, *, autocast: torch.autocast) -> list[Answered]:
+    """What a way makes of all questions."""
+    made = []
+    for question in asked:
+        sides = [as_images(x) for x in (question.before, question.after)]
+        truth, gap_mm = as_images(question.truth), torch.full((len(question.truth),), 2 * question.spacing_mm)
+        with torch.inference_mode(), autocast:
+            images = way(*sides, gap_mm, truth).float()
+        made.append(Answered(question, as_slices(images).clip(0, 1)))
+    return made
+
+
+def figures_of(
+    made: list[Answered], extract: metrics.FeatureExtractor, lpips: Callable | None
+) -> dict[str, np.ndarray]:
+    """{figure: its value on every slice}, with the pooled features under "pooled" and "true_pooled"."""
+    truth = np.concatenate([one.question.truth for one in made])
+    images = np.concatenate([one.images for one in made]).astype(np.float32)
+    features = [
+        [_extracted(extract, x) for x in np.array_split(side, -(-len(side) // BATCH))] for side in (truth, images)
+    ]
+    found = {
+        "psnr": metrics.psnr(truth, images),
+        "ssim": metrics.ssim(truth, images),
+        "sharpness": np.array(metrics.gradient_magnitude(images)) / np.mean(metrics.gradient_magnitude(truth)),
+        "fd": np.concatenate([metrics.feature_distance(a, b) for a, b in zip(*features, strict=True)]),
+        "pooled": np.concatenate([metrics.pooled(x) for x in features[1]]),
+        "true_pooled": np.concatenate([metrics.pooled(x) for x in features[0]]),
+    }
+    if lpips is not None:
+        found["lpips"] = lpips(truth, images)
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def _extracted(extract: metrics.FeatureExtractor, images: np.ndarray) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return extract(torch.from_numpy(np.ascontiguousarray(images))[:, None])
+
+
+def dice_of(made: list[Answered], segmenter: object) -> float:
+    """Mean over stacks of the mean Dice of the structures."""
+    stacks = [one for one in made if one.question.labels is not None]
+    return float(np.mean([compare(segmented(segmenter, one.images), one.question)["mean"]["dice"] for one in stacks]))
+
+
+def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | None) -> tuple[dict, list[str]]:
+    """Figures and the cells of one line."""
+    extract, lpips, segmenter = judges
+    found = figures_of(made, extract, lpips)
+    cells = []
+    for name, digits in FIGURES.items():
+        if name not in found:
+            continue
+        text = f"{found[name].mean():.{digits}f}"
+        if reference is not None and name in ("fd", "lpips"):
+            p = metrics.paired_p(found[name].tolist(), reference[name].tolist())
+            text += f" ({'-' if p is None else f'{p:.0e}'})"
+        cells.append(text)
+    cells.append(f"{metrics.frechet_distance(found['true_pooled'], found['pooled']):.2f}")
+    cells.append(f"{dice_of(made, segmenter):.3f}" if segmenter is not None else "-")
+    return found, cells
+
+
+def ways_of(options: Namespace) -> dict[str, Way]:
+    """The ways that the options' runs offer, by name."""
+    settings = run_config(options.codec)["model"]
+    codec = Codec(config_from(CodecConfig, settings["network"]))
+    codec.load_state_dict(below(checkpoint_of(options.codec), "network."), strict=False)
+    codec.eval()
+    motion = read_motion(Path(settings["motion"]))
+
+    def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return sum(halfway(motion, before, after)) / 2
+
+    def textured(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        return with_texture_of(before, after, moved(before, after).float())
+
+    def decoded(code_of: Callable[[torch.Tensor, Sight], torch.Tensor]) -> Way:
+        def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            sight = codec.see(*halfway(motion, before, after), gap_mm)
+            return codec.decode(code_of(truth, sight), sight)
+
+        return way
+
+    def prior(scale: float) -> Callable[[torch.Tensor, Sight], torch.Tensor]:
+        return lambda truth, _: scale * seeded(codec.code_shape(truth), 0)
+
+    return {
+        "moved mean": moved,
+        "motion and texture": textured,
+        "code 0": decoded(prior(0.0)),
+        "drawn from the prior": decoded(prior(1.0)),
+        "half as wide": decoded(prior(0.5)),
+        "code of the truth": decoded(lambda truth, sight: codec.encode(truth, sight)),
+    }
+
+
+def seeded(shape: torch.Size, seed: int) -> torch.Tensor:
+    """Noise that depends on the seed alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_set_arguments(parser)
+    parser.set_defaults(split="validation")
+    parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
+    parser.add_argument("--codec", type=Path, help="run folder of the codec")
+    parser.add_argument("--denoiser", type=Path, help="run folder of the denoiser of codes")
+    parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0])
+    perceptual.add_arguments(parser)
+    add_place_arguments(parser, table="gates")
+
+
+def run(options: Namespace) -> int:
+    asked = [question for question in asked_of(options) if question.spacing_mm > 8]
+    ways = ways_of(options)
+    if options.rows:
+        ways = {name: way for name, way in ways.items() if name in options.rows}
+    device = choose_device(options.device)
+    lpips = perceptual.measures_of(options).lpips
+    judges = segmenter_features(options.models), lpips, warm_segmenter(device, options.models)
+    lines, reference = [], None
+    for name, way in ways.items():
+        found, cells = row(answered(asked, way, autocast=device.autocast()), judges, reference)
+        if name == "code 0":
+            reference = found
+        lines.append([name, *cells])
+    print("\n".join(markdown_table(["way", *FIGURES, "Frechet", "Dice"], lines)))
+    return 0

@@ -1,0 +1,155 @@
+"""The denoiser of codes: eps_theta, tau1 and tau2 in the code space of a finished codec, then together with its D.
+
+First the paper's loss (Eq. 5) on frozen codes. Then, with `image_weight`, also on what becomes of them: two draws of
+every slice, made by the steps that will be taken, decoded and judged as D's answers were. Their mean distance to the
+truth counts, less a share of half their distance to each other: an energy score (Gneiting and Raftery 2007), whose
+minimum at a full share is the true distribution, and which at no share makes all draws the same.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from calid.method.codec import Codec, Sight
+from calid.method.diffusion import Model, Schedule, ddim_step, sample
+from calid.method.motion import halfway
+from calid.method.networks import Denoiser, DenoiserConfig
+from calid.method.weights import below, read_codec, read_motion, read_tensors
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from calid_training.codec import Judge
+from calid_training.lpips import lpips_network
+from calid_training.rates import adam
+from calid_training.validation import image_figures, log_slices_between
+
+VALIDATION_STEPS = (1, 2, 4)
+
+
+class CodeDenoiserStage(L.LightningModule):
+    """Trains the denoiser of codes, and D with it where images are judged.
+
+    Args:
+        codec: file written by `calid-train export codec`, or a whole model's; with the motion.
+        alexnet: weights of LPIPS's AlexNet, see `lpips`.
+        start: a whole model's file whose denoiser is trained on; None starts from nothing.
+        network: widths; `seen_channels` are those of the codec's coarsest level, of both neighbors.
+        learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        noise_draws: times and noises drawn for each triplet.
+        terminal_share: share of the draws at t = T-1, where the walk starts.
+        image_weight: of the judged draws beside Eq. 5; 0 leaves the codec as it is.
+        draw_steps: DDIM steps of these draws; the last one has a gradient.
+        spread_share: how much of the draws' distance to each other counts.
+        likelihood_weight, perceptual_weight, texture_weight: as the codec's.
+        anneals: whether the rate falls to nothing by the end of the run.
+    """
+
+    def __init__(
+        self,
+        codec: Path,
+        alexnet: Path,
+        network: DenoiserConfig,
+        start: Path | None = None,
+        learning_rate: float = 4e-4,
+        warmup_steps: int = 100,
+        noise_draws: int = 4,
+        terminal_share: float = 0.25,
+        image_weight: float = 0.0,
+        draw_steps: int = 2,
+        spread_share: float = 0.5,
+        likelihood_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        texture_weight: float = 1.0,
+        anneals: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["network", "codec", "alexnet", "start"])
+        self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
+        self.noise_draws, self.terminal_share = noise_draws, terminal_share
+        self.image_weight, self.draw_steps, self.spread_share = image_weight, draw_steps, spread_share
+        self.schedule = Schedule(prediction=network.prediction, zero_terminal_snr=network.prediction == "velocity")
+        self.network = Denoiser(network)
+        if start is not None:
+            self.network.load_state_dict(below(read_tensors(start)[0], "denoiser."))
+        self.codec: Codec = read_codec(codec)
+        for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
+            part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
+        self.motion = read_motion(codec).requires_grad_(False).eval()
+        self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
+
+    def train(self, mode: bool = True) -> CodeDenoiserStage:
+        super().train(mode)
+        self.motion.eval()
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
+        learned = torch.nn.ModuleList([self.network, self.codec])
+        return adam(learned, self.learning_rate, self.warmup_steps, total=total)
+
+    def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
+        """What D and tau1 see of a batch's neighbors."""
+        with torch.no_grad():
+            before, after = halfway(self.motion, batch["before"], batch["after"])
+        return self.codec.see(before, after, batch["gap_mm"])
+
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        sight = self.seen(batch)
+        z_c = self.network.tau1(sight.features[-1])
+        loss = F.mse_loss(*self.predicted(batch, sight, z_c))
+        self.log("train/loss", loss)
+        if not self.image_weight:
+            return loss
+        draws = [self.codec.decode(self.drawn(batch["target"], z_c), sight) for _ in range(2)]
+        losses = self.judge.energy(*draws, batch["target"], spread_share=self.spread_share)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        return loss + self.image_weight * losses["total"]
+
+    def predicted(
+        self, batch: dict[str, torch.Tensor], sight: Sight, z_c: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network predicts and what Eq. 5 asks for, at `noise_draws` new times and noises for each slice."""
+        with torch.no_grad():
+            z_0 = self.codec.encode(batch["target"], sight).float()
+        z_0, z_c = (x.repeat_interleave(self.noise_draws, dim=0) for x in (z_0, z_c))
+        last = self.schedule.num_times - 1
+        t = torch.randint(0, last + 1, (len(z_0),), device=self.device)
+        t = torch.where(torch.rand(len(z_0), device=self.device) < self.terminal_share, last, t)
+        noise = torch.randn_like(z_0)
+        prediction = self.network(self.schedule.add_noise(z_0, noise, t), t, z_c)
+        return prediction.float(), self.schedule.target(z_0, noise, t)
+
+    def drawn(self, images: torch.Tensor, z_c: torch.Tensor) -> torch.Tensor:
+        """A code for every image by `draw_steps` steps, with a gradient through the last."""
+        z = torch.randn(self.codec.code_shape(images), device=self.device)
+        *walk, (t, t_next) = self.schedule.walk(self.draw_steps)
+        with torch.no_grad():
+            for pair in walk:
+                z, _ = ddim_step(self.schedule, self.model(z_c), z, t=pair[0], t_next=pair[1])
+        return ddim_step(self.schedule, self.model(z_c), z, t=t, t_next=t_next)[1]
+
+    def model(self, z_c: torch.Tensor) -> Model:
+        """The network under the condition z_c."""
+        return lambda z, t: self.network(z, t, z_c)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        sight, truth = self.seen(batch), batch["target"]
+        z_c = self.network.tau1(sight.features[-1])
+        z_T = torch.randn(self.codec.code_shape(truth), generator=torch.Generator().manual_seed(index))
+        z_T = z_T.to(self.device)
+        codes = {"zero": torch.zeros_like(z_T), "prior": z_T / self.codec.scale}
+        for steps in VALIDATION_STEPS:
+            *_, codes[f"steps{steps}"] = sample(self.schedule, self.model(z_c), z_T, steps=steps)
+        made = {name: self.codec.decode(code, sight).clamp(-1, 1) for name, code in codes.items()}
+        made["moved"] = sight.images.mean(dim=1, keepdim=True)
+        log_slices_between(self, batch, made, index=index, figures_of=self.figures)
+        wanted = self.codec.encode(truth, sight)
+        explained = 1 - (codes["steps1"] - wanted).square().mean() / wanted.square().mean()
+        self.log("val/explained", explained, batch_size=len(truth), sync_dist=True)
+
+    def figures(self, images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        """PSNR, sharpness and LPIPS."""
+        return image_figures(images, truth) | {"lpips": self.judge.distances(images, truth).mean()}
