@@ -29,6 +29,7 @@ from calid.method.weights import (
     below,
     build_codec,
     config_from,
+    packed,
     read_latent_space,
     read_manifest,
     read_motion,
@@ -179,7 +180,8 @@ def _export_codec(options: Namespace) -> None:
     motion = below(state, "motion.")
     codec.scale.copy_(code_deviation(codec, read_motion(Path(settings["model"]["motion"])), options.prepared))
     parts = {"codec": asdict(config), "motion": _part_config(settings["model"]["motion"], "motion")}
-    write_tensors(options.out, _named("codec", codec.state_dict()) | _named("motion", motion), parts)
+    tensors = _named("codec", codec.state_dict()) | _named("motion", motion)
+    write_tensors(options.out, tensors, parts, origin_of(options.run, [settings["model"]["motion"]]))
     print(f"{options.out}: deviation of the codes {codec.scale.flatten().tolist()}")
 
 
@@ -379,9 +381,11 @@ def write_model(
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
     origin: Mapping[str, Any] | None = None,
+    *,
+    in_8_bits: bool = False,
     **facts: Any,
 ) -> Path:
-    """Write `<name>.safetensors` in half precision and set its entry in the folder's manifest.
+    """Write `<name>.safetensors` and set its entry in the folder's manifest.
 
     Args:
         folder: with the manifest, or where it will be.
@@ -389,10 +393,12 @@ def write_model(
         tensors: by name.
         config: of the networks.
         origin: where the weights come from, see `origin_of`; kept in the file.
+        in_8_bits: whether weights are `packed`; else all is in half precision.
         **facts: further values of the manifest's entry.
     """
     path = folder / f"{name}.safetensors"
-    write_tensors(path, {key: value.half().contiguous() for key, value in tensors.items()}, config, origin)
+    halves = {key: value.half().contiguous() for key, value in tensors.items()}
+    write_tensors(path, packed(tensors) if in_8_bits else halves, config, origin)
     content = path.read_bytes()
     entry = {
         "name": name,

@@ -62,7 +62,8 @@ class Sight(NamedTuple):
 class Residual(nn.Module):
     """Two convolutions whose result is added to their input; untrained, they add nothing.
 
-    Only what is added was normed, so that the brightness of what is to be an image again passes by.
+    Only what is added was normed, so that the brightness of what is to be an image again passes by. Between blocks
+    nothing but linear layers: what a level adds can always reach the image, and a code its place.
     """
 
     def __init__(self, channels: int, norm_num_groups: int) -> None:
@@ -88,7 +89,7 @@ class Pyramid(nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         found = [self.levels[0](self.enter(F.pixel_unshuffle(images, CELL)))]
         for down, level in zip(self.down, self.levels[1:], strict=True):
-            found.append(level(down(F.silu(found[-1]))))
+            found.append(level(down(found[-1])))
         return found
 
 
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
         for up, seen, level, features in reversed(
             list(zip(self.up, self.seen[:-1], self.levels[:-1], sight.features[:-1], strict=True))
         ):
-            x = level(F.interpolate(up(F.silu(x)), scale_factor=2, mode="nearest") + seen(features))
+            x = level(F.interpolate(up(x), scale_factor=2, mode="nearest") + seen(features))
         fine = torch.cat([F.pixel_shuffle(x, CELL), sight.images], dim=1)
         share, new = self.out(F.silu(self.pixels(fine))).float().split(1, dim=1)
         before, after = sight.images.float().split(1, dim=1)
@@ -157,7 +158,7 @@ class Codec(nn.Module):
         """Mean and standard deviation of E's answer, not divided by `scale`; trained towards N(0, 1)."""
         new = images - sight.images.mean(dim=1, keepdim=True)
         last = self.encoder(torch.cat([new, sight.images], dim=1))[-1]
-        mean, log_sigma = self.posterior(F.silu(last)).float().chunk(2, dim=1)
+        mean, log_sigma = self.posterior(last).float().chunk(2, dim=1)
         return mean, (log_sigma - 3).clamp(-6, 2).exp()
 
     def decode(self, code: torch.Tensor, sight: Sight) -> torch.Tensor:
