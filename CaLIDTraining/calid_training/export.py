@@ -179,7 +179,7 @@ def _export_codec(options: Namespace) -> None:
     codec = build_codec(asdict(config), below(state, "network."))
     motion = below(state, "motion.")
     codec.scale.copy_(code_deviation(codec, read_motion(Path(settings["model"]["motion"])), options.prepared))
-    parts = {"codec": asdict(config), "motion": _part_config(settings["model"]["motion"], "motion")}
+    parts = {"codec": asdict(config), "motion": part_config(settings["model"]["motion"], "motion")}
     tensors = _named("codec", codec.state_dict()) | _named("motion", motion)
     write_tensors(options.out, tensors, parts, origin_of(options.run, [settings["model"]["motion"]]))
     print(f"{options.out}: deviation of the codes {codec.scale.flatten().tolist()}")
@@ -212,7 +212,7 @@ def _export_model(options: Namespace) -> None:
         trained_on = below(tensors, "latent_space.")
         tensors |= _named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
     if options.motion is not None:
-        config["motion"] = _part_config(options.motion, "motion")
+        config["motion"] = part_config(options.motion, "motion")
         tensors |= _named("motion", read_motion(options.motion).state_dict())
     strength = options.strength or (STRENGTH if "motion" in config and "strength" not in config else None)
     if strength is not None:
@@ -228,10 +228,10 @@ def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise ValueError(f"{run} extends a finished 2D model: export what it adds with calid-train export cine")
     state = checkpoint_of(run)
     network = _denoiser_config(model)
-    config = {"autoencoder": _part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
+    config = {"autoencoder": part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
     tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", below(state, "latent_space."))
     if model.get("motion") is not None:
-        config["motion"] = _part_config(model["motion"], "motion")
+        config["motion"] = part_config(model["motion"], "motion")
         tensors |= _named("motion", below(state, "motion."))
     if network.is_over_time:
         config["noise_share"] = model["noise_shares"][1]
@@ -258,7 +258,7 @@ def _named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {f"{part}.{key}": value for key, value in tensors.items()}
 
 
-def _part_config(file: str, part: str) -> dict[str, Any]:
+def part_config(file: str, part: str) -> dict[str, Any]:
     """The configuration of a part from the metadata of its own file or a whole model's."""
     config = json.loads(read_tensors(Path(file))[1]["config"])
     return config.get(part, config)

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from calid.heart.segmentation import warm_segmenter
-from calid.method.codec import Codec, CodecConfig, Sight
+from calid.method.codec import Sight
+from calid.method.coded import CodedCaLID
 from calid.method.motion import halfway
-from calid.method.weights import below, config_from, read_motion
+from calid.method.networks import Denoiser, DenoiserConfig
+from calid.method.weights import below, build_codec, config_from, read_motion
 from calid.run.device import choose_device
 from calid.run.generation import with_texture_of
-from calid_training.export import checkpoint_of, run_config
+from calid_training.export import part_config
+from calid_training.runs import checkpoint_of, run_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
@@ -111,11 +114,13 @@ def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | 
 
 def ways_of(options: Namespace) -> dict[str, Way]:
     """The ways that the options' runs offer, by name."""
-    settings = run_config(options.codec)["model"]
-    codec = Codec(config_from(CodecConfig, settings["network"]))
-    codec.load_state_dict(below(checkpoint_of(options.codec), "network."), strict=False)
-    codec.eval()
-    motion = read_motion(Path(settings["motion"]))
+    run = options.denoiser or options.codec
+    settings, state = run_config(run)["model"], checkpoint_of(run)
+    if options.denoiser is None:
+        codec = build_codec(settings["network"], below(state, "network."))
+    else:
+        codec = build_codec(part_config(settings["codec"], "codec"), below(state, "codec."))
+    motion = read_motion(Path(settings["codec" if options.denoiser else "motion"]))
 
     def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return sum(halfway(motion, before, after)) / 2
@@ -123,7 +128,7 @@ def ways_of(options: Namespace) -> dict[str, Way]:
     def textured(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return with_texture_of(before, after, moved(before, after).float())
 
-    def decoded(code_of: Callable[[torch.Tensor, Sight], torch.Tensor]) -> Way:
+    def coded(code_of: Callable[[torch.Tensor, Sight], torch.Tensor]) -> Way:
         def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
             sight = codec.see(*halfway(motion, before, after), gap_mm)
             return codec.decode(code_of(truth, sight), sight)
@@ -131,16 +136,40 @@ def ways_of(options: Namespace) -> dict[str, Way]:
         return way
 
     def prior(scale: float) -> Callable[[torch.Tensor, Sight], torch.Tensor]:
-        return lambda truth, _: scale * seeded(codec.code_shape(truth), 0)
+        return lambda truth, _: scale * seeded(codec.code_shape(truth), 0) / codec.scale
 
-    return {
+    def estimate(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return codec.estimate(codec.see(*halfway(motion, before, after), gap_mm))
+
+    ways = {
         "moved mean": moved,
         "motion and texture": textured,
-        "code 0": decoded(prior(0.0)),
-        "drawn from the prior": decoded(prior(1.0)),
-        "half as wide": decoded(prior(0.5)),
-        "code of the truth": decoded(lambda truth, sight: codec.encode(truth, sight)),
+        "estimate": estimate,
+        "code 0": coded(prior(0.0)),
+        "drawn from the prior": coded(prior(1.0)),
+        "half as wide": coded(prior(0.5)),
+        "code of the truth": coded(codec.encode),
     }
+    if options.denoiser is None:
+        return ways
+    denoiser = Denoiser(config_from(DenoiserConfig, settings["network"]))
+    denoiser.load_state_dict(below(state, "network."))
+    for steps in options.draw_steps:
+        for temperature in options.temperatures if steps > 1 else [1.0]:
+            model = CodedCaLID(codec, denoiser, motion, temperature=temperature).eval()
+
+            def draw(
+                before: torch.Tensor,
+                after: torch.Tensor,
+                gap_mm: torch.Tensor,
+                truth: torch.Tensor,
+                model: CodedCaLID = model,
+                steps: int = steps,
+            ) -> torch.Tensor:
+                return model.between(before, after, seeded(codec.code_shape(truth), 0), gap_mm, steps=steps)
+
+            ways[f"{steps} steps, temperature {temperature:g}"] = draw
+    return ways
 
 
 def seeded(shape: torch.Size, seed: int) -> torch.Tensor:
