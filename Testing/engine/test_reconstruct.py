@@ -317,7 +317,8 @@ def test_fine_texture_is_as_strong_as_the_neighbors_and_the_rest_stays():
 @torch.inference_mode()
 def test_what_the_diffusion_changes_is_taken_at_the_strength_of_its_weights(random_models, strength):
     """From the mean of the moved neighbors, in a straight line to the whole change."""
-    from calid.method.model import Departures, load_calid
+    from calid.method.loading import load_calid
+    from calid.method.model import Departures
 
     model, _ = load_calid("calid-2d", random_models)
     before, after = torch.rand(2, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5

@@ -1,42 +1,58 @@
 """CaLID in the space of what is new: two neighboring slices in, the slice between them out.
 
-The scheme is the paper's (Section III): E and D, a denoiser of E's latents under the condition z_c = tau1(s(n-1), s(n+1))
-and tau2, DDIM from z_T, and for CaLID+ from the neighbors' own inverted latents. What is not in the paper: both
-neighbors are brought half-way first (`motion.py`), and E and D know them (`codec.py`), so that a latent says only what
-they do not. Then a slice between is what D makes of z_0, and nothing needs to be mended afterwards.
+The scheme is the paper's (Section III): E and D, a denoiser of E's latents under tau2 and the condition
+z_c = tau1(s(n-1), s(n+1)), DDIM from z_T, and for CaLID+ from the neighbors' own inverted latents. What is not in the
+paper: both neighbors are brought half-way first (`motion.py`), and E and D know them (`codec.py`), so that a latent
+says only what they do not. A slice between is then D(z_0), as in the paper, and nothing has to be mended afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
 from calid.method.codec import Codec, Sight
-from calid.method.diffusion import Model, Schedule, invert, sample
+from calid.method.diffusion import Model, Schedule, invert, sample, unit_radius
+from calid.method.model import Departures
 from calid.method.motion import Motion, halfway
-from calid.method.networks import Denoiser
+from calid.method.networks import Denoiser, folded, unfolded
+
+FULL = Departures()
 
 
 class CodedCaLID(nn.Module):
     """Motion, E, D, eps_theta, tau1 and tau2 with their noise schedule.
 
-    Shapes as in `codec.py`; a model over time takes images (N, 1, T, H, W) and codes (N, C, T, H / 8, W / 8).
+    Shapes as in `codec.py`; of a cine, images (N, 1, T, H, W) and codes (N, C, T, H / 8, W / 8).
 
     Args:
         codec: E and D.
         denoiser: eps_theta with tau1 and tau2, over codes.
         motion: what brings neighbors half-way.
-        temperature: how far a draw goes from the mean of all draws, which the walk's first step predicts, towards where
-            the walk ends; 1 is all of it.
+        temperature: how far a draw goes from the mean of all draws, which the walk's first step predicts, to where the
+            walk ends; 1 is all of the way.
     """
+
+    codes_sequences = False
 
     def __init__(self, codec: Codec, denoiser: Denoiser, motion: Motion, *, temperature: float = 1.0) -> None:
         super().__init__()
         self.codec, self.denoiser, self.motion, self.temperature = codec, denoiser, motion, temperature
         prediction = denoiser.config.prediction
         self.schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity")
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self.codec.config.code_channels
+
+    @property
+    def downsampling(self) -> int:
+        """f: how many times smaller codes are than images."""
+        return self.codec.config.downsampling
 
     def between(
         self,
@@ -47,58 +63,79 @@ class CodedCaLID(nn.Module):
         *,
         steps: int,
         is_periodic: bool = False,
+        departures: Departures = FULL,
     ) -> torch.Tensor:
-        """Draw the slices between (Eq. 6).
+        """Make the slices between (Eq. 6): DDIM from z_T under the condition of both neighbors, then D.
 
         Args:
             before, after: images of the neighbors.
-            z_T: codes to start from, noise for CaLID, `invert`ed for CaLID+.
+            z_T: codes to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: (N,) distances between both neighbors.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
+            departures: whether a single step stands for the slice at the least error.
 
         Returns:
             Images of the shape of `before`, in [-1, 1].
         """
         sight = self.see(before, after, gap_mm)
-        return self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight).clamp(-1, 1)
-
-    def estimate(self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor) -> torch.Tensor:
-        """The slices between at the least expected error: what D makes of both neighbors when asked for fidelity."""
-        return self.codec.estimate(self.see(before, after, gap_mm)).clamp(-1, 1)
+        if departures.estimate and steps == 1:
+            made = self.codec.estimate(sight)
+        else:
+            made = self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight)
+        made = made.float().clamp(-1, 1)
+        return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
     def see(self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor) -> Sight:
-        """What D and tau1 see of both neighbors, brought half-way."""
+        """What D and tau1 see of both neighbors, brought half-way; frames are seen one by one."""
+        if before.ndim == 5:
+            gap_mm = gap_mm.repeat_interleave(before.shape[2])
+            before, after = folded(before), folded(after)
         return self.codec.see(*halfway(self.motion, before, after), gap_mm)
 
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both neighbors at the place half-way between them."""
+        return halfway(self.motion, before, after)
+
     def drawn(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> torch.Tensor:
-        """z_0 by DDIM from z_T, cooled to the temperature."""
-        first, *rest = sample(self.schedule, self._asked(sight, is_periodic), z_T, steps=steps)
-        return first + self.temperature * (rest[-1] - first) if rest else first
+        """z_0 by DDIM from z_T, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""
+        first, *rest = self.walk(sight, z_T, steps=steps, is_periodic=is_periodic)
+        z_0 = first + self.temperature * (rest[-1] - first) if rest else first
+        return z_0 if z_0.ndim == 4 else folded(z_0)
+
+    def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
+        """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""
+        return sample(self.schedule, self._asked(sight, z_T, is_periodic), z_T, steps=steps)
 
     def invert(
         self,
         images: torch.Tensor,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        gap_mm: torch.Tensor,
         *,
         steps: int,
         is_periodic: bool = False,
+        departures: Departures = FULL,
     ) -> torch.Tensor:
-        """Find z_T of slices that lie between two others by DDIM inversion ("Initialization Refinement").
+        """Find z_T of slices by DDIM inversion ("Initialization Refinement"), each as lying between itself and itself.
 
         Args:
-            images: the slices.
-            before, after: the slices on both sides.
-            gap_mm: (N,) distances between these two.
+            images: slices, acquired or made before.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
-        """
-        sight = self.see(before, after, gap_mm)
-        *_, z_T = invert(self.schedule, self._asked(sight, is_periodic), self.codec.encode(images, sight), steps=steps)
-        return z_T
+            departures: whether z_T is scaled to the radius of Gaussian noise.
 
-    def _asked(self, sight: Sight, is_periodic: bool) -> Model:
-        """The denoiser under the condition of what is seen."""
-        return partial(self.denoiser, z_c=self.denoiser.tau1(sight.features[-1]), is_periodic=is_periodic)
+        Returns:
+            Codes z_T.
+        """
+        sight = self.see(images, images, torch.zeros(len(images), device=images.device))
+        z_0 = self.codec.encode(images if images.ndim == 4 else folded(images), sight)
+        if images.ndim == 5:
+            z_0 = unfolded(z_0, frames=images.shape[2])
+        *_, z_T = invert(self.schedule, self._asked(sight, z_0, is_periodic), z_0, steps=steps)
+        return unit_radius(z_T) if departures.unit_radius else z_T
+
+    def _asked(self, sight: Sight, codes: torch.Tensor, is_periodic: bool) -> Model:
+        """The denoiser of codes like `codes` under the condition of what is seen."""
+        z_c = self.denoiser.tau1(sight.features[-1])
+        if codes.ndim == 5:
+            z_c = unfolded(z_c, frames=codes.shape[2])
+        return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)

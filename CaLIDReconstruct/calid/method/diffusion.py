@@ -128,3 +128,13 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: float = 0.5) -> torch.Tensor
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
     theta = torch.arccos(cosine).clamp(1e-4, torch.pi - 1e-4).reshape(-1, *[1] * (a.ndim - 1))
     return (torch.sin((1 - weight) * theta) * a + torch.sin(weight * theta) * b) / torch.sin(theta)
+
+
+def unit_radius(z_T: torch.Tensor) -> torch.Tensor:
+    """*Departure: unit radius.* Latents (N, C, ..., h, w), those of every frame scaled to a mean square of 1.
+
+    So sure a condition as a slice itself makes few-step inversion end too near zero (0.7 of a unit deviation), and a
+    walk from there blurs.
+    """
+    radius = z_T.square().mean(dim=(1, -2, -1), keepdim=True).sqrt()
+    return z_T / radius.clamp_min(1e-6)

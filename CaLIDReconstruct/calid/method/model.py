@@ -18,16 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from calid.method.diffusion import Model, Schedule, invert, sample
+from calid.method.diffusion import Model, Schedule, invert, sample, unit_radius
 from calid.method.motion import Motion, halfway
-from calid.method.networks import Denoiser, DenoiserConfig, LatentSpace, frame_by_frame
+from calid.method.networks import Denoiser, LatentSpace, frame_by_frame
 from calid.method.texture import with_brightness_of, with_texture_of
-from calid.method.weights import Entry, below, build_latent_space, build_motion, built_for, config_from, load_model
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,8 @@ class Departures:
         texture: whether a slice gets texture as strong as its neighbors'.
         self_condition: whether a slice is inverted as lying between itself and itself; else between its neighbors.
         unit_radius: whether inverted latents are scaled to the radius that Gaussian noise has.
+        estimate: whether a single step stands for the slice at the least error, and not for a draw; for a model with a
+            codec, whose D can be asked for either (`coded.py`).
     """
 
     motion: bool = True
@@ -53,6 +53,7 @@ class Departures:
     texture: bool = True
     self_condition: bool = True
     unit_radius: bool = True
+    estimate: bool = False
 
 
 PAPER = Departures(
@@ -87,6 +88,7 @@ class CaLID(nn.Module):
         before: torch.Tensor,
         after: torch.Tensor,
         z_T: torch.Tensor,
+        gap_mm: torch.Tensor | None = None,  # noqa: ARG002 (the form of the model decides)
         *,
         steps: int,
         is_periodic: bool = False,
@@ -97,6 +99,7 @@ class CaLID(nn.Module):
         Args:
             before, after: images of the neighbors.
             z_T: latents to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
+            gap_mm: not read; networks that know how far apart the neighbors are, are in `coded`.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: what is done beside the paper.
@@ -123,6 +126,21 @@ class CaLID(nn.Module):
             is_periodic: whether a sequence's last frame is followed by its first.
         """
         return sample(self.schedule, self._asked(self.condition(before, after), is_periodic), z_T, steps=steps)
+
+    @property
+    def latent_channels(self) -> int:
+        """C."""
+        return self.latent_space.autoencoder.config.latent_channels
+
+    @property
+    def downsampling(self) -> int:
+        """f: how many times smaller latents are than images."""
+        return self.latent_space.autoencoder.config.downsampling
+
+    @property
+    def codes_sequences(self) -> bool:
+        """Whether E and D read frames together, as the paper's 2D+T networks do, or one by one."""
+        return self.latent_space.autoencoder.config.spatial_dims == 3
 
     def invert(
         self,
@@ -216,29 +234,3 @@ class CaLID(nn.Module):
     def _asked(self, z_c: torch.Tensor, is_periodic: bool) -> Model:
         """The denoiser under a condition."""
         return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)
-
-
-def unit_radius(z_T: torch.Tensor) -> torch.Tensor:
-    """*Departure: unit radius.* Latents (N, C, ..., h, w), those of every frame scaled to a mean square of 1.
-
-    So sure a condition as a slice itself makes few-step inversion end too near zero (0.7 of a unit deviation), and a
-    walk from there blurs.
-    """
-    radius = z_T.square().mean(dim=(1, -2, -1), keepdim=True).sqrt()
-    return z_T / radius.clamp_min(1e-6)
-
-
-def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID, Entry]:
-    """The model `name` of a manifest, checked, in evaluation mode on the CPU, and what the manifest says of it.
-
-    Raises:
-        WeightsError: if it is missing, damaged or does not fit.
-    """
-    state, entry = load_model(name, models_folder)
-    with built_for(name):
-        denoiser = Denoiser(config_from(DenoiserConfig, entry.config["denoiser"]))
-        denoiser.load_state_dict(below(state, "denoiser."))
-        space = build_latent_space(entry.config["autoencoder"], below(state, "latent_space."))
-        has_motion = "motion" in entry.config
-        motion = build_motion(entry.config["motion"], below(state, "motion.")) if has_motion else None
-        return CaLID(space, denoiser, motion=motion).eval(), entry

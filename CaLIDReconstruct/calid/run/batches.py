@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from calid.errors import is_out_of_memory
-from calid.method.model import CaLID, Departures, load_calid
+from calid.method.coded import CodedCaLID
+from calid.method.loading import load_calid
+from calid.method.model import CaLID, Departures
 from calid.method.weights import Entry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
@@ -24,6 +26,7 @@ from calid.run.windows import is_cine
 
 DEFAULT_MODEL, CINE_MODEL = "calid-2d", "calid-2dt"
 MOTION_EVALUATIONS, CODING_EVALUATIONS = 1, 3  # what moving a pair, and coding an image, cost in network evaluations
+COMMON_GAP_MM = 20.0  # between the neighbors of a slice of a common short-axis stack
 Tick = Callable[[int], None]
 """Called with the number of network evaluations that have just ended; may raise to stop the work."""
 
@@ -42,13 +45,16 @@ class Interpolator:
         entry: what the manifest says of the weights.
         departures: what is done beside the paper, for each mode.
         noise_share: share of the noise's power that the frames of a slice have in common.
+        spread: what the deviation over the draws is multiplied with, so that it is as large as their mean's error was
+            on the validation set; 1 where that was not measured.
     """
 
-    model: CaLID
+    model: CaLID | CodedCaLID
     device: Device
     entry: Entry
     departures: Mapping[Mode, Departures]
     noise_share: float = 1.0
+    spread: float = 1.0
 
     @property
     def is_over_time(self) -> bool:
@@ -56,43 +62,41 @@ class Interpolator:
         return self.model.denoiser.config.is_over_time
 
     @property
+    def knows_neighbors(self) -> bool:
+        """Whether E and D see the neighbors: a slice's own latents then say next to nothing of it."""
+        return isinstance(self.model, CodedCaLID)
+
+    @property
     def frames_per_latent(self) -> int:
         """How many frames of a sequence one frame of its latents stands for."""
-        return self._downsampling if self._codes_sequences else 1
+        return self.model.downsampling if self.model.codes_sequences else 1
 
     @property
     def frame_multiple(self) -> int:
         """What the number of frames that are made together has to be a multiple of: 3D networks halve time as well."""
-        return self._downsampling * self.model.denoiser.config.downsampling if self._codes_sequences else 1
+        return self.frames_per_latent * self.model.denoiser.config.downsampling if self.model.codes_sequences else 1
 
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H / f, W / f) of images with the shape `image_shape` (H, W)."""
-        channels = self.model.latent_space.autoencoder.config.latent_channels
-        return (channels, *(size // self._downsampling for size in image_shape))
-
-    @property
-    def _codes_sequences(self) -> bool:
-        """Whether E and D read frames together, as the paper's 2D+T networks do, or one by one."""
-        return self.model.latent_space.autoencoder.config.spatial_dims == 3
-
-    @property
-    def _downsampling(self) -> int:
-        return self.model.latent_space.autoencoder.config.downsampling
+        return (self.model.latent_channels, *(size // self.model.downsampling for size in image_shape))
 
     def between(
         self,
         before: torch.Tensor,
         after: torch.Tensor,
         z_T: torch.Tensor,
+        gap_mm: torch.Tensor | None = None,
         *,
         steps: int,
         mode: Mode = "detail",
         is_periodic: bool = False,
         tick: Tick = _untold,
     ) -> torch.Tensor:
-        """`CaLID.between` with the departures of a mode."""
+        """`CaLID.between` with the departures of a mode; `gap_mm` (N,) is the distance of both neighbors."""
+        if gap_mm is None:
+            gap_mm = torch.full((len(before),), COMMON_GAP_MM)
         run = partial(self.model.between, steps=steps, is_periodic=is_periodic, departures=self.departures[mode])
-        return self.batched(run, before, after, z_T, tick=tick)
+        return self.batched(run, before, after, z_T, gap_mm, tick=tick)
 
     def invert(
         self, images: torch.Tensor, *, steps: int, is_periodic: bool = False, tick: Tick = _untold
@@ -107,7 +111,7 @@ class Interpolator:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """D: latents -> images."""
-        return self.batched(self.model.decode, latents, magnification=self._downsampling)
+        return self.batched(self.model.decode, latents, magnification=self.model.downsampling)
 
     def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Both neighbors at the place half-way between them: (N, 2 for before and after, 1, H, W)."""
@@ -148,6 +152,9 @@ class Interpolator:
     def evaluations(self, steps: int, mode: Mode) -> int:
         """The cost of `between` for one slice, in evaluations of the denoiser."""
         departures, config = self.departures[mode], self.model.denoiser.config
+        if isinstance(self.model, CodedCaLID):
+            walked = 0 if departures.estimate and steps == 1 else steps
+            return walked + CODING_EVALUATIONS + MOTION_EVALUATIONS
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
         moves = self.model.motion is not None and departures.motion
         return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
@@ -155,12 +162,14 @@ class Interpolator:
     @contextmanager
     def _counted(self, tick: Tick) -> Iterator[None]:
         """While this lasts, `tick` is told of every evaluation of a network, in evaluations of the denoiser."""
-        coder, frames = self.model.latent_space.autoencoder, self.frames_per_latent
-        costs: list[tuple[nn.Module, int]] = [
-            (self.model.denoiser, frames),
-            (coder.encoder, CODING_EVALUATIONS),
-            (coder.decoder, CODING_EVALUATIONS * frames),
-        ]
+        frames = self.frames_per_latent
+        costs: list[tuple[nn.Module, int]] = [(self.model.denoiser, frames)]
+        if isinstance(self.model, CodedCaLID):
+            codec = self.model.codec
+            costs += [(codec.encoder, CODING_EVALUATIONS - MOTION_EVALUATIONS), (codec.decoder, CODING_EVALUATIONS)]
+        else:
+            coder = self.model.latent_space.autoencoder
+            costs += [(coder.encoder, CODING_EVALUATIONS), (coder.decoder, CODING_EVALUATIONS * frames)]
         if self.model.motion is not None:
             costs.append((self.model.motion, MOTION_EVALUATIONS))
         hooks = [network.register_forward_hook(partial(_tell, tick, cost)) for network, cost in costs]
@@ -185,8 +194,8 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
         WeightsError: if it is missing, damaged or does not fit.
     """
     model, entry = load_calid(name, models_folder)
-    noise_share = entry.config.get("noise_share", 1.0)
-    return Interpolator(model.to(device.torch_device), device, entry, departures_of(entry.config), noise_share)
+    shares = (entry.config.get(name, 1.0) for name in ("noise_share", "spread"))
+    return Interpolator(model.to(device.torch_device), device, entry, departures_of(entry.config), *shares)
 
 
 def departures_of(config: Mapping[str, Any]) -> dict[Mode, Departures]:
@@ -194,6 +203,8 @@ def departures_of(config: Mapping[str, Any]) -> dict[Mode, Departures]:
 
     Fidelity is a mean, which has no texture to be restored.
     """
+    if "codec" in config:
+        return {mode: Departures(estimate=mode == "fidelity") for mode in MODES}
     strengths = config.get("strength", dict.fromkeys(MODES))
     return {mode: Departures(strength=strengths[mode], texture=mode == "detail") for mode in MODES}
 

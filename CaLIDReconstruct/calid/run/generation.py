@@ -184,12 +184,20 @@ class Generation:
         seen = _swapped(images[:, :, before], images[:, :, after], draws)
         made = self.interpolator.between(
             *(self._batch(tensor) for tensor in (*seen, starts[:, :, target])),
+            self._gaps_mm(gaps, images),
             steps=self.settings.steps,
             mode=self.settings.mode,
             is_periodic=window.is_periodic,
             tick=self.watch.tick,
         )
         images[:, :, target] = self._unbatched(made, like=images[:, :, target])
+
+    def _gaps_mm(self, gaps: Sequence[Gap], images: torch.Tensor) -> torch.Tensor:
+        """The distance of both neighbors, for each of what `_batch` makes of a tensor like `images`."""
+        slot_mm = self.preparation.slice_mm / self.plan.factor
+        distances = torch.tensor([(gap.after - gap.before) * slot_mm for gap in gaps])
+        frames = 1 if self.interpolator.is_over_time else images.shape[0]
+        return distances.repeat(frames * images.shape[1])
 
     def _batch(self, tensor: torch.Tensor) -> torch.Tensor:
         """(frames, draws, slots, C, ...) as the model reads it: every frame, or sequences (N, C, frames, ...)."""
@@ -208,7 +216,7 @@ class Generation:
 
         CaLID: noise that is a function of (seed, slot, draw), and of the frame only in the share of its power that the
         model wants: a slice flickers for having drawn other noise. CaLID+: the inverted acquired slices, from which the
-        levels interpolate.
+        levels interpolate; where E and D know the neighbors, half-way between these and noise.
         """
         starts, frames = self._noises(draws), window.frames[:: self.interpolator.frames_per_latent]
         starts = starts.expand(len(frames), *starts.shape).clone()
@@ -217,7 +225,9 @@ class Generation:
             own = torch.stack([self._noises(draws, frame + 1) for frame in frames])  # 0 is no key
             starts = share**0.5 * starts + (1 - share) ** 0.5 * own
         if inverted is not None:
-            starts[:, :, :: self.plan.factor] = _spread(inverted, starts[:, :, :: self.plan.factor], draws)
+            noise = starts[:, :, :: self.plan.factor]
+            first_as_inverted = not self.interpolator.knows_neighbors
+            starts[:, :, :: self.plan.factor] = _spread(inverted, noise, draws, first_as_inverted=first_as_inverted)
         return _mirrored(starts, draws)
 
     def _noises(self, draws: Sequence[int], *frame: int) -> torch.Tensor:
@@ -257,7 +267,8 @@ class Generation:
             return dense, None
         spread = np.zeros_like(dense)
         strength = self.interpolator.departures[self.settings.mode].strength or 1.0
-        spread[:, y0:y1, x0:x1] = inside * draws.deviation / strength  # as wide as the model's own draws
+        widened = self.interpolator.spread / strength  # as wide as the model's own draws, and as errors are
+        spread[:, y0:y1, x0:x1] = inside * draws.deviation * widened
         return dense, spread
 
 
@@ -272,11 +283,13 @@ def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _spread(inverted: torch.Tensor, noise: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
-    """Where draws start: the first from inverted latents (frames, 1, ...), others between them and noise."""
+def _spread(
+    inverted: torch.Tensor, noise: torch.Tensor, draws: Sequence[int], *, first_as_inverted: bool
+) -> torch.Tensor:
+    """Where draws start: between inverted latents (frames, 1, ...) and noise; the first from the inverted, if asked."""
     inverted = inverted.expand_as(noise)
     spread = _over_slices(lambda own, other: slerp(own, other, SPREAD), inverted, noise)
-    if draws[0] == 0:
+    if first_as_inverted and draws[0] == 0:
         spread[:, 0] = inverted[:, 0]
     return spread
 

@@ -47,6 +47,7 @@ class Preparation:
         roi: (x0, x1, y0, y1), half-open column and row ranges of the generated region.
         working_shape: (rows, columns) of the region on the networks' grid, before padding.
         padded_shape: the same, padded to multiples of `GRID_MULTIPLE`, at least `MIN_PADDED_PIXELS`.
+        slice_mm: distance of the acquired slices.
     """
 
     low: float
@@ -54,6 +55,7 @@ class Preparation:
     roi: tuple[int, int, int, int]
     working_shape: tuple[int, int]
     padded_shape: tuple[int, int]
+    slice_mm: float = 10.0
 
     def prepare(self, images: np.ndarray) -> torch.Tensor:
         """Show the region of (N, Y, X) images to the networks: (N, 1, *padded_shape) float32 in [-1, 1]."""
@@ -110,10 +112,12 @@ def plan_preparation(stack: Stack, *, roi: tuple[int, int, int, int] | None = No
     region = (0, columns, 0, rows) if roi is None else _checked_roi(roi, rows=rows, columns=columns)
     x0, x1, y0, y1 = region
     low, high = intensity_window(stack.voxels[:, :, y0:y1, x0:x1])
-    x_mm, y_mm, _ = stack.spacing_mm
+    x_mm, y_mm, z_mm = stack.spacing_mm
     working = _working_size(y1 - y0, y_mm), _working_size(x1 - x0, x_mm)
     padded = tuple(max(-(-size // GRID_MULTIPLE) * GRID_MULTIPLE, MIN_PADDED_PIXELS) for size in working)
-    return Preparation(low=low, high=high, roi=region, working_shape=working, padded_shape=(padded[0], padded[1]))
+    return Preparation(
+        low=low, high=high, roi=region, working_shape=working, padded_shape=(padded[0], padded[1]), slice_mm=float(z_mm)
+    )
 
 
 def _checked_roi(roi: tuple[int, int, int, int], *, rows: int, columns: int) -> tuple[int, int, int, int]:

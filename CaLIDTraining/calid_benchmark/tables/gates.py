@@ -11,26 +11,27 @@ patient's slices together, mean of the structures. p are Wilcoxon's signed ranks
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from calid.heart.segmentation import warm_segmenter
-from calid.method.codec import Sight
+from calid.heart.segmentation import Segmenter, warm_segmenter
+from calid.method.codec import Codec, Sight
 from calid.method.coded import CodedCaLID
-from calid.method.motion import halfway
+from calid.method.motion import Motion, halfway
 from calid.method.networks import Denoiser, DenoiserConfig
+from calid.method.texture import with_texture_of
 from calid.method.weights import below, build_codec, config_from, read_motion
 from calid.run.device import choose_device
-from calid.run.generation import with_texture_of
 from calid_training.export import part_config
 from calid_training.runs import checkpoint_of, run_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
-from calid_benchmark.tables.downstream import compare, segmented
+from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.interpolation import segmenter_features
 from calid_benchmark.tables.questions import Question, add_place_arguments, add_set_arguments, asked_of
 from calid_benchmark.tables.record import markdown_table
@@ -88,10 +89,15 @@ def _extracted(extract: metrics.FeatureExtractor, images: np.ndarray) -> list[to
         return extract(torch.from_numpy(np.ascontiguousarray(images))[:, None])
 
 
-def dice_of(made: list[Answered], segmenter: object) -> float:
-    """Mean over stacks of the mean Dice of the structures."""
-    stacks = [one for one in made if one.question.labels is not None]
-    return float(np.mean([compare(segmented(segmenter, one.images), one.question)["mean"]["dice"] for one in stacks]))
+def dice_of(made: list[Answered], segmenter: Segmenter) -> float:
+    """Mean over labelled stacks of the structures' mean Dice, over all slices of a stack together."""
+    found = []
+    for one in made:
+        if one.question.labels is not None:
+            labels = segmented(segmenter, one.images)
+            pairs = ((labels == label, one.question.labels == label) for label in one.question.annotated)
+            found.append(metrics.known_mean([metrics.compare(*pair, {})["dice"] for pair in pairs]))
+    return float(np.mean(found))
 
 
 def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | None) -> tuple[dict, list[str]]:
@@ -150,26 +156,33 @@ def ways_of(options: Namespace) -> dict[str, Way]:
         "half as wide": coded(prior(0.5)),
         "code of the truth": coded(codec.encode),
     }
-    if options.denoiser is None:
-        return ways
+    return ways if options.denoiser is None else ways | _draws(options, codec, motion, settings, state)
+
+
+def _draws(
+    options: Namespace,
+    codec: Codec,
+    motion: Motion,
+    settings: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+) -> dict[str, Way]:
+    """What the denoiser draws, by the number of steps and the temperature."""
     denoiser = Denoiser(config_from(DenoiserConfig, settings["network"]))
     denoiser.load_state_dict(below(state, "network."))
-    for steps in options.draw_steps:
-        for temperature in options.temperatures if steps > 1 else [1.0]:
-            model = CodedCaLID(codec, denoiser, motion, temperature=temperature).eval()
 
-            def draw(
-                before: torch.Tensor,
-                after: torch.Tensor,
-                gap_mm: torch.Tensor,
-                truth: torch.Tensor,
-                model: CodedCaLID = model,
-                steps: int = steps,
-            ) -> torch.Tensor:
-                return model.between(before, after, seeded(codec.code_shape(truth), 0), gap_mm, steps=steps)
+    def drawn(steps: int, temperature: float) -> Way:
+        model = CodedCaLID(codec, denoiser, motion, temperature=temperature).eval()
 
-            ways[f"{steps} steps, temperature {temperature:g}"] = draw
-    return ways
+        def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+            return model.between(before, after, seeded(codec.code_shape(truth), 0), gap_mm, steps=steps)
+
+        return way
+
+    return {
+        f"{steps} steps, temperature {temperature:g}": drawn(steps, temperature)
+        for steps in options.draw_steps
+        for temperature in (options.temperatures if steps > 1 else [1.0])
+    }
 
 
 def seeded(shape: torch.Size, seed: int) -> torch.Tensor:
@@ -204,5 +217,6 @@ def run(options: Namespace) -> int:
         if name == "code 0":
             reference = found
         lines.append([name, *cells])
+        print(*lines[-1], sep=" | ", flush=True)
     print("\n".join(markdown_table(["way", *FIGURES, "Frechet", "Dice"], lines)))
     return 0
