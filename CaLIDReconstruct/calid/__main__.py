@@ -15,6 +15,7 @@ from typing import NoReturn
 from calid import __version__
 from calid.errors import CalidError, Cancelled, is_out_of_memory, out_of_memory
 from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
+from calid.run.signals import ended_by_signals
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
 DEBUG_VARIABLE = "CALID_DEBUG"
@@ -30,13 +31,18 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 an error the user can mend, 1 an error of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no Unicode
     options = build_parser(arguments).parse_args(arguments)
     try:
-        return options.run(options)
+        with ended_by_signals():
+            return options.run(options)
     except CalidError as error:
         return _fail(str(error), EXIT_ERROR)
     except (Cancelled, KeyboardInterrupt):
         return _fail("cancelled; nothing was written", EXIT_CANCELLED)
+    except RecursionError:
+        return _fail("The input is nested without end. Export it again, or choose another one.", EXIT_ERROR)
     except Exception as error:  # noqa: BLE001 (the last door: one line, and the traceback for those who ask)
         if is_out_of_memory(error):
             return _fail(str(out_of_memory()), EXIT_ERROR)

@@ -302,7 +302,7 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
     from calid.run.progress import Watch
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, sources=(Path(request["input"]), _path(request, "models")))
     emit("log", level="info", message=license_notice(_path(request, "models")))
     folder = _path(request, "surfaces_folder")
     labels = segment(
@@ -323,16 +323,19 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
 
 def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
     """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
-    from calid.heart.surfaces import surfaces, write_surface
+    from calid.heart.surfaces import left_out, surfaces, write_surface
     from calid.labels import LABELS
 
-    watch.stage = "surfaces"
+    watch.stage, there = "surfaces", []
     for index in range(labels.num_frames):
         found = surfaces(labels, index, grid_mm=SURFACE_GRID_MM)
+        there.append(set(found))
         for label in LABELS:
             if label.value in found:
                 write_surface(found[label.value], folder / f"frame{index:04d}-{label.key}.vtp", overwrite=True)
         watch.tick(1)
+    for sentence in left_out(labels, there):
+        logging.getLogger("calid").warning(sentence)
 
 
 COMMANDS = {

@@ -6,7 +6,7 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError, OutputError
-from calid.heart.surfaces import distances_mm, surface, surfaces, volume_ml, write_surface
+from calid.heart.surfaces import distances_mm, left_out, surface, surfaces, volume_ml, write_surface
 from calid.images.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
@@ -225,3 +225,44 @@ def test_surfaces_of_experts_labels_are_watertight_and_keep_their_volume(data_fo
     for label, mesh in surfaces(labels).items():
         assert bad_edges(mesh) == 0
         assert volume_ml(mesh) == pytest.approx(voxel_volume_ml(labels, label), rel=0.02)
+
+
+# --- Labels that are too small ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiny", [(0, 4, 20, 20), (0, 0, 0, 0), (0, -1, -1, -1), "one slice"])
+def test_a_label_too_small_for_a_surface_is_left_out_and_named(tiny):
+    labels = phantoms.heart_labels((1.5, 1.4, 4.0), seed=2)
+    voxels = np.where(labels.voxels == RV, 0, labels.voxels)
+    if tiny == "one slice":
+        place = tuple(np.argwhere(labels.voxels == RV)[0])
+        voxels[place] = RV
+    else:
+        voxels[tiny] = RV
+    few = labels.with_voxels(voxels)
+    found = surfaces(few)
+    assert set(found) == {LV, WALL}
+    assert bad_edges(found[LV]) == 0
+    assert left_out(few, [set(found)]) == ["Right ventricle is too small for a surface and was left out."]
+    with pytest.raises(InputError, match="only 1 voxels"):
+        surface(few, RV)
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+def test_small_labels_of_every_size_have_a_surface_or_are_left_out(size):
+    labels = phantoms.heart_labels((1.5, 1.4, 8.0), seed=2)
+    voxels = np.zeros_like(labels.voxels)
+    voxels[:, 2 : 2 + size // 3 + 1, 10 : 10 + size, 10 : 10 + size] = LV
+    found = surfaces(labels.with_voxels(voxels))
+    assert set(found) <= {LV}
+    for mesh in found.values():
+        assert bad_edges(mesh) == 0
+        assert volume_ml(mesh) > 0
+
+
+def test_labels_of_single_voxels_alone_have_no_surfaces():
+    labels = phantoms.heart_labels((1.5, 1.4, 8.0), seed=2)
+    voxels = np.zeros_like(labels.voxels)
+    for label, place in ((LV, 5), (WALL, 9), (RV, 13)):
+        voxels[0, 1, place, place] = label
+    assert surfaces(labels.with_voxels(voxels)) == {}

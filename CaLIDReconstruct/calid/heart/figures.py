@@ -198,7 +198,9 @@ def check_json_output(options: argparse.Namespace) -> None:
         OutputError: as for `whole_file.check_output`.
     """
     if options.json is not None:
-        whole_file.check_output(options.json, SUFFIXES, overwrite=getattr(options, "overwrite", False))
+        sources = [getattr(options, name, None) for name in ("input", "lax", "labels", "models")]
+        overwrite = getattr(options, "overwrite", False)
+        whole_file.check_output(options.json, SUFFIXES, overwrite=overwrite, sources=sources)
 
 
 def write_figures(figures: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:

@@ -8,7 +8,7 @@ offset per label, found by iteration, gives every surface the volume of its labe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,13 @@ def surface(labels: Stack, label: int, frame: int = 0) -> vtkPolyData:
     """The closed surface of one label in one frame, in LPS mm, with outward normals (see `surfaces`)."""
     found = surfaces(labels, frame)
     if label not in found:
-        raise InputError(
-            "label-missing",
-            f"Frame {frame} has no voxel with label {label}.",
-            "Choose a label or a frame that is segmented.",
+        count = int((labels.voxels[frame] == label).sum())
+        what = (
+            f"only {count} voxels with label {label}, too few for a surface"
+            if count
+            else f"no voxel with label {label}"
         )
+        raise InputError("label-missing", f"Frame {frame} has {what}.", "Choose a label or a frame that is segmented.")
     return found[label]
 
 
@@ -73,17 +75,43 @@ def surfaces(
         grid_mm: edge of the grid on which the surfaces are found; None takes the pixels', within 1 to 2 mm.
 
     Returns:
-        label -> watertight triangles; the volume of each is that of its voxels within about `MAX_VOLUME_ERROR`.
+        label -> watertight triangles; the volume of each is that of its voxels within about `MAX_VOLUME_ERROR`. Labels
+        of a few voxels, which vanish when their distances are smoothed, are left out; `left_out` says so.
     """
     image = labels.voxels[frame]
     present = [label.value for label in LABELS if (image == label.value).any()]
+    while present:
+        fields = _smooth_fields(labels, image, present, (smoothing_mm, grid_mm or _grid_mm(labels)))
+        start = _meshes_at(fields, np.zeros(len(present)))
+        tiny = [label for label, volume in zip(present, start[1], strict=True) if volume == 0]
+        if not tiny:
+            break
+        image = np.where(np.isin(image, tiny), 0, image)
+        present = [label for label in present if label not in tiny]
     if not present:
         return {}
-    fields = _smooth_fields(labels, image, present, (smoothing_mm, grid_mm or _grid_mm(labels)))
     voxel_ml = float(np.prod(labels.spacing_mm)) / 1000
     targets = np.array([(image == label).sum() * voxel_ml for label in present])
-    meshes = _with_volumes(fields, targets)
-    return {label: _finished(mesh, fields.affine) for label, mesh in zip(present, meshes, strict=True)}
+    meshes = zip(present, _with_volumes(fields, targets, *start), strict=True)
+    return {label: _finished(mesh, fields.affine) for label, mesh in meshes if mesh.GetNumberOfPolys()}
+
+
+def left_out(labels: Stack, found: Sequence[Collection[int]]) -> list[str]:
+    """Sentences that name the labels without a surface although they are there.
+
+    Args:
+        labels: as for `surfaces`.
+        found: the labels with a surface, frame by frame.
+    """
+    sentences = []
+    for label in LABELS:
+        frames = [
+            t for t, there in enumerate(found) if label.value not in there and (labels.voxels[t] == label.value).any()
+        ]
+        if frames:
+            where = "" if labels.num_frames == 1 else f" in {len(frames)} of {labels.num_frames} frames"
+            sentences.append(f"{label.name} is too small for a surface{where} and was left out.")
+    return sentences
 
 
 def volume_ml(mesh: vtkPolyData) -> float:
@@ -204,13 +232,15 @@ def _one_piece(margin: np.ndarray) -> np.ndarray:
 # --- meshes -----------------------------------------------------------------------------------------------------------
 
 
-def _with_volumes(fields: _Fields, targets_ml: np.ndarray) -> list[vtkPolyData]:
+def _with_volumes(
+    fields: _Fields, targets_ml: np.ndarray, meshes: list[vtkPolyData], volumes: np.ndarray
+) -> list[vtkPolyData]:
     """Surfaces in grid indices whose volumes are the targets, by Broyden's method on the labels' offsets.
 
     Labels share borders, so the offset of one changes the volumes of its neighbours; the Jacobian is measured once.
+    `meshes` and their `volumes` are those without offsets.
     """
     offsets = np.zeros(len(targets_ml))
-    meshes, volumes = _meshes_at(fields, offsets)
     steps = _JACOBIAN_STEP_MM * np.eye(len(offsets))
     jacobian = np.stack([(_meshes_at(fields, step)[1] - volumes) / _JACOBIAN_STEP_MM for step in steps], axis=1)
     for _ in range(_MAX_ROUNDS):
@@ -234,6 +264,8 @@ def _meshes_at(fields: _Fields, offsets_mm: np.ndarray) -> tuple[list[vtkPolyDat
 
 def _evened(mesh: vtkPolyData) -> vtkPolyData:
     """Windowed-sinc smoothing at the scale of the grid: evens out the triangles, above all where three labels meet."""
+    if not mesh.GetNumberOfPolys():
+        return mesh
     smoother = vtkWindowedSincPolyDataFilter()
     smoother.SetInputData(mesh)
     smoother.SetNumberOfIterations(12)
@@ -261,6 +293,8 @@ def _isosurface(field: np.ndarray) -> vtkPolyData:
 
 def _points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
     """(P, 3) points and (N, 3) point indices."""
+    if not mesh.GetNumberOfPolys():
+        return np.zeros((0, 3)), np.zeros((0, 3), int)
     points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(float)
     return points, vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
 

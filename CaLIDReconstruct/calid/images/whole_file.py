@@ -23,7 +23,10 @@ LONGEST_NAME = 255
 ABANDONED_SECONDS = 24 * 3600
 """A temporary file that nobody has touched for so long has no owner, whatever machine it ran on."""
 
-_TEMPORARY = re.compile(r"\.calid-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.[a-z.]+")
+_TEMPORARY = re.compile(
+    r"\.calid-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}"
+    r"(\.se[qg])?\.(nrrd|nii|nii\.gz|mha|html?|json|png|gif|vtp|stl|obj)"
+)
 
 
 def check_output(

@@ -96,11 +96,22 @@ def read_manifest(folder: Path | None = None) -> dict[str, Entry]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["models"]
         entries = [Entry(**{key: value for key, value in record.items() if key in known}) for record in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for entry in entries:
+            _need_types(entry)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             "bad-manifest", f"{path} cannot be read as a list of models: {error}.", "Reinstall CaLID."
         ) from error
     return {entry.name: entry for entry in entries}
+
+
+def _need_types(entry: Entry) -> None:
+    """Raise TypeError if a field of an entry is of another type than it is declared."""
+    declared = {"str": str, "int": int, "Mapping[str, Any]": Mapping, "Mapping[str, Any] | None": (Mapping, type(None))}
+    for field in fields(Entry):
+        value = getattr(entry, field.name)
+        if not isinstance(value, declared[str(field.type)]) or isinstance(value, bool):
+            raise TypeError(f"'{field.name}' of the model {entry.name!r} is {value!r}")
 
 
 def find_model(name: str, folder: Path | None = None) -> Entry:

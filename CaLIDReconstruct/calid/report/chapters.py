@@ -8,7 +8,7 @@ import numpy as np
 
 from calid.errors import InputError
 from calid.heart.longaxis import cut, derive_planes, heart_centre
-from calid.heart.surfaces import surfaces
+from calid.heart.surfaces import left_out, surfaces
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
 from calid.report.case import METHOD_NAMES, Case, Missing
@@ -106,16 +106,17 @@ def in_3d(case: Case) -> tuple[list[str], list[str]]:
         return [page.paragraph(f"There are no surfaces to show. {case.labels.reason}")], []
     labels = case.labels
     frame = viewer.viewing_frame(labels)
-    found = (surfaces(labels, index, grid_mm=_VIEW_GRID_MM) for index in range(labels.num_frames))
+    found = [surfaces(labels, index, grid_mm=_VIEW_GRID_MM) for index in range(labels.num_frames)]
+    missing = [page.paragraph(sentence) for sentence in left_out(labels, found)]
     meshes = [viewer.viewed(one, frame) for one in found]
     if not any(meshes):
-        return [page.paragraph("There are no surfaces to show: no voxel is labelled.")], []
+        return missing or [page.paragraph("There are no surfaces to show: no voxel is labelled.")], []
     scene = viewer.scene(meshes, labels.frame_times_ms, frame, _standing_pictures(case))
     moments: dict[str, int | None] = {"the first phase": 0}
     if isinstance(case.function, Function):
         moments = {"end-diastole": case.function.ed_frame, "end-systole": case.function.es_frame}
     pictures = [_still(meshes[index], name) for name, index in moments.items() if index is not None and meshes[index]]
-    return [viewer.element(scene), *pictures], [viewer.script()]
+    return [viewer.element(scene), *missing, *pictures], [viewer.script()]
 
 
 def _standing_pictures(case: Case) -> list[viewer.Picture]:

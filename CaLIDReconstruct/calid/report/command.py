@@ -9,13 +9,14 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calid import __version__
-from calid.errors import SettingsError
+from calid.errors import ResourceError, SettingsError
 from calid.heart import figures
 from calid.heart.volumes import Function
 from calid.images.body import Body
@@ -46,7 +47,7 @@ def document(case: Case, title: str = DEFAULT_TITLE, *, body: Body | None = None
 
 def _made(case: Case, title: str, body: Body | None) -> tuple[str, dict[str, Any]]:
     """The report as HTML, and its figures as data."""
-    with tempfile.TemporaryDirectory(prefix="calid-report-") as folder:
+    with _temporary_folder() as folder:
         long_axis, views = chapters.long_axis(case, Path(folder))
     values = case_figures(case, views, body=body)
     view, scripts = chapters.in_3d(case)
@@ -94,6 +95,14 @@ def _provenance(case: Case) -> dict[str, Any]:
 
 
 # --- the same for programs --------------------------------------------------------------------------------------------
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    try:
+        return tempfile.TemporaryDirectory(prefix="calid-report-")
+    except OSError as err:
+        message = f"There is no folder for temporary files ({err.strerror or err})."
+        raise ResourceError("no-temporary-folder", message, "Let TMPDIR name one that exists and has room.") from err
 
 
 def case_figures(
@@ -169,7 +178,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the report; exit code 0."""
-    check_output(options.output, SUFFIXES, overwrite=options.overwrite)
+    sources = (options.input, options.lax, options.labels, options.models)
+    check_output(options.output, SUFFIXES, overwrite=options.overwrite, sources=sources)
     figures.check_json_output(options)
     body = figures.body_from(options)
     if options.input.is_dir():
@@ -179,7 +189,8 @@ def run(options: argparse.Namespace) -> int:
         stack, lax = read_stack(options.input), ()
     if options.lax is not None:
         lax = read_lax_folder(options.lax)
-    case = gather(stack, tuple(lax), _tools(options, stack), source=options.input.name)
+    labels = None if options.labels is None else read_stack(options.labels)  # before the work, not after it
+    case = gather(stack, tuple(lax), _tools(options, stack, labels), source=options.input.name)
     html, values = _made(case, options.title, body)
     write_report(html, options.output, overwrite=options.overwrite)
     if options.json is not None:
@@ -188,7 +199,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
+def _tools(options: argparse.Namespace, stack: Stack, labels: Stack | None) -> Tools:
     """The engine's own model and segmenter as the command line asks for them; a dense stack's own method is tested."""
     from calid.heart.segmentation import segment
     from calid.run.reconstruct import upsample
@@ -210,13 +221,10 @@ def _tools(options: argparse.Namespace, stack: Stack) -> Tools:
         with progress_bar() as bar:
             return segment(dense, device=options.device, models_folder=options.models, progress=shown_on(bar))
 
-    def given(dense: Stack) -> Stack:
-        return _fitting(read_stack(options.labels), dense)
-
     return Tools(
         upsample=fill(options.factor),
         predict=None if method == "linear" else fill("2"),
-        segment=given if options.labels else label,
+        segment=label if labels is None else partial(_fitting, labels),
         method=METHOD_NAMES[method],
     )
 
