@@ -28,7 +28,8 @@ from calid.run.progress import Watch
 from calid.run.reconstruct import warm_interpolator
 from calid.run.settings import Settings
 
-from calid_benchmark import rivals
+from calid_benchmark import paper_form, rivals
+from calid_benchmark.paper_form import PaperForm
 from calid_benchmark.rivals import classical
 from calid_benchmark.rivals.slices import System, as_images, as_slices, bisected
 
@@ -36,12 +37,21 @@ MOTION_ALONE = "CaLID's motion alone"
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
 SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
 """Seconds for a slice; tables can ask them about fewer patients."""
+PAPERS_SMALL = "CaLID, the paper's, small", "CaLID+, the paper's, small"
+"""The paper's model at our size: no motion, no anchor, D(z_0) and nothing else; CaLID+ in the paper's own form."""
+PAPERS_INFERENCE = "CaLID, D(z_0) alone", "CaLID+, the paper's form"
+"""The model that ships without what the engine does after and beside the diffusion; the motion, which it was trained
+with, stays."""
 ON_REQUEST = ("CaLID, mean of draws", "CaLID+, mean of draws")
 """Rows that are made only where they are named: each costs as much as eight others, and "fidelity" is better."""
 CONTROLS = {
     MOTION_ALONE: "registration",
     "bilinear latent": "linear",
     "regression U-Net": "linear",
+    PAPERS_SMALL[0]: "linear",
+    PAPERS_SMALL[1]: "linear",
+    PAPERS_INFERENCE[0]: MOTION_ALONE,
+    PAPERS_INFERENCE[1]: MOTION_ALONE,
     "CaLID": MOTION_ALONE,
     "CaLID+": MOTION_ALONE,
     "CaLID, one step": MOTION_ALONE,
@@ -241,8 +251,9 @@ class Offer:
 def offered(source: Source) -> Offer:
     """All systems, in the order of the papers' tables."""
     trained, notes = _trained_baselines(source)
-    systems = (*classical_systems(), *_latent(source), *trained, *_calid(source))
-    return Offer(systems, notes)
+    papers, reasons = _paper(source)
+    systems = (*classical_systems(), *_latent(source), *trained, *papers, *_calid(source))
+    return Offer(systems, (*notes, *reasons))
 
 
 def classical_systems() -> list[Named]:
@@ -314,6 +325,41 @@ def _trained(name: str, source: Source, steps: int | None = None) -> Named:
         system.between,
         upsample=system.whole_heart,
         at_steps=partial(_trained, name, source) if name in DIFFUSION_BASELINES else None,
+        weights=((entry.name, entry.sha256),),
+    )
+
+
+def _paper(source: Source) -> tuple[list[Named], list[str]]:
+    """The paper's model at our size, and the paper's inference on the model that ships."""
+    device = choose_device(source.device)
+    shipped = warm_interpolator(device, source.models)
+    found: list[Named] = []
+    notes: list[str] = []
+    try:
+        small = paper_form.small_model(device, source.weights)
+    except WeightsError as error:
+        notes.append(
+            f'The paper\'s small model is left out: {error.message} README.md, "Baselines", says how to train and '
+            "export it."
+        )
+    else:
+        found += [
+            _paper_row(name, PaperForm(small, source.steps, refined))
+            for name, refined in zip(PAPERS_SMALL, (False, True), strict=True)
+        ]
+    found += [
+        _paper_row(name, PaperForm(shipped, source.steps, refined, paper_form.MOVED))
+        for name, refined in zip(PAPERS_INFERENCE, (False, True), strict=True)
+    ]
+    return found, notes
+
+
+def _paper_row(name: str, form: PaperForm) -> Named:
+    entry = form.interpolator.entry
+    return Named(
+        name,
+        form.between,
+        at_steps=lambda steps: _paper_row(name, form.at_steps(steps)),
         weights=((entry.name, entry.sha256),),
     )
 

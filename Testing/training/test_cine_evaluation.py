@@ -155,7 +155,7 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
 
     models = Path(shutil.copytree(random_models, tmp_path / "models"))
     still = load_interpolator(choose_device("cpu"), models_folder=models)
-    network = Denoiser(replace(still.denoiser.config, temporal=True))
+    network = Denoiser(replace(still.model.denoiser.config, temporal=True))
     write_model(
         models,
         "calid-2dt",
@@ -179,3 +179,4 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
     made_by = json.loads((out / "cine.json").read_text())["made_by"]
     assert {"calid-2d", "calid-2dt"} <= set(made_by["weights"])
     assert (out / "space-time.png").stat().st_size > 5000
+    assert (out / "phases-phantom-22-mm.png").stat().st_size > 5000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_systems_come_in_the_order_of_the_papers_and_missing_ones_say_how_to_get
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     names = [system.name for system in offer.systems]
     assert names.index("linear") < names.index("bilinear latent") < names.index("CaLID") < names.index("CaLID+")
-    assert len(offer.notes) == len(rivals.NAMES)
+    assert len(offer.notes) == len(rivals.NAMES) + 1, "the rivals, and the paper's model at our size"
     assert all("is left out" in note and "README" in note for note in offer.notes)
 
 
@@ -110,7 +110,7 @@ def test_a_trained_baseline_becomes_a_row_with_its_weights_and_steps(random_mode
     assert row.weights == (("diffae", "ab" * 32),)
     made = row.at_steps(4).make(slices[:1], slices[1:2])
     np.testing.assert_allclose(made, (slices[:1] + slices[1:2]) / 2 + 0.25)
-    assert len(offer.notes) == len(rivals.NAMES) - 1
+    assert len(offer.notes) == len(rivals.NAMES)
 
 
 def test_the_ceiling_is_the_code_of_the_true_slice(random_models, asked):
@@ -121,3 +121,66 @@ def test_the_ceiling_is_the_code_of_the_true_slice(random_models, asked):
         truth, 2, interpolator=systems.warm_interpolator(systems.choose_device("cpu"), random_models)
     )
     np.testing.assert_allclose(twice[::2], offer["reconstruction"].make(truth, truth), atol=0.02)  # bfloat16 batches
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_the_papers_form_is_eq_6_to_8_written_out(random_models, asked, refined):
+    """On the networks themselves: walk under the gap's condition, CaLID+ from the slerp of two inversions under it."""
+    import torch
+    from calid.method import diffusion
+    from calid_benchmark.paper_form import NOISE_SEED, PaperForm
+
+    interpolator = systems.warm_interpolator(systems.choose_device("cpu"), random_models)
+    before, after = asked[0].before[2:3], asked[0].after[2:3]
+    made = PaperForm(interpolator, 3, refined).between(before, after)
+    model, schedule = interpolator.model, replace(interpolator.model.schedule, max_latent=float("inf"))
+    images = [systems.as_images(side) for side in (before, after)]
+    with torch.inference_mode(), interpolator.device.autocast():
+        z_c = model.denoiser.condition(*images, tuple(model.latent_space.encode(x).float() for x in images))
+
+        def epsilon(z, t):
+            return model.denoiser(z, t, z_c)
+
+        shape = (1, *interpolator.latent_shape(before.shape[1:]))
+        z_T = torch.from_numpy(np.random.default_rng(NOISE_SEED).standard_normal(shape, dtype=np.float32))
+        if refined:
+            ends = [list(diffusion.invert(schedule, epsilon, model.encode(x), steps=3))[-1] for x in images]
+            cosine = (ends[0] * ends[1]).sum() / ends[0].norm() / ends[1].norm()
+            angle = torch.arccos(cosine)
+            z_T = (torch.sin(angle / 2) / torch.sin(angle) * (ends[0] + ends[1])).float()
+        z_0 = list(diffusion.sample(schedule, epsilon, z_T, steps=3))[-1]
+        expected = systems.as_slices(model.decode(z_0).clamp(-1, 1))
+    np.testing.assert_allclose(made, expected, atol=0.02)
+
+
+def test_the_papers_small_model_is_a_row_once_its_weights_are_there(random_models, tmp_path):
+    """A model without motion and anchor, trained on epsilon; here with random weights."""
+    import torch
+    from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
+    from calid_training.export import write_model
+
+    torch.manual_seed(0)
+    coder = AutoencoderConfig(channels=(8, 8, 8), latent_channels=2, num_res_blocks=1, norm_num_groups=8)
+    config = DenoiserConfig(
+        latent_channels=2,
+        channels=(16, 16, 32),
+        tau1_channels=(16, 16, 16),
+        attention=(False, False, True),
+        condition_attention=(True, True, True),
+        head_channels=16,
+        norm_num_groups=16,
+        anchored=False,
+        prediction="epsilon",
+    )
+    space = LatentSpace(Autoencoder(coder), mean=torch.zeros(2), std=torch.ones(2))
+    parts = {"latent_space": space.state_dict(), "denoiser": Denoiser(config).state_dict()}
+    tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+    described = {"autoencoder": asdict(coder), "denoiser": asdict(config)}
+    write_model(tmp_path, "calid-paper", tensors, described, license="none")
+    offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
+    assert not any("paper's small" in note for note in offer.notes)
+    pair = np.random.default_rng(0).random((2, 1, 32, 32)).astype(np.float32)
+    plain, refined = (offer[name].make(*pair) for name in systems.PAPERS_SMALL)
+    assert plain.shape == refined.shape == (1, 32, 32)
+    assert np.abs(plain - refined).max() > 1e-3
+    assert offer[systems.PAPERS_SMALL[1]].whole_heart(pair[:, 0], 4).shape == (5, 32, 32)

@@ -1,4 +1,4 @@
-"""`calid-evaluate cine`: does the heart beat smoothly in slices that were made? (paper, Table I's 2D+T rows and Fig. 7)
+"""`calid-evaluate cine`: does the heart beat smoothly in slices that were made? (Table I's 2D+T rows, Fig. 3 and 7)
 
 A cine's middle slice is made from its neighbors, frame by frame by the 2D model (with other noise in every frame, as in
 the paper's comparison, and with the same noise, as the engine runs it) and all frames together by the 2D+T model.
@@ -51,13 +51,15 @@ from calid_benchmark import metrics, perceptual
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.systems import generated
 from calid_benchmark.tables.downstream import segmented
-from calid_benchmark.tables.drawings import PIXELS_PER_INCH
+from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
 from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
 from calid_benchmark.tables.record import Place, cell, markdown_table, place_of, probability, write_table
 
 DATASETS, SPLIT = ("chla", "sunnybrook"), "validation"
 LOW_HARMONICS = 4
+PHASES = 8
+"""Shown of a cycle (Fig. 3)."""
 ACQUIRED = "acquired"
 OVER_TIME = ", 2D+T"
 SHOWN = ("linear", "CaLID", f"CaLID{OVER_TIME}", "CaLID+", f"CaLID+{OVER_TIME}")
@@ -317,19 +319,33 @@ def _tests(rows: Mapping[str, Mapping[str, Any]], kept: Sequence[str]) -> list[s
     return ["p of 2D+T against frame by frame:", "", *markdown_table(heads, [[k, *v] for k, v in tested.items()])]
 
 
-def draw(path: Path, sequences: Sequence[Passage], rows: Mapping[str, Row]) -> None:
+def shown(sequence: Passage, rows: Mapping[str, Row]) -> dict[str, np.ndarray]:
+    """{heading: frames (T, Y, X)} of the acquired slice and of what the rows in `SHOWN` make."""
+    first = sequence.before if sequence.truth is None else sequence.truth
+    title = f"{ACQUIRED}, {'before' if sequence.truth is None else 'left out'}"
+    made = (name for name in SHOWN if name in rows)
+    sides = sequence.before, sequence.after, sequence.spans_cycle
+    return {title: first, **{name: rows[name].make(*sides).clip(0, 1) for name in made}}
+
+
+def draw_phases(path: Path, sequence: Passage, pictures: Mapping[str, np.ndarray]) -> None:
+    """Fig. 3: phases spread over the cycle, one column each, a row per kind of slice."""
+    count = len(sequence.before)
+    phases = np.unique(np.linspace(0, count - 1, min(PHASES, count)).astype(int))
+    rows = {name: {f"frame {t + 1} of {count}": frames[t] for t in phases} for name, frames in pictures.items()}
+    sheet(path, f"{sequence.group}, {sequence.patient}: phases of the cycle", rows)
+
+
+def draw(path: Path, sequences: Sequence[Passage], pictures: Sequence[Mapping[str, np.ndarray]]) -> None:
     """Fig. 7: cross-sections along x and y over time, one row per sequence and cut, one column per kind of slice.
 
     Time runs downwards, twice around where the frames are a whole cycle.
     """
-    names = [name for name in SHOWN if name in rows]
-    figure = Figure(figsize=(1.9 * (len(names) + 1), 2.6 * len(sequences)), layout="constrained")
-    axes = figure.subplots(2 * len(sequences), len(names) + 1, squeeze=False)
-    for number, sequence in enumerate(sequences):
-        made = {name: rows[name].make(sequence.before, sequence.after, sequence.spans_cycle) for name in names}
-        first = sequence.before if sequence.truth is None else sequence.truth
-        title = f"{ACQUIRED}, {'before' if sequence.truth is None else 'left out'}"
-        for column, (name, frames) in enumerate({title: first, **made}.items()):
+    columns = max(map(len, pictures))
+    figure = Figure(figsize=(1.9 * columns, 2.6 * len(sequences)), layout="constrained")
+    axes = figure.subplots(2 * len(sequences), columns, squeeze=False)
+    for number, (sequence, made) in enumerate(zip(sequences, pictures, strict=True)):
+        for column, (name, frames) in enumerate(made.items()):
             for cut, line in enumerate((frames[:, SIZE // 2], frames[:, :, SIZE // 2])):
                 axis = axes[2 * number + cut, column]
                 axis.imshow(np.tile(line, (1 + sequence.spans_cycle, 1)), cmap="gray", vmin=0, vmax=1, aspect="auto")
@@ -408,7 +424,10 @@ def make(
     text = markdown(tables, [*notes_of([], judges), ""])
     write_table(place, "cine", text, {"tables": tables, "not_measured": judges.reasons}, systems=rows.values())
     firsts = [next(s for s in asked if s.group == group) for group in tables]
-    draw(place.out / "space-time.png", firsts, rows)
+    pictures = [shown(sequence, rows) for sequence in firsts]
+    draw(place.out / "space-time.png", firsts, pictures)
+    for sequence, made in zip(firsts, pictures, strict=True):
+        draw_phases(place.out / f"phases-{sequence.group.replace(' ', '-')}.png", sequence, made)
 
 
 def run(options: Namespace) -> int:
