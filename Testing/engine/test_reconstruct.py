@@ -132,8 +132,7 @@ def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method
 
     interpolator = load_interpolator(choose_device("cpu"), models_folder=random_models)
     if not moved_and_mixed:
-        bare = replace(PAPER, self_condition=True)
-        interpolator = replace(interpolator, departures=dict.fromkeys(MODES, bare))
+        interpolator = replace(interpolator, departures=dict.fromkeys(MODES, PAPER))
     stack, plan, settings = cine(frames=3), plan_bisection(3, 4), quick(method=method)
     watch, ticks = Watch(1), []
     watch.tick = ticks.append

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,11 +50,11 @@ def test_the_last_estimate_of_a_walk_is_what_the_engine_makes(asked, random_mode
     images = [torch.from_numpy(x)[None, None] * 2 - 1 for x in (before, after)]
     z_T = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 32, 32), dtype=np.float32))
     if refined:
-        z_T = denoising.slerp(*(interpolator.invert(x, steps=4) for x in images))
+        z_T = denoising.slerp(*(interpolator.batched(partial(interpolator.model.invert, steps=4), x) for x in images))
     moved = interpolator.halfway(*images).unbind(1)
     assert (moved[0] - images[0]).abs().max() > 0.1, "a motion that moves nothing would not tell"
-    decoded = replace(interpolator, departures={"detail": Departures(strength=None)})
-    expected = (decoded.between(*images, z_T, steps=4)[0, 0] + 1) / 2
+    between = partial(interpolator.model.between, steps=4, departures=Departures(strength=None))
+    expected = (interpolator.batched(between, *images, z_T)[0, 0] + 1) / 2
     found = denoising.calid_walk(before, after, interpolator=interpolator, refined=refined, steps=4)
     assert found.shape == (4, 128, 128)
     np.testing.assert_allclose(found[-1], expected.numpy(), atol=0.02)

@@ -26,7 +26,6 @@ from calid.run.windows import is_cine
 
 DEFAULT_MODEL, CINE_MODEL = "calid-2d", "calid-2dt"
 MOTION_EVALUATIONS, CODING_EVALUATIONS = 1, 3  # what moving a pair, and coding an image, cost in network evaluations
-COMMON_GAP_MM = 20.0  # between the neighbors of a slice of a common short-axis stack
 Tick = Callable[[int], None]
 """Called with the number of network evaluations that have just ended; may raise to stop the work."""
 
@@ -37,7 +36,7 @@ def _untold(_: int) -> None:
 
 @dataclass(frozen=True)
 class Interpolator:
-    """A model on a device, asked in batches that fit it. Tensors come in and go out on the CPU.
+    """A model on a device, asked in batches that fit it (`batched`). Tensors come in and go out on the CPU.
 
     Args:
         model: the networks, on the device.
@@ -79,31 +78,6 @@ class Interpolator:
     def latent_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H / f, W / f) of images with the shape `image_shape` (H, W)."""
         return (self.model.latent_channels, *(size // self.model.downsampling for size in image_shape))
-
-    def between(
-        self,
-        before: torch.Tensor,
-        after: torch.Tensor,
-        z_T: torch.Tensor,
-        gap_mm: torch.Tensor | None = None,
-        *,
-        steps: int,
-        mode: Mode = "detail",
-        is_periodic: bool = False,
-        tick: Tick = _untold,
-    ) -> torch.Tensor:
-        """`CaLID.between` with the departures of a mode; `gap_mm` (N,) is the distance of both neighbors."""
-        if gap_mm is None:
-            gap_mm = torch.full((len(before),), COMMON_GAP_MM)
-        run = partial(self.model.between, steps=steps, is_periodic=is_periodic, departures=self.departures[mode])
-        return self.batched(run, before, after, z_T, gap_mm, tick=tick)
-
-    def invert(
-        self, images: torch.Tensor, *, steps: int, is_periodic: bool = False, tick: Tick = _untold
-    ) -> torch.Tensor:
-        """`CaLID.invert` with the departures of the mode "detail"."""
-        run = partial(self.model.invert, steps=steps, is_periodic=is_periodic, departures=self.departures["detail"])
-        return self.batched(run, images, tick=tick)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """E: images -> latents."""
@@ -150,7 +124,7 @@ class Interpolator:
         return torch.cat(done)
 
     def evaluations(self, steps: int, mode: Mode) -> int:
-        """The cost of `between` for one slice, in evaluations of the denoiser."""
+        """The cost of `CaLID.between` for one slice, in evaluations of the denoiser."""
         departures, config = self.departures[mode], self.model.denoiser.config
         if isinstance(self.model, CodedCaLID):
             walked = 0 if departures.estimate and steps == 1 else steps
@@ -158,6 +132,11 @@ class Interpolator:
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
         moves = self.model.motion is not None and departures.motion
         return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
+
+    def inversion_evaluations(self, steps: int, mode: Mode) -> int:
+        """The cost of `CaLID.invert` for one slice, in evaluations of the denoiser."""
+        neighbors = 2 * (self.model.denoiser.config.anchored and not self.departures[mode].self_condition)
+        return steps + CODING_EVALUATIONS * (1 + neighbors)
 
     @contextmanager
     def _counted(self, tick: Tick) -> Iterator[None]:

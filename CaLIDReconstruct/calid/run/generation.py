@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ import torch
 from calid.errors import is_out_of_memory, out_of_memory
 from calid.method.bisection import Gap, Plan, linear_slices
 from calid.method.diffusion import slerp
-from calid.run.batches import CODING_EVALUATIONS, Interpolator
+from calid.method.model import Departures
+from calid.run.batches import Interpolator
 from calid.run.draws import Draws
 from calid.run.preparation import Preparation
 from calid.run.progress import Watch
@@ -71,9 +73,12 @@ def work(interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: 
         frames: that are made; those that windows share are made in each of them.
         draws: of every slice.
     """
-    evaluations = plan.num_generated * draws * interpolator.evaluations(settings.steps, settings.mode)
+    new = plan.num_generated * draws
+    evaluations = new * interpolator.evaluations(settings.steps, settings.mode)
     if settings.method == "calid+":
-        evaluations += plan.num_acquired * (settings.steps + CODING_EVALUATIONS)
+        departures = interpolator.departures[settings.mode]
+        inversions = plan.num_acquired if departures.self_condition else 2 * new
+        evaluations += inversions * interpolator.inversion_evaluations(settings.steps, settings.mode)
     return evaluations * frames
 
 
@@ -139,7 +144,8 @@ class Generation:
         frames, slices = chosen.shape[:2]
         acquired = self.preparation.prepare(chosen.reshape(frames * slices, *chosen.shape[2:]))
         acquired = acquired.unflatten(0, (frames, 1, slices))
-        inverted = self._inverted(acquired, window) if self.settings.method == "calid+" else None
+        once = self.settings.method == "calid+" and self._departures.self_condition
+        inverted = self._inverted(acquired, window) if once else None
         kept = range(frames)[window.kept]
         made = [Draws() for _ in kept]
         for draws in _parts(range(self.draws), self._together(frames * (slices - 1))):
@@ -152,45 +158,32 @@ class Generation:
     def _made(
         self, acquired: torch.Tensor, inverted: torch.Tensor | None, window: Window, draws: Sequence[int]
     ) -> torch.Tensor:
-        """Images of a window in some of its draws.
+        """Images of a window in some of its draws, level by level.
 
         Args:
             acquired: images (frames, 1, slices, 1, H, W).
-            inverted: their z_T, for CaLID+.
+            inverted: their z_T, for CaLID+ where every slice is inverted once.
             window: the frames.
             draws: which ones.
         """
         images = torch.zeros(len(acquired), len(draws), self.plan.num_slots, *acquired.shape[3:])
         images[:, :, :: self.plan.factor] = _mirrored(acquired, draws)
         starts = self._starts(inverted, window, draws)
+        between = partial(self.interpolator.model.between, **self._options(window))
         for number, level in enumerate(self.plan.levels, start=1):
             self.watch.stage = f"level {number} of {len(self.plan.levels)}"
             for gaps in _parts(level, self._together(len(acquired) * len(draws))):
-                self._fill(gaps, images, starts, window, draws)
+                before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
+                seen = _swapped(images[:, :, before], images[:, :, after], draws)
+                if inverted is not None:
+                    starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
+                elif self.settings.method == "calid+":
+                    starts[:, :, target] = _over_slices(slerp, *self._inverted_between(seen, window))
+                batch = [self._batch(tensor) for tensor in (*seen, starts[:, :, target])]
+                batch.append(self._gaps_mm(gaps, images))
+                made = self.interpolator.batched(between, *batch, tick=self.watch.tick)
+                images[:, :, target] = self._unbatched(made, like=images[:, :, target])
         return images
-
-    def _fill(
-        self,
-        gaps: Sequence[Gap],
-        images: torch.Tensor,
-        starts: torch.Tensor,
-        window: Window,
-        draws: Sequence[int],
-    ) -> None:
-        """Fill the targets of gaps of one level into `images` and, for CaLID+, into `starts`."""
-        before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
-        if self.settings.method == "calid+":
-            starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
-        seen = _swapped(images[:, :, before], images[:, :, after], draws)
-        made = self.interpolator.between(
-            *(self._batch(tensor) for tensor in (*seen, starts[:, :, target])),
-            self._gaps_mm(gaps, images),
-            steps=self.settings.steps,
-            mode=self.settings.mode,
-            is_periodic=window.is_periodic,
-            tick=self.watch.tick,
-        )
-        images[:, :, target] = self._unbatched(made, like=images[:, :, target])
 
     def _gaps_mm(self, gaps: Sequence[Gap], images: torch.Tensor) -> torch.Tensor:
         """The distance of both neighbors, for each of what `_batch` makes of a tensor like `images`."""
@@ -238,15 +231,30 @@ class Generation:
         return noise.unflatten(0, (len(draws), self.plan.num_slots))
 
     def _inverted(self, acquired: torch.Tensor, window: Window) -> torch.Tensor:
-        """z_T of the acquired slices."""
+        """z_T of the acquired slices, each inverted once for the gaps on both its sides."""
         self.watch.stage = "inverting the acquired slices"
-        z_T = self.interpolator.invert(
-            self._batch(acquired),
-            steps=self.settings.steps,
-            is_periodic=window.is_periodic,
-            tick=self.watch.tick,
-        )
+        invert = partial(self.interpolator.model.invert, **self._options(window))
+        z_T = self.interpolator.batched(invert, self._batch(acquired), tick=self.watch.tick)
         return self._unbatched(z_T, like=acquired)
+
+    def _inverted_between(self, seen: Sequence[torch.Tensor], window: Window) -> list[torch.Tensor]:
+        """z_T of both neighbors of gaps, inverted under the condition of the gap they serve."""
+
+        def invert(images: torch.Tensor, *neighbors: torch.Tensor) -> torch.Tensor:
+            return self.interpolator.model.invert(images, neighbors=neighbors, **self._options(window))
+
+        before, after = (self._batch(tensor) for tensor in seen)
+        inverted = (self.interpolator.batched(invert, x, before, after, tick=self.watch.tick) for x in (before, after))
+        return [self._unbatched(z_T, like=seen[0]) for z_T in inverted]
+
+    @property
+    def _departures(self) -> Departures:
+        return self.interpolator.departures[self.settings.mode]
+
+    def _options(self, window: Window) -> dict[str, Any]:
+        """What `CaLID.between` and `CaLID.invert` are told beside tensors."""
+        steps, is_periodic = self.settings.steps, window.is_periodic
+        return {"steps": steps, "is_periodic": is_periodic, "departures": self._departures}
 
     def _restored(self, draws: Draws, raw: np.ndarray) -> Frame:
         """One frame's values and spread in the stack's intensities.
@@ -266,7 +274,7 @@ class Generation:
         if draws.count == 1:
             return dense, None
         spread = np.zeros_like(dense)
-        strength = self.interpolator.departures[self.settings.mode].strength or 1.0
+        strength = self._departures.strength or 1.0
         widened = self.interpolator.spread / strength  # as wide as the model's own draws, and as errors are
         spread[:, y0:y1, x0:x1] = inside * draws.deviation * widened
         return dense, spread

@@ -82,20 +82,23 @@ def upsample(
         Cancelled: if `is_cancelled` said so.
     """
     run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
-    made = _blank(run, uncertainty=uncertainty)
+    planned = _planned(run, uncertainty=uncertainty)
     if on_plan is not None:
-        on_plan(made)
+        on_plan(planned)
     for finding in warnings(run.stack):
         LOG.warning("%s %s", finding.message, finding.remedy)
-    watch = Watch(run.work, progress, is_cancelled)
-    if run.interpolator is None:
-        frames = _linear_frames(run, watch)
-    else:
-        frames = Generation(
-            run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
-        ).frames(run.stack.voxels)
-    _collect(run, frames, made, on_frame=on_frame)
-    return made
+    voxels = np.empty(planned.stack.voxels.shape, run.stack.voxels.dtype)
+    spread = np.zeros(voxels.shape, np.float32) if planned.uncertainty is not None else None
+    for index, (values, deviation) in enumerate(_dense_frames(run, Watch(run.work, progress, is_cancelled))):
+        voxels[index] = _as_dtype(values, voxels.dtype)
+        voxels[index, :: run.plan.factor] = run.stack.voxels[index]  # acquired slices stay as they came
+        if spread is not None and deviation is not None:
+            spread[index] = deviation
+            spread[index, :: run.plan.factor] = 0
+        if on_frame is not None:
+            on_frame(index, planned.stack.frame(index).with_voxels(voxels[index : index + 1]))
+    uncertain = None if planned.uncertainty is None or spread is None else planned.uncertainty.with_voxels(spread)
+    return Reconstruction(planned.stack.with_voxels(voxels), uncertain)
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,16 @@ def _chosen_frames(stack: Stack, frames: tuple[int, int] | None) -> Stack:
     return stack.frames(first, end)
 
 
+def _dense_frames(run: Run, watch: Watch) -> Iterator[Frame]:
+    """Dense frames of a run, one after another."""
+    if run.interpolator is None:
+        return _linear_frames(run, watch)
+    generation = Generation(
+        run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
+    )
+    return generation.frames(run.stack.voxels)
+
+
 def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
     watch.stage = "interpolating"
     for images in run.stack.voxels:
@@ -220,34 +233,25 @@ def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
         yield linear_slices(images, run.plan), None
 
 
-def _blank(run: Run, *, uncertainty: bool) -> Reconstruction:
-    """What a run will make, all but its voxels."""
+def _planned(run: Run, *, uncertainty: bool) -> Reconstruction:
+    """What a run will make, with zeros that take no memory in place of its voxels."""
     stack, plan = run.stack, run.plan
     affine = stack.affine.copy()
     affine[:3, 2] /= plan.factor
     generated = np.ones(plan.num_slots, bool)
     generated[:: plan.factor] = stack.generated
     shape = (stack.num_frames, plan.num_slots, *stack.voxels.shape[2:])
-    dense = Stack(np.zeros(shape, stack.voxels.dtype), affine, stack.frame_times_ms, generated, _provenance(run))
+    dense = replace(
+        stack,
+        voxels=np.broadcast_to(np.zeros((), stack.voxels.dtype), shape),
+        affine=affine,
+        generated=generated,
+        provenance=_provenance(run),
+    )
     if not uncertainty:
         return Reconstruction(dense, None)
-    spread = replace(dense, voxels=np.zeros(shape, np.float32)).noted(quantity="standard deviation")
+    spread = dense.with_voxels(np.broadcast_to(np.float32(0), shape)).noted(quantity="standard deviation")
     return Reconstruction(dense, spread)
-
-
-def _collect(
-    run: Run, frames: Iterator[Frame], made: Reconstruction, *, on_frame: Callable[[int, Stack], None] | None
-) -> None:
-    """Put frames into what is made, in the stack's own type, with the acquired slices as they came."""
-    stack, dense, spread, factor = run.stack, made.stack, made.uncertainty, run.plan.factor
-    for index, (values, deviation) in enumerate(frames):
-        dense.voxels[index] = _as_dtype(values, stack.voxels.dtype)
-        dense.voxels[index, ::factor] = stack.voxels[index]
-        if spread is not None and deviation is not None:
-            spread.voxels[index] = deviation
-            spread.voxels[index, ::factor] = 0
-        if on_frame is not None:
-            on_frame(index, dense.frame(index))
 
 
 def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -39,7 +39,8 @@ def calid_walk(
     """CaLID's estimates, or CaLID+'s (`refined`: started from both neighbors' inverted latents)."""
     images = [torch.from_numpy(x)[None, None] * 2 - 1 for x in (before, after)]
     if refined:
-        z_T = slerp(*(interpolator.invert(x, steps=steps) for x in images))
+        invert = partial(interpolator.model.invert, steps=steps)
+        z_T = slerp(*(interpolator.batched(invert, x) for x in images))
     else:
         shape = (1, *interpolator.latent_shape(before.shape))
         z_T = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
