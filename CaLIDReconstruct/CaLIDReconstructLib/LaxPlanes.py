@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import slicer
 import vtk
-from calid.geometry import lps_to_ras, ras_to_lps
+from calid.geometry import LONG_AXIS_DEGREES, lps_to_ras, ras_to_lps
 from calid.heart.longaxis import derive_planes, heart_centre
 from calid.stack import Stack
 from slicer.i18n import tr as _
@@ -17,8 +17,6 @@ from slicer.i18n import tr as _
 from . import Inputs, Nodes
 from .Messages import ModuleError, failure
 from .Results import isGenerated
-
-SMALLEST_TILT_DEGREES = 45.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +134,7 @@ def _crosses(imageMatrix: np.ndarray, stackMatrix: np.ndarray, size: np.ndarray)
     tilt = np.degrees(np.arccos(min(1.0, abs(normal @ _unitNormal(stackMatrix)))))
     corners = np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T * (size - 1)
     distances = (corners @ stackMatrix[:3, :3].T + stackMatrix[:3, 3] - imageMatrix[:3, 3]) @ normal
-    return tilt >= SMALLEST_TILT_DEGREES and distances.min() < 0 < distances.max()
+    return tilt >= LONG_AXIS_DEGREES and distances.min() < 0 < distances.max()
 
 
 def _heartCenter(planes: Sequence[np.ndarray], stackMatrix: np.ndarray, size: np.ndarray) -> np.ndarray:

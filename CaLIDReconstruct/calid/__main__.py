@@ -138,9 +138,9 @@ def _roi(text: str) -> tuple[int, int, int, int]:
 def _upsample(options: argparse.Namespace) -> int:
     from calid.heart import figures
     from calid.images.checks import warnings
-    from calid.report.case import acquired_slices
     from calid.run.job import Job
     from calid.run.progress import progress_bar, shown_on
+    from calid.stack import acquired_slices
 
     figures.check_json_output(options)
     names = ("factor", "method", "model", "mode", "samples", "steps", "seed", "roi", "frames", "device")

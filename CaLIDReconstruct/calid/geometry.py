@@ -14,6 +14,7 @@ import numpy as np
 from calid.stack import Stack
 
 PARALLEL_TOLERANCE_DEGREES = 0.5
+LONG_AXIS_DEGREES = 45.0  # an image tilted by at least this against the short-axis slices is a long-axis view
 """Half a degree lifts a pixel 60 mm from the centre by half a millimetre, less than half a pixel."""
 
 GAP_TOLERANCE = 0.05

@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calid.errors import SettingsError
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 if TYPE_CHECKING:
     from vtkmodules.vtkCommonDataModel import vtkPolyData
 
     from calid.heart.volumes import Function
-    from calid.images.study import LaxImage
     from calid.run.progress import Progress
     from calid.run.reconstruct import Reconstruction
     from calid.run.settings import Settings

@@ -1,8 +1,8 @@
 """`Stack`, the one type that travels through the engine: parallel slices, one or many frames, in patient space.
 
-Index order is always (frame, slice, row, column). The affine maps (column, row, slice, 1) at voxel centres to LPS
-millimetres, the convention of DICOM and ITK; every sign change to or from RAS happens at a door (`files.py`, or the
-Slicer module's nodes), never here.
+Index order is always (frame, slice, row, column). The affine maps (column, row, slice, 1) at voxel centers to LPS
+millimeters, the convention of DICOM and ITK. RAS is spoken outside only: NIfTI's reader and the Slicer module change
+the signs where they take voxels in and give them out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from typing import Any
 
 import numpy as np
 
+ISOTROPIC_RATIO = 1.5
+"""Slices nearer to each other than this many pixels leave nothing to fill in."""
+
+BEAT_KEY, TIMES_KEY = "beat_ms", "frame_times"
+"""What a stack's history calls its beat, and the way in which its frame times were guessed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -24,7 +30,9 @@ class Stack:
         affine: (4, 4) float64, (column, row, slice, 1) -> LPS mm.
         frame_times_ms: (T,) strictly increasing, milliseconds after the R wave; [0] for a static stack.
         generated: (Z,) bool, True where a slice was made by a model and not acquired.
-        provenance: what made this stack, JSON values only; never patient identifiers.
+        beat_ms: length of the heart beat that the scanner noted, milliseconds; None where none was.
+        times_guess: how the frame times were guessed, in words; empty where the input says them.
+        provenance: what made this stack, JSON values only; never patient identifiers. It is told, and never asked.
 
     Raises:
         ValueError: if the parts do not fit together. Unsuitable but well-formed input is `checks.py`'s business.
@@ -34,6 +42,8 @@ class Stack:
     affine: np.ndarray
     frame_times_ms: np.ndarray = field(default_factory=lambda: np.zeros(1))
     generated: np.ndarray | None = None
+    beat_ms: float | None = None
+    times_guess: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,7 +78,7 @@ class Stack:
 
     @property
     def spacing_mm(self) -> np.ndarray:
-        """(3,) distances between voxel centres along columns (x), rows (y) and slices (z)."""
+        """(3,) distances between voxel centers along columns (x), rows (y) and slices (z)."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
@@ -78,7 +88,7 @@ class Stack:
 
     @property
     def origin_lps(self) -> np.ndarray:
-        """(3,) LPS mm of the centre of voxel (0, 0, 0)."""
+        """(3,) LPS mm of the center of voxel (0, 0, 0)."""
         return self.affine[:3, 3].copy()
 
     def slice_affine(self, index: int) -> np.ndarray:
@@ -110,3 +120,40 @@ class Stack:
     def noted(self, **provenance: Any) -> Stack:
         """The same stack with more said about where it comes from."""
         return replace(self, provenance={**self.provenance, **provenance})
+
+    @property
+    def history(self) -> dict[str, Any]:
+        """All that files and reports tell of where a stack comes from: its provenance, its beat and guessed times."""
+        beat = {} if self.beat_ms is None else {BEAT_KEY: self.beat_ms}
+        guess = {TIMES_KEY: self.times_guess} if self.times_guess else {}
+        return {**self.provenance, **beat, **guess}
+
+
+@dataclass(frozen=True)
+class LaxImage:
+    """A long-axis view.
+
+    Args:
+        name: the series description or file name; several of one name are numbered.
+        stack: one slice, whose thickness is the length of the affine's third column.
+    """
+
+    name: str
+    stack: Stack
+
+
+def is_dense(stack: Stack) -> bool:
+    """Whether a stack has generated slices already, or slices about as near to each other as its pixels."""
+    x, y, z = stack.spacing_mm
+    return bool(np.asarray(stack.generated).any()) or z <= ISOTROPIC_RATIO * max(x, y)
+
+
+def acquired_slices(dense: Stack) -> Stack | None:
+    """The acquired slices of a dense stack; None where none is marked as generated or they are not evenly spaced."""
+    acquired = np.flatnonzero(~np.asarray(dense.generated))
+    gaps = np.unique(np.diff(acquired))
+    if not np.asarray(dense.generated).any() or gaps.size != 1:
+        return None
+    affine = dense.slice_affine(int(acquired[0]))
+    affine[:3, 2] *= gaps[0]
+    return replace(dense, voxels=dense.voxels[:, acquired], affine=affine, generated=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import architecture
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,20 @@ FORBIDDEN = {
     "CaLIDTraining/calid_training": {*SLICER, "calid_benchmark"},
     "CaLIDTraining/calid_benchmark": SLICER,
 }
+
+NOUNS = {"stack", "geometry", "labels", "errors"}
+ARROWS = {
+    "stack": set(),
+    "labels": set(),
+    "errors": set(),
+    "geometry": {"stack"},
+    "method": NOUNS,
+    "images": NOUNS,
+    "run": {"method", "images", *NOUNS},
+    "heart": {"run", "method", "images", *NOUNS},
+    "report": {"heart", "run", "images", *NOUNS},
+}
+"""Which wings of the engine may import which; `__main__`, `serve` and `library` stand at the door and may use all."""
 
 
 def imported(path: Path) -> set[str]:
@@ -41,6 +56,35 @@ def test_nobody_imports_upwards(folder):
     assert files
     found = {path.name: imported(path) & FORBIDDEN[folder] for path in files}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_the_wings_of_the_engine_import_only_what_lies_below_them():
+    graph = architecture.arrows("calid")
+    found = {
+        f"{room} -> {target}"
+        for room, targets in graph.items()
+        for target in targets
+        if (inside := architecture.wing(room).removeprefix("calid.")) in ARROWS
+        and architecture.wing(target).removeprefix("calid.") not in ARROWS[inside] | {inside, "calid"}
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize("package", architecture.PACKAGES)
+def test_no_imports_run_in_a_circle_neither_of_rooms_nor_of_wings(package):
+    graph = {room: targets - {package} for room, targets in architecture.arrows(package).items() if room != package}
+    assert architecture.floors(graph) >= architecture.floors(architecture.wings(graph))
+
+
+def test_settings_are_read_without_torch():
+    """Slicer offers their choices before anything is installed."""
+    waiting, seen = ["calid.run.settings"], set()
+    while waiting:
+        room = waiting.pop()
+        seen.add(room)
+        waiting += architecture.arrows("calid")[room] - seen
+    outside = {name for room in seen for name in imported(architecture.rooms("calid")[room])}
+    assert not outside & {"torch", "monai", "safetensors", "scipy", "vtk", "pydicom", "nibabel"}
 
 
 def test_the_training_names_the_benchmark_nowhere_not_even_in_a_string():

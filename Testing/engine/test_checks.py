@@ -10,7 +10,7 @@ import pytest
 from calid.errors import InputError
 from calid.geometry import plane_of
 from calid.images.assembly import count_findings, phase_findings, plane_findings
-from calid.images.checks import TIMES_KEY, check_stack, findings, warnings
+from calid.images.checks import check_stack, findings, warnings
 from calid.stack import Stack
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +56,7 @@ def test_times_in_another_unit_are_worth_a_warning(step_ms):
 
 
 def test_guessed_frame_times_are_worth_a_warning_with_their_guess():
-    stack = good(step_ms=1.0).noted(**{TIMES_KEY: "frame numbers"})
+    stack = replace(good(step_ms=1.0), times_guess="frame numbers")
     assert codes(stack) == [("warning", "guessed-frame-times")]
     assert "frame numbers" in findings(stack)[0].message
 

@@ -220,7 +220,7 @@ def test_a_volume_sequence_of_slicer_is_read_with_its_times_and_units(tmp_path, 
     np.testing.assert_array_equal(back.voxels, stack.voxels)
     np.testing.assert_allclose(back.affine, stack.affine, atol=1e-12)
     np.testing.assert_allclose(back.frame_times_ms, expected)
-    assert ("frame_times" in back.provenance) == (unit == '""')
+    assert bool(back.times_guess) == (unit == '""')
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_nifti_times_are_read_in_the_unit_of_the_header(tmp_path, unit, step, ex
     back = read_stack(path)
     np.testing.assert_allclose(back.frame_times_ms, np.arange(3) * expected_ms, rtol=1e-6)
     # A step of one is what programs write that know of no times.
-    assert (back.provenance.get("frame_times") == "frame numbers") == (step == 1)
+    assert (back.times_guess == "frame numbers") == (step == 1)
 
 
 def test_the_times_of_a_sequence_that_slicer_saved_again_win_over_our_own(tmp_path):
@@ -393,6 +393,16 @@ def test_a_slanted_stack_is_refused_by_nifti_and_kept_by_nrrd(tmp_path):
     write_stack(slanted, tmp_path / "a.nrrd")
     np.testing.assert_allclose(read_stack(tmp_path / "a.nrrd").affine, affine, atol=1e-12)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".mha"])
+def test_the_beat_and_how_times_were_guessed_come_back_from_every_format(tmp_path, suffix):
+    stack = replace(made((3, 2, 4, 5)), beat_ms=912.5, times_guess="from the heart beat's length")
+    write_stack(stack, tmp_path / f"a{suffix}")
+    back = read_stack(tmp_path / f"a{suffix}")
+    assert (back.beat_ms, back.times_guess) == (stack.beat_ms, stack.times_guess)
+    assert not {"beat_ms", "frame_times"} & set(back.provenance)
+    assert back.frame(1).beat_ms == 912.5
 
 
 def test_provenance_too_long_for_metaimage_is_refused_and_fits_elsewhere(tmp_path):

@@ -19,12 +19,11 @@ from browser import browser
 from calid.errors import InputError, OutputError, SettingsError, WeightsError
 from calid.heart.longaxis import cut, derive_planes
 from calid.images.files import write_labels, write_stack
-from calid.images.study import LaxImage
 from calid.report import chapters, command, page
-from calid.report.case import Missing, Tools, acquired_slices, around_heart, gather, is_dense
+from calid.report.case import Missing, Tools, around_heart, gather
 from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack, acquired_slices, is_dense
 from PIL import Image
 
 WEB = Path(command.__file__).parent / "web"

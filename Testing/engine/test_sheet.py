@@ -54,7 +54,7 @@ def test_an_image_parallel_to_the_slices_is_left_out(study):
     views, columns = study
     sparse = columns[0].stack
     parallel = View("sax", Stack(sparse.voxels[:, :1], sparse.affine, sparse.frame_times_ms))
-    assert [view.name for view in comparison.crossing_views([*views, parallel], sparse)] == [v.name for v in views]
+    assert [view.name for view in longaxis.crossing_views([*views, parallel], sparse)] == [v.name for v in views]
 
 
 def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):

@@ -118,7 +118,7 @@ def test_without_trigger_times_frames_go_by_number_and_heart_beat(tmp_path, trig
     found = read_stack(tmp_path)
     np.testing.assert_array_equal(found.voxels, stack.voxels)
     np.testing.assert_allclose(found.frame_times_ms, [0, 200, 400, 600])
-    assert found.provenance["frame_times"] == "from the heart beat's length"
+    assert found.times_guess == "from the heart beat's length"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_without_trigger_times_and_heart_beat_frames_are_numbered(tmp_path, recw
     found = read_stack(tmp_path)
     np.testing.assert_array_equal(found.voxels, stack.voxels)
     assert found.frame_times_ms.tolist() == [0, 1, 2, 3]
-    assert found.provenance["frame_times"] == "frame numbers"
+    assert found.times_guess == "frame numbers"
     assert len(recwarn) == 0
 
 

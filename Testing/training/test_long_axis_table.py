@@ -11,8 +11,7 @@ pytest.importorskip("skimage", reason="the training package is not installed (pi
 
 from calid.heart.longaxis import derive_planes
 from calid.heart.surfaces import surfaces, volume_ml
-from calid.images.study import LaxImage
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 from calid_benchmark.tables import long_axis, meshes
 from calid_benchmark.tables.long_axis import Heart
 from phantoms import affine, heart_labels, pictured, rotation

@@ -66,7 +66,7 @@ def document(
         labels: the labels, whose provenance names the segmenter.
     """
     acquired = int((~np.asarray(stack.generated)).sum())
-    provenance = dict(stack.provenance)
+    provenance = stack.history
     if labels is not None:
         provenance |= {name: value for name, value in labels.provenance.items() if name not in provenance}
     return as_json(

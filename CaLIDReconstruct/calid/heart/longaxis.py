@@ -9,14 +9,15 @@ because flow, fat and lung dominate it; the correlation of the derivatives along
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
+from calid.geometry import LONG_AXIS_DEGREES
 from calid.heart.anatomy import HeartAxes, heart_axes
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 SMOOTHING_MM = 2.0
 """Standard deviation of the Gaussian under which gradients are taken: above the noise, below the width of a wall."""
@@ -369,3 +370,13 @@ def _view_plane(labels: Stack, axes: HeartAxes, angle: float) -> Stack:
 def _slab_origin(labels: Stack, axes: HeartAxes) -> np.ndarray:
     """(3,) LPS mm: where the line through the heart's centre along the slice direction meets the first slice."""
     return axes.centre_lps - labels.to_index(axes.centre_lps)[2] * labels.affine[:3, 2]
+
+
+def crossing_views(acquired: Iterable[LaxImage], stack: Stack) -> list[LaxImage]:
+    """The images whose planes cross the short-axis slices steeply enough to show something along the slice axis."""
+    normal = stack.directions_lps[:, 2]
+    return [
+        image
+        for image in acquired
+        if abs(image.stack.directions_lps[:, 2] @ normal) <= np.cos(np.radians(LONG_AXIS_DEGREES))
+    ]

@@ -14,13 +14,10 @@ import numpy as np
 
 from calid import geometry
 from calid.errors import InputError
-from calid.stack import Stack
+from calid.stack import ISOTROPIC_RATIO, Stack
 
 MIN_PIXELS = 16
 """Fewer pixels across than this cannot show a heart, and the networks halve the image several times."""
-
-ISOTROPIC_RATIO = 1.5
-"""Slices nearer to each other than this many pixels leave nothing to fill in."""
 
 PIXEL_LIMITS_MM = (0.2, 5.0)
 SLICE_LIMITS_MM = (0.2, 40.0)
@@ -42,9 +39,6 @@ MIN_EVEN_FRAMES = 4
 
 HOLE_STEPS = 1.75
 """Where so many times the usual step pass between two frames, one is missing."""
-
-TIMES_KEY = "frame_times"
-"""What a stack's provenance calls the way in which its frame times were guessed."""
 
 
 @dataclass(frozen=True)
@@ -277,11 +271,11 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
         return
     steps = np.diff(stack.frame_times_ms)
     usual = geometry.typical_gap(steps)
-    if TIMES_KEY in stack.provenance:
+    if stack.times_guess:
         yield Finding(
             "guessed-frame-times",
             "warning",
-            f"The file does not say for certain when frames were taken ({stack.provenance[TIMES_KEY]}); they count as "
+            f"The file does not say for certain when frames were taken ({stack.times_guess}); they count as "
             f"{usual:.4g} ms apart.",
             "Voxels are not affected; heart rate and timing in the report are.",
         )

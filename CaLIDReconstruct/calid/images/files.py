@@ -20,11 +20,11 @@ import numpy as np
 from calid import geometry
 from calid.errors import InputError, OutputError
 from calid.images import dicom, metaimage, nifti, nrrd, whole_file
-from calid.images.checks import FRAME_LIMITS_MS, TIMES_KEY
-from calid.images.study import LaxImage, Study, read_file, read_lax, read_sax, read_study
+from calid.images.checks import FRAME_LIMITS_MS
+from calid.images.study import Study, read_file, read_lax, read_sax, read_study
 from calid.images.vetting import LONGEST_LINE, Header, fault, gzipped
 from calid.labels import LABELS
-from calid.stack import Stack
+from calid.stack import BEAT_KEY, TIMES_KEY, LaxImage, Stack
 
 __all__ = [
     "SUFFIXES",
@@ -150,21 +150,27 @@ def _read_volume(path: Path, suffix: str) -> Stack:
     if is_segmentation and len(voxels) > 1 and "calid_generated" not in header.entries:
         remedy = "Export it as a label map volume in Slicer and use that."
         raise fault("layered-segmentation", path.name, "the segments overlap and lie in several layers.", remedy)
-    times, note = _frame_times(header, len(voxels))
+    times, guess = _frame_times(header, len(voxels))
+    history = _history(header, _SOURCES.get(suffix, "NRRD"))
+    beat_ms, known_guess = history.pop(BEAT_KEY, None), history.pop(TIMES_KEY, "")
+    if not isinstance(beat_ms, float | int | None) or not isinstance(known_guess, str):
+        raise fault("damaged-header", path.name, "the heart beat or the note on the frame times is damaged.")
     order = header.spatial_order
     if order != (0, 1, 2):
-        note[AXES_KEY] = f"the slices were stored along the {('first', 'second')[order[2]]} axis"
+        history[AXES_KEY] = f"the slices were stored along the {('first', 'second')[order[2]]} axis"
     return Stack(
         voxels=voxels,
         affine=geometry.straightened(header.affine[:, [*order, 3]], voxels.shape[1]),
         frame_times_ms=times,
         generated=_generated(header, voxels.shape[1]),
-        provenance={**_provenance(header, _SOURCES.get(suffix, "NRRD")), **note},
+        beat_ms=beat_ms,
+        times_guess=guess or known_guess,
+        provenance=history,
     )
 
 
-def _frame_times(header: Header, count: int) -> tuple[np.ndarray, dict[str, str]]:
-    """(T,) ms, and what must be noted in the provenance where the file leaves the unit to be guessed.
+def _frame_times(header: Header, count: int) -> tuple[np.ndarray, str]:
+    """(T,) ms, and how they were guessed where the file leaves the unit open; else "".
 
     Raises:
         InputError: the header lists another number of frames than there are, or times that do not increase.
@@ -212,25 +218,25 @@ def _need_increase(times: np.ndarray, header: Header) -> None:
         raise fault("unordered-frames", header.name, f"{message} (time {times[first]:g}).", remedy)
 
 
-def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Times in ms, and what must be noted where the unit had to be guessed.
+def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
+    """Times in ms, and how the unit was guessed where it had to be; else "".
 
     Whole steps of one are frame numbers, whatever unit a program wrote beside them. ITK writes "s" into every 4D NIfTI,
     also where the steps are 40 ms; a heart has no frames that are 40 s apart, so such a unit does not count.
     """
     steps = np.diff(times)
     if len(steps) and np.allclose(steps, 1):
-        return times, {TIMES_KEY: "frame numbers"}
+        return times, "frame numbers"
     if not len(steps):
-        return times * _MILLISECONDS[unit or "ms"], {}
+        return times * _MILLISECONDS[unit or "ms"], ""
     step = float(np.median(steps))
     if unit and SHORTEST_FRAME_MS <= step * _MILLISECONDS[unit] <= LONGEST_FRAME_MS:
-        return times * _MILLISECONDS[unit], {}
+        return times * _MILLISECONDS[unit], ""
     low, high = FRAME_LIMITS_MS
     fitting = [other for other in ("ms", "s", "us") if low <= step * _MILLISECONDS[other] <= high]
     guess = fitting[0] if fitting else unit or ("s" if step < 1 else "ms")
     known = f", the file says {unit}" if unit else ""
-    return times * _MILLISECONDS[guess], {TIMES_KEY: f"assumed to be in {guess}{known}"}
+    return times * _MILLISECONDS[guess], f"assumed to be in {guess}{known}"
 
 
 def _generated(header: Header, count: int) -> np.ndarray:
@@ -243,7 +249,7 @@ def _generated(header: Header, count: int) -> np.ndarray:
     return np.array([word == "1" for word in words])
 
 
-def _provenance(header: Header, source: str) -> dict[str, Any]:
+def _history(header: Header, source: str) -> dict[str, Any]:
     """What the header says of the stack's origin: plain JSON, so that the result's header can say it again.
 
     Raises:
@@ -394,7 +400,7 @@ def _need_labels(stack: Stack, path: Path) -> None:
 def _entries(stack: Stack) -> dict[str, str]:
     """The key-value pairs that carry what the formats have no place for."""
     try:
-        provenance = json.dumps(dict(stack.provenance), ensure_ascii=True, allow_nan=False)
+        provenance = json.dumps(stack.history, ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as err:
         remedy = "Keep texts, finite numbers, and lists and dictionaries of them."
         raise OutputError("bad-provenance", f"The provenance cannot be written as JSON ({err}).", remedy) from err

@@ -19,31 +19,17 @@ import numpy as np
 from calid import geometry
 from calid.errors import InputError
 from calid.images.assembly import count_findings, phase_findings, plane_findings
-from calid.images.checks import TIMES_KEY, raise_first
+from calid.images.checks import raise_first
 from calid.images.dicom import DicomImage, read_images, read_pixels
 from calid.images.groups import MAX_VIEW_POSITIONS, Group, groups_of, positions_of
 from calid.images.vetting import colour_fault, narrowed, real_values
-from calid.run.windows import BEAT_KEY
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 MIN_LEAD_DEGREES = 10.0
 """By so much nearer to a right angle must the long-axis views cut the short axis than any other stack."""
 
 NEAR_GAPS = 0.3
 """Slices nearer to one of the short axis than this share of its gaps are another acquisition, and not its own."""
-
-
-@dataclass(frozen=True)
-class LaxImage:
-    """A long-axis view.
-
-    Args:
-        name: the series description or file name; several of one name are numbered.
-        stack: one slice, whose thickness is the length of the affine's third column.
-    """
-
-    name: str
-    stack: Stack
 
 
 @dataclass(frozen=True)
@@ -233,15 +219,17 @@ def _stack(images: Sequence[DicomImage]) -> Stack:
     raise_first(plane_findings(planes, names))
     _need_one_place(images, positions)
     raise_first(count_findings(list(map(len, positions)), names))
-    phases, times_ms, note = _in_time(positions)
+    phases, times_ms, guess = _in_time(positions)
     raise_first(phase_findings(times_ms, names, list(map(_beat_ms, positions))))
     thickness = images[0].thickness_mm if images[0].thickness_mm > 0 else 1.0
     stack = Stack(
         voxels=_voxels(phases),
         affine=geometry.affine_of(planes, thickness),
         frame_times_ms=np.mean(times_ms, axis=0),
+        beat_ms=images[0].interval_ms if len(phases[0]) > 1 and images[0].interval_ms > 0 else None,
+        times_guess=guess,
     )
-    return stack.noted(**_facts(images[0], stack), **note)
+    return stack.noted(**_facts(images[0], stack))
 
 
 def _need_one_place(images: Sequence[DicomImage], positions: Sequence[Sequence[DicomImage]]) -> None:
@@ -269,15 +257,15 @@ def _in_time(
     """
     if all(map(_has_times, positions)):
         phases = [sorted(position, key=lambda image: image.time_ms) for position in positions]
-        return phases, [np.array([image.time_ms for image in phase]) for phase in phases], {}
+        return phases, [np.array([image.time_ms for image in phase]) for phase in phases], ""
     phases = _numbered(positions)
     if max(map(len, phases)) == 1:
-        return phases, [np.zeros(1)] * len(phases), {}
+        return phases, [np.zeros(1)] * len(phases), ""
     intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
     steps = [np.median(intervals) / len(phase) if intervals else 1.0 for phase in phases]
     note = "from the heart beat's length" if intervals else "frame numbers"
     times = [np.arange(len(phase)) * step for phase, step in zip(phases, steps, strict=True)]
-    return phases, times, {TIMES_KEY: note}
+    return phases, times, note
 
 
 def _numbered(positions: Sequence[Sequence[DicomImage]]) -> list[list[DicomImage]]:
@@ -329,7 +317,6 @@ def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:
         "field_strength_t": image.field_strength_t,
         "slice_thickness_mm": image.thickness_mm,
         "slice_spacing_mm": round(float(stack.spacing_mm[2]), 3) if stack.num_slices > 1 else np.nan,
-        BEAT_KEY: image.interval_ms if stack.num_frames > 1 and image.interval_ms > 0 else np.nan,
     }
     known = {key: value for key, value in numbers.items() if np.isfinite(value)}
     return {"source": "DICOM", "modality": image.kind[0], **known}

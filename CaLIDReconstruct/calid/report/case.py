@@ -17,11 +17,10 @@ from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.heart.anatomy import clean_labels, heart_axes
 from calid.heart.longaxis import heart_centre
 from calid.heart.volumes import Function, cardiac_function
-from calid.images.checks import ISOTROPIC_RATIO, check_stack
-from calid.images.study import LaxImage
+from calid.images.checks import check_stack
 from calid.report.comparison import HEART_RADIUS_MM
 from calid.report.trust import Trust, trust
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack, acquired_slices, is_dense
 
 METHOD_NAMES = {"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}
 """What people read for the method in a stack's provenance."""
@@ -111,23 +110,6 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str
         method=METHOD_NAMES.get(str(dense.provenance.get("method")), tools.method),
         seconds=seconds,
     )
-
-
-def is_dense(stack: Stack) -> bool:
-    """Whether a stack has generated slices already, or slices about as near to each other as its pixels."""
-    x, y, z = stack.spacing_mm
-    return bool(np.asarray(stack.generated).any()) or z <= ISOTROPIC_RATIO * max(x, y)
-
-
-def acquired_slices(dense: Stack) -> Stack | None:
-    """The acquired slices of a dense stack; None where none is marked as generated or they are not evenly spaced."""
-    acquired = np.flatnonzero(~np.asarray(dense.generated))
-    gaps = np.unique(np.diff(acquired))
-    if not np.asarray(dense.generated).any() or gaps.size != 1:
-        return None
-    affine = dense.slice_affine(int(acquired[0]))
-    affine[:3, 2] *= gaps[0]
-    return Stack(dense.voxels[:, acquired], affine, dense.frame_times_ms, provenance=dense.provenance)
 
 
 def around_heart(sparse: Stack, lax: tuple[LaxImage, ...], labels: Stack | Missing) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calid.errors import InputError
-from calid.heart.longaxis import cut, derive_planes, heart_centre
+from calid.heart.longaxis import crossing_views, cut, derive_planes, heart_centre
 from calid.heart.surfaces import left_out, surfaces
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
@@ -18,7 +18,6 @@ from calid.report.comparison import (
     ViewAgreement,
     agreement_table,
     compare_views,
-    crossing_views,
     standard_columns,
 )
 from calid.report.sheet import derived_movie, derived_sheet, lax_movie, lax_sheet, upright_plane

@@ -25,13 +25,13 @@ from calid.images.files import read_lax_folder, read_stack, read_study
 from calid.images.whole_file import check_output, whole_file
 from calid.labels import LABELS
 from calid.report import chapters, page
-from calid.report.case import METHOD_NAMES, Case, Missing, Tools, gather, is_dense
+from calid.report.case import METHOD_NAMES, Case, Missing, Tools, gather
 from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
 from calid.run.progress import progress_bar, shown_on
 from calid.run.settings import DEVICES, METHODS, Settings
-from calid.stack import Stack
+from calid.stack import Stack, is_dense
 
 DEFAULT_TITLE = "A heart, upsampled"
 SUFFIXES = (".html", ".htm")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, cut, heart_centre
+from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut, heart_centre
 from calid.report import page
-from calid.stack import Stack
-
-if TYPE_CHECKING:
-    from calid.images.files import LaxImage
+from calid.stack import LaxImage, Stack
 
 HEART_RADIUS_MM = 75.0
 """Agreement is measured within this distance of the line through the heart: whole hearts fit, most lung does not."""
-
-_MIN_CROSSING = 0.3  # sine of the angle between image and slices; below it a "long-axis" image is a short-axis one
 
 
 @dataclass(frozen=True)
@@ -73,16 +67,6 @@ def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> li
         if all(figure.num_pixels for figure in figures.values()):
             results.append(ViewAgreement(image.name, figures))
     return results
-
-
-def crossing_views(acquired: Iterable[LaxImage], stack: Stack) -> list[LaxImage]:
-    """The images whose planes cross the short-axis slices steeply enough to show something along the slice axis."""
-    normal = stack.directions_lps[:, 2]
-    return [
-        image
-        for image in acquired
-        if np.linalg.norm(np.cross(image.stack.directions_lps[:, 2], normal)) >= _MIN_CROSSING
-    ]
 
 
 def agreement_table(figures: Sequence[ViewAgreement]) -> str:

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 from calid.errors import InputError, OutputError, SettingsError
-from calid.images.files import LaxImage, read_lax_folder, read_stack, write_stack
+from calid.images.files import read_lax_folder, read_stack, write_stack
 from calid.report.comparison import standard_columns
 from calid.report.sheet import lax_movie, lax_sheet, write_index
 from calid.run.progress import progress_bar, shown_on
 from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 CASE_FOLDER = Path(__file__).parents[2] / "Resources" / "Demo"
 SAX_NAME, DENSE_NAME = "sax.seq.nrrd", "dense.seq.nrrd"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid.heart.longaxis import at_phases_of, cut, heart_centre, intersection_lines, nearest_frames
+from calid.heart.longaxis import at_phases_of, crossing_views, cut, heart_centre, intersection_lines, nearest_frames
 from calid.report import page
 from calid.report.comparison import (
     HEART_RADIUS_MM,
@@ -22,12 +22,8 @@ from calid.report.comparison import (
     ViewAgreement,
     agreement_table,
     compare_views,
-    crossing_views,
 )
-from calid.stack import Stack
-
-if TYPE_CHECKING:
-    from calid.images.files import LaxImage
+from calid.stack import LaxImage, Stack
 
 MARGIN_MM = 14.0
 """How much of the acquired image is shown above and below the short-axis slab."""

@@ -10,7 +10,6 @@ import numpy as np
 from calid.stack import Stack
 
 MIN_CINE_FRAMES = 8  # fewer are phases, end-diastole and end-systole say: the heart goes far from one to the next
-BEAT_KEY = "beat_ms"  # what a stack's provenance calls the length of the heart beat
 BEAT_LIMITS_MS = (250.0, 2000.0)  # 240 and 30 beats per minute
 MAX_INTERVALS_OFF = 2.5  # by which frames may miss the noted beat: one is left out at either end, and beats vary
 NUMBERED_MS = 1.0  # frames that are one millisecond apart are numbered, not timed
@@ -36,7 +35,7 @@ def spans_the_cycle(stack: Stack) -> bool:
         return False
     first, *_, last = stack.frame_times_ms
     interval = float(last - first) / (stack.num_frames - 1)
-    return _is_one_beat(interval, stack.num_frames, noted_ms=stack.provenance.get(BEAT_KEY)) and closes(stack.voxels)
+    return _is_one_beat(interval, stack.num_frames, noted_ms=stack.beat_ms) and closes(stack.voxels)
 
 
 def _is_one_beat(interval_ms: float, frames: int, *, noted_ms: float | None) -> bool:

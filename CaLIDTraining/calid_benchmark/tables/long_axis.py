@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 from calid.heart.anatomy import clean_labels
-from calid.heart.longaxis import at_phases_of, cut, dice, heart_centre
+from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice, heart_centre
 from calid.heart.segmentation import segment_with, warm_segmenter
 from calid.heart.surfaces import surfaces
-from calid.images.study import LaxImage, read_study
+from calid.images.study import read_study
 from calid.labels import LV_CAVITY
 from calid.report import stills, viewer
-from calid.report.comparison import Column, compare_views, crossing_views
+from calid.report.comparison import Column, compare_views
 from calid.run.device import choose_device
 from calid.run.preparation import intensity_window
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 from tqdm import tqdm
 
 from calid_benchmark.rivals import shape_based
