@@ -34,6 +34,8 @@ from calid_benchmark.rivals import classical
 from calid_benchmark.rivals.slices import System, as_images, as_slices, bisected
 
 MOTION_ALONE = "CaLID's motion alone"
+CODE_0, FROM_PRIOR = "CaLID's D, code 0", "CaLID's D, code from its prior"
+COMMON_SPACING_MM = 10.0
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
 SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
 """Seconds for a slice; tables can ask them about fewer patients."""
@@ -52,6 +54,7 @@ CONTROLS = {
     PAPERS_SMALL[1]: "linear",
     PAPERS_INFERENCE[0]: MOTION_ALONE,
     PAPERS_INFERENCE[1]: MOTION_ALONE,
+    CODE_0: MOTION_ALONE,
     "CaLID": MOTION_ALONE,
     "CaLID+": MOTION_ALONE,
     "CaLID, one step": MOTION_ALONE,
@@ -83,6 +86,7 @@ class Named:
         make: the slice between.
         upsample: a whole stack at once; None bisects with `make`.
         at_steps: the same system with another number of diffusion steps, where it has any.
+        at_spacing: the same system told how many mm acquired slices are apart, where it asks.
         sees_truth: not an interpolation: it is given the true slice twice, and shows the most that its kind can reach.
         weights: (model name, SHA-256) of all that is behind it.
     """
@@ -91,6 +95,7 @@ class Named:
     make: System
     upsample: Upsampling | None = None
     at_steps: Callable[[int], Named] | None = None
+    at_spacing: Callable[[float], Named] | None = None
     sees_truth: bool = False
     weights: tuple[tuple[str, str], ...] = ()
 
@@ -99,6 +104,10 @@ class Named:
         start = time.perf_counter()
         made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
         return Answer(made, time.perf_counter() - start)
+
+    def told(self, spacing_mm: float) -> Named:
+        """This system, told the distance of acquired slices, if it asks."""
+        return self if self.at_spacing is None else self.at_spacing(spacing_mm)
 
     def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
         """The dense stack of a sparse one: ((Z - 1) * factor + 1, Y, X) in [0, 1], the acquired slices as they came."""
@@ -170,29 +179,57 @@ def moved_mean_of_views(before: np.ndarray, after: np.ndarray, *, interpolator: 
     return as_slices(torch.stack(made).mean(dim=0))
 
 
-def calid(before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
-    """CaLID or CaLID+ exactly as `calid upsample` runs it, on two-slice stacks."""
-    made = between(before, after, settings=settings, models_folder=models_folder)
+def calid(
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    settings: Settings,
+    models_folder: Path | None,
+    spacing_mm: float = COMMON_SPACING_MM,
+) -> np.ndarray:
+    """CaLID or CaLID+ exactly as `calid upsample` runs it, on two-slice stacks, two spacings apart."""
+    made = between(before, after, settings=settings, models_folder=models_folder, spacing_mm=spacing_mm)
     return np.stack([value for value, _ in made])
 
 
-def calid_between(slices: np.ndarray, factor: int, *, settings: Settings, models_folder: Path | None) -> np.ndarray:
+def calid_between(
+    slices: np.ndarray,
+    factor: int,
+    *,
+    settings: Settings,
+    models_folder: Path | None,
+    spacing_mm: float = COMMON_SPACING_MM,
+) -> np.ndarray:
     """CaLID or CaLID+ exactly as `calid upsample` runs it, on a whole stack."""
     interpolator = warm_interpolator(choose_device(settings.device), models_folder)
-    return generated(interpolator, slices[None], factor, settings)[0][0]
+    return generated(interpolator, slices[None], factor, settings, slice_mm=spacing_mm)[0][0]
 
 
 def between(
-    before: np.ndarray, after: np.ndarray, *, settings: Settings, models_folder: Path | None
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    settings: Settings,
+    models_folder: Path | None,
+    spacing_mm: float = COMMON_SPACING_MM,
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """(value, standard deviation over the draws) of every slice between: each pair is a frame of two slices."""
+    """(value, standard deviation over the draws) of every slice between: each pair is a frame of two slices.
+
+    The slice between was left out: `spacing_mm` is from it to either side.
+    """
     interpolator = warm_interpolator(choose_device(settings.device), models_folder)
-    frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings)
+    frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings, slice_mm=2 * spacing_mm)
     return [(values[1], None if deviation is None else deviation[1]) for values, deviation in frames]
 
 
 def generated(
-    interpolator: Interpolator, voxels: np.ndarray, factor: int, settings: Settings, *, is_periodic: bool = False
+    interpolator: Interpolator,
+    voxels: np.ndarray,
+    factor: int,
+    settings: Settings,
+    *,
+    is_periodic: bool = False,
+    slice_mm: float = COMMON_SPACING_MM,
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Dense frames of stacks (T, Z, Y, X) in [0, 1] exactly as `calid upsample` makes them, with their deviations.
 
@@ -202,11 +239,12 @@ def generated(
         factor: how many times as many slices there will be.
         settings: method, mode and steps.
         is_periodic: whether the frames are one whole cardiac cycle.
+        slice_mm: distance of the stacks' slices.
     """
     rows, columns = voxels.shape[2:]
     if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
         raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
-    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns))
+    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns), slice_mm)
     plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
     return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
 
@@ -269,6 +307,8 @@ def classical_systems() -> list[Named]:
 def _latent(source: Source) -> list[Named]:
     interpolator = warm_interpolator(choose_device(source.device), source.models)
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    if interpolator.knows_neighbors:
+        return [*_motion(interpolator), *_codec(interpolator)]
     bound = {"interpolator": interpolator}
     return [
         Named("reconstruction", partial(reconstruction, **bound), sees_truth=True, weights=weights),
@@ -293,6 +333,31 @@ def _motion(interpolator: Interpolator) -> list[Named]:
         "motion, 8 views": moved_mean_of_views,
     }
     return [Named(name, partial(make, interpolator=interpolator), weights=weights) for name, make in rows.items()]
+
+
+def _codec(interpolator: Interpolator, spacing_mm: float = COMMON_SPACING_MM) -> list[Named]:
+    """What D makes without a denoiser: of a code of zeros, and of one drawn from the prior N(0, 1) of its training."""
+    weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+
+    def row(name: str, scale: float, spacing_mm: float) -> Named:
+        make = partial(of_code, interpolator=interpolator, scale=scale, gap_mm=2 * spacing_mm)
+        return Named(name, make, at_spacing=partial(row, name, scale), weights=weights)
+
+    return [row(name, scale, spacing_mm) for name, scale in ((CODE_0, 0.0), (FROM_PRIOR, 1.0))]
+
+
+def of_code(
+    before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, scale: float, gap_mm: float
+) -> np.ndarray:
+    """What D makes of codes from N(0, scale^2), the same for every question."""
+    model, images = interpolator.model, (as_images(before), as_images(after))
+    shape = (len(before), *interpolator.latent_shape(before.shape[1:]))
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+
+    def run(before: torch.Tensor, after: torch.Tensor, code: torch.Tensor, gap_mm: torch.Tensor) -> torch.Tensor:
+        return model.codec.decode(code / model.codec.scale, model.see(before, after, gap_mm)).float()
+
+    return as_slices(interpolator.batched(run, *images, scale * noise, torch.full((len(before),), gap_mm)))
 
 
 def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
@@ -381,18 +446,26 @@ def _calid(source: Source) -> list[Named]:
     ]
 
 
-def _calid_row(name: str, source: Source, settings: Settings, *, changeable: bool = False) -> Named:
+def _calid_row(
+    name: str,
+    source: Source,
+    settings: Settings,
+    *,
+    changeable: bool = False,
+    spacing_mm: float = COMMON_SPACING_MM,
+) -> Named:
     entry = warm_interpolator(choose_device(source.device), source.models).entry
-    bound: dict[str, Any] = {"settings": settings, "models_folder": source.models}
+    bound: dict[str, Any] = {"settings": settings, "models_folder": source.models, "spacing_mm": spacing_mm}
 
-    def at_steps(steps: int) -> Named:
-        return _calid_row(name, source, replace(settings, steps=steps), changeable=True)
+    def other(settings: Settings, spacing_mm: float) -> Named:
+        return _calid_row(name, source, settings, changeable=changeable, spacing_mm=spacing_mm)
 
     return Named(
         name,
         partial(calid, **bound),
         upsample=partial(calid_between, **bound),
-        at_steps=at_steps if changeable else None,
+        at_steps=(lambda steps: other(replace(settings, steps=steps), spacing_mm)) if changeable else None,
+        at_spacing=partial(other, settings),
         weights=((entry.name, entry.sha256),),
     )
 

@@ -93,7 +93,7 @@ class CodeDenoiserStage(L.LightningModule):
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""
         with torch.no_grad():
-            before, after = halfway(self.motion, batch["before"], batch["after"])
+            before, after = halfway(self.motion, batch["before"], batch["after"], both_ways=True)
         return self.codec.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from calid.method.motion import Motion, MotionConfig, halfway, warped
+from calid.method.motion import Motion, MotionConfig, halfway, mean_fields, warped
 from calid.run.batches import load_interpolator
 from calid.run.device import choose_device
 
@@ -72,3 +72,17 @@ def test_the_shipped_motion_brings_walls_half_way():
     moved = interpolator.halfway(wide, narrow)
     error, linear_error = ((x - middle).abs().mean() for x in (moved.mean(dim=1), (wide + narrow) / 2))
     assert error < 0.5 * linear_error
+
+
+def test_fields_found_both_ways_do_not_depend_on_the_mirror_and_the_order():
+    torch.manual_seed(0)
+    motion = Motion(MotionConfig(features=(8,) * 6))
+    torch.nn.init.normal_(motion.unet.final_conv.weight, std=0.5)
+    before, after = torch.rand(2, 1, 1, 64, 96)
+    with torch.inference_mode():
+        seen = mean_fields(motion, before, after)
+        mirrored = mean_fields(motion, after.flip(-1), before.flip(-1))
+    sign = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1)
+    assert seen.before.abs().max() > 0.1
+    torch.testing.assert_close(seen.before, mirrored.after.flip(-1) * sign, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen.after, mirrored.before.flip(-1) * sign, atol=1e-5, rtol=1e-4)

@@ -91,11 +91,11 @@ class CodedCaLID(nn.Module):
         if before.ndim == 5:
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
             before, after = folded(before), folded(after)
-        return self.codec.see(*halfway(self.motion, before, after), gap_mm)
+        return self.codec.see(*halfway(self.motion, before, after, both_ways=True), gap_mm)
 
     def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after)
+        return halfway(self.motion, before, after, both_ways=True)
 
     def drawn(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> torch.Tensor:
         """z_0 by DDIM from z_T, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""

@@ -128,7 +128,7 @@ class Interpolator:
         departures, config = self.departures[mode], self.model.denoiser.config
         if isinstance(self.model, CodedCaLID):
             walked = 0 if departures.estimate and steps == 1 else steps
-            return walked + CODING_EVALUATIONS + MOTION_EVALUATIONS
+            return walked + CODING_EVALUATIONS + 2 * MOTION_EVALUATIONS
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
         moves = self.model.motion is not None and departures.motion
         return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
@@ -145,7 +145,7 @@ class Interpolator:
         costs: list[tuple[nn.Module, int]] = [(self.model.denoiser, frames)]
         if isinstance(self.model, CodedCaLID):
             codec = self.model.codec
-            costs += [(codec.encoder, CODING_EVALUATIONS - MOTION_EVALUATIONS), (codec.decoder, CODING_EVALUATIONS)]
+            costs += [(codec.encoder, CODING_EVALUATIONS - 2 * MOTION_EVALUATIONS), (codec.decoder, CODING_EVALUATIONS)]
         else:
             coder = self.model.latent_space.autoencoder
             costs += [(coder.encoder, CODING_EVALUATIONS), (coder.decoder, CODING_EVALUATIONS * frames)]

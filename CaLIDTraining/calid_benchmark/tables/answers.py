@@ -103,7 +103,7 @@ def ask(
         members = [q for group in groups for q in answerable(system.name, group, slow_patients=slow_patients)]
         rows[system.name] = {}
         for question in members:
-            images, seconds = system.answer(*sides(system, question))
+            images, seconds = system.told(question.spacing_mm).answer(*sides(system, question))
             rows[system.name][question] = _kept(folder / f"{place}-{number[question]}.npy", images, seconds)
     ceilings = frozenset(system.name for system in systems if system.sees_truth)
     return Answers(tuple(asked), rows, ceilings)

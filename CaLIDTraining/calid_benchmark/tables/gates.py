@@ -136,7 +136,7 @@ def ways_of(options: Namespace) -> dict[str, Way]:
 
     def coded(code_of: Callable[[torch.Tensor, Sight], torch.Tensor]) -> Way:
         def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-            sight = codec.see(*halfway(motion, before, after), gap_mm)
+            sight = codec.see(*halfway(motion, before, after, both_ways=True), gap_mm)
             return codec.decode(code_of(truth, sight), sight)
 
         return way
@@ -145,7 +145,7 @@ def ways_of(options: Namespace) -> dict[str, Way]:
         return lambda truth, _: scale * seeded(codec.code_shape(truth), 0) / codec.scale
 
     def estimate(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return codec.estimate(codec.see(*halfway(motion, before, after), gap_mm))
+        return codec.estimate(codec.see(*halfway(motion, before, after, both_ways=True), gap_mm))
 
     ways = {
         "moved mean": moved,

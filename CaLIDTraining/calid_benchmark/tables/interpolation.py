@@ -218,7 +218,13 @@ def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, sample
     places = {"everywhere": np.arange(SIZE**2), "heart": np.flatnonzero(_near_center())}
     found: dict[str, list[np.ndarray]] = {name: [] for name in places}
     for question in tqdm(asked, desc="uncertainty", unit=" stacks"):
-        drawn = between(question.before, question.after, settings=settings, models_folder=models_folder)
+        drawn = between(
+            question.before,
+            question.after,
+            settings=settings,
+            models_folder=models_folder,
+            spacing_mm=question.spacing_mm,
+        )
         for truth, (value, deviation) in zip(question.truth, drawn, strict=True):
             pairs = np.stack([np.abs(truth - value).ravel(), deviation.ravel()])
             for name, pixels in places.items():

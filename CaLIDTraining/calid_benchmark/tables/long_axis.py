@@ -102,7 +102,8 @@ def upsampled(heart: Heart, systems: Sequence[Named]) -> dict[str, Stack]:
     """{system: dense stack}."""
     made = {}
     for system in tqdm(systems, desc="upsampling", unit=" systems"):
-        frames = [system.whole_heart(frame, heart.factor) for frame in heart.sparse.voxels]
+        told = system.told(float(heart.sparse.spacing_mm[2]))
+        frames = [told.whole_heart(frame, heart.factor) for frame in heart.sparse.voxels]
         made[system.name] = heart.dense(np.stack(frames).astype(np.float32))
     return made
 
