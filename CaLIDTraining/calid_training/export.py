@@ -3,6 +3,8 @@
 `calid-train export autoencoder --run runs/autoencoder --prepared prepared --out autoencoder.safetensors`
 `calid-train export motion --run runs/motion --out runs/motion/motion.safetensors`
 `calid-train export segmenter --run runs/segmenter --models CaLIDReconstruct/Resources/Models`
+`calid-train export codec --run runs/codec --prepared prepared --out runs/codec/codec.safetensors`
+`calid-train export coded --run runs/code-denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
 `calid-train export model --run runs/denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
 `calid-train export model --model calid-2d.safetensors --motion motion.safetensors --models FOLDER`
 `calid-train export cine --run runs/cine-denoiser --models CaLIDReconstruct/Resources/Models`
@@ -21,13 +23,11 @@ from typing import Any
 
 import torch
 from calid.heart.medformer import MedFormerConfig
-from calid.method.codec import Codec, CodecConfig
-from calid.method.motion import Motion, MotionConfig, halfway
+from calid.method.motion import MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
 from calid.method.weights import (
     MANIFEST_NAME,
     below,
-    build_codec,
     config_from,
     packed,
     read_latent_space,
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
+    from calid_training.export_coded import add_coded_parsers
+
     parser = ArgumentParser(prog="calid-train export", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run, part, model, released = _shared_arguments()
@@ -64,9 +66,7 @@ def _parser() -> ArgumentParser:
     autoencoder.set_defaults(run_command=_export_autoencoder)
     motion = commands.add_parser("motion", parents=[part], help="the motion between slices for stage two")
     motion.set_defaults(run_command=_export_motion)
-    codec = commands.add_parser("codec", parents=[part], help="the codec and its motion for the denoiser of codes")
-    codec.add_argument("--prepared", type=Path, required=True)
-    codec.set_defaults(run_command=_export_codec)
+    add_coded_parsers(commands, part=part, run=run, model=model, released=released)
     whole = commands.add_parser("model", parents=[model, released], help="the interpolation model that ships")
     source = whole.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder of the denoiser")
@@ -167,37 +167,9 @@ def latent_moments(
 def _export_motion(options: Namespace) -> None:
     config = {"motion": asdict(config_from(MotionConfig, run_config(options.run)["model"]["network"]))}
     write_tensors(
-        options.out, _named("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
+        options.out, named("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
     )
     print(options.out)
-
-
-def _export_codec(options: Namespace) -> None:
-    settings = run_config(options.run)
-    config = config_from(CodecConfig, settings["model"]["network"])
-    state = checkpoint_of(options.run)
-    codec = build_codec(asdict(config), below(state, "network."))
-    motion = below(state, "motion.")
-    codec.scale.copy_(code_deviation(codec, read_motion(Path(settings["model"]["motion"])), options.prepared))
-    parts = {"codec": asdict(config), "motion": part_config(settings["model"]["motion"], "motion")}
-    tensors = _named("codec", codec.state_dict()) | _named("motion", motion)
-    write_tensors(options.out, tensors, parts, origin_of(options.run, [settings["model"]["motion"]]))
-    print(f"{options.out}: deviation of the codes {codec.scale.flatten().tolist()}")
-
-
-@torch.inference_mode()
-def code_deviation(codec: Codec, motion: Motion, prepared: Path) -> torch.Tensor:
-    """(1, C, 1, 1) root mean square of E's means per channel over heart-centred training crops."""
-    from calid_training.data import TripletData
-
-    data = TripletData(batch_size=MOMENT_IMAGES, prepared=prepared, sizes=(128,), size_weights=(1.0,))
-    data.batches = MOMENT_BATCHES
-    data.setup("fit")
-    powers = []
-    for batch in data.train_stream:
-        sight = codec.see(*halfway(motion, batch["before"], batch["after"]), batch["gap_mm"])
-        powers.append(codec.posterior_of(batch["target"], sight)[0].square().mean(dim=(0, 2, 3)))
-    return torch.stack(powers).mean(dim=0).sqrt().clamp_min(1e-3).reshape(1, -1, 1, 1)
 
 
 def _export_model(options: Namespace) -> None:
@@ -210,15 +182,15 @@ def _export_model(options: Namespace) -> None:
         origin = merged([origin_in(options.model), *(origin_in(other) for other in others if other is not None)])
     if options.autoencoder is not None:
         trained_on = below(tensors, "latent_space.")
-        tensors |= _named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
+        tensors |= named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
     if options.motion is not None:
         config["motion"] = part_config(options.motion, "motion")
-        tensors |= _named("motion", read_motion(options.motion).state_dict())
+        tensors |= named("motion", read_motion(options.motion).state_dict())
     strength = options.strength or (STRENGTH if "motion" in config and "strength" not in config else None)
     if strength is not None:
         config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
     name = options.name or (CINE_MODEL if "noise_share" in config else DEFAULT_MODEL)
-    write_model(options.models, name, tensors, config, origin, **_released(options, origin))
+    write_model(options.models, name, tensors, config, origin, **released_facts(options, origin))
 
 
 def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -229,10 +201,10 @@ def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = checkpoint_of(run)
     network = _denoiser_config(model)
     config = {"autoencoder": part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
-    tensors = _named("denoiser", below(state, "network.")) | _named("latent_space", below(state, "latent_space."))
+    tensors = named("denoiser", below(state, "network.")) | named("latent_space", below(state, "latent_space."))
     if model.get("motion") is not None:
         config["motion"] = part_config(model["motion"], "motion")
-        tensors |= _named("motion", below(state, "motion."))
+        tensors |= named("motion", below(state, "motion."))
     if network.is_over_time:
         config["noise_share"] = model["noise_shares"][1]
     return tensors, config
@@ -253,7 +225,7 @@ def _denoiser_config(model: Mapping[str, Any]) -> DenoiserConfig:
     return config_from(DenoiserConfig, {**model["network"], "prediction": prediction})
 
 
-def _named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a part as a whole model's file names them."""
     return {f"{part}.{key}": value for key, value in tensors.items()}
 
@@ -280,10 +252,10 @@ def _export_cine(options: Namespace) -> None:
     write_model(
         options.models,
         options.name,
-        _named("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
+        named("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
         {"denoiser": {"temporal": True}, "noise_share": options.noise_share},
         origin,
-        **_released(options, origin),
+        **released_facts(options, origin),
         card=options.card,
         base=base.name,
         base_sha256=base.sha256,
@@ -296,7 +268,7 @@ def _export_segmenter(options: Namespace) -> None:
     network = config_from(MedFormerConfig, run_config(options.run)["model"]["network"])
     state = below(checkpoint_of(options.run, "best"), "average.module.")
     origin = origin_of(options.run)
-    facts = _released(options, origin) | {"card": "segmenter.md"}
+    facts = released_facts(options, origin) | {"card": "segmenter.md"}
     write_model(options.models, "segmenter", state, segmenter_config(network), origin, **facts)
 
 
@@ -309,7 +281,7 @@ def _export_baseline(options: Namespace) -> None:
     command, stage = _systems()[options.name]
     model = run_config(options.run)["model"]
     origin = merged([origin_of(options.run), *_origins_of_runs([model.get("start")])])
-    facts = _released(options, origin) | {"card": "README.md"}
+    facts = released_facts(options, origin) | {"card": "README.md"}
     tensors = below(checkpoint_of(options.run), "network.")
     write_model(options.models, command, tensors, stage.manifest_config(model), origin, **facts)
 
@@ -354,7 +326,7 @@ def merged(origins: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _released(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any]:
+def released_facts(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of a model's origin: license, data with their hashes, revision."""
     data, foundations = origin["data"], origin["foundations"]
     known = data or foundations or options.license
