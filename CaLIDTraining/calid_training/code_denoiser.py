@@ -3,7 +3,8 @@
 First the paper's loss (Eq. 5) on frozen codes. Then, with `image_weight`, also on what becomes of them: two draws of
 every slice, made by the steps that will be taken, decoded and judged as D's answers were. Their mean distance to the
 truth counts, less a share of half their distance to each other: an energy score (Gneiting and Raftery 2007), whose
-minimum at a full share is the true distribution, and which at no share makes all draws the same.
+minimum at a full share is the true distribution, and which at no share makes all draws the same. Every fifth step D is
+asked for a code of zeros, and every fifth for fidelity, as in the codec's stage, so that it can still answer both.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from calid.method.codec import Codec, Sight
-from calid.method.diffusion import Model, Schedule, ddim_step, sample
+from calid.method.diffusion import Model, Schedule, sample
 from calid.method.motion import halfway
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import below, read_codec, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from calid_training.codec import Judge
+from calid_training.codec import Fidelity, Judge
 from calid_training.lpips import lpips_network
 from calid_training.rates import adam
 from calid_training.validation import image_figures, log_slices_between
@@ -41,7 +42,7 @@ class CodeDenoiserStage(L.LightningModule):
         noise_draws: times and noises drawn for each triplet.
         terminal_share: share of the draws at t = T-1, where the walk starts.
         image_weight: of the judged draws beside Eq. 5; 0 leaves the codec as it is.
-        draw_steps: DDIM steps of these draws; the last one has a gradient.
+        draw_steps: DDIM steps of these draws.
         spread_share: how much of the draws' distance to each other counts.
         likelihood_weight, perceptual_weight, texture_weight: as the codec's.
         anneals: whether the rate falls to nothing by the end of the run.
@@ -79,6 +80,7 @@ class CodeDenoiserStage(L.LightningModule):
             part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
         self.motion = read_motion(codec).requires_grad_(False).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
+        self.fidelity = Fidelity()
 
     def train(self, mode: bool = True) -> CodeDenoiserStage:
         super().train(mode)
@@ -96,13 +98,15 @@ class CodeDenoiserStage(L.LightningModule):
             before, after = halfway(self.motion, batch["before"], batch["after"], both_ways=True)
         return self.codec.see(before, after, batch["gap_mm"])
 
-    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         sight = self.seen(batch)
         z_c = self.network.tau1(sight.features[-1])
         loss = F.mse_loss(*self.predicted(batch, sight, z_c))
         self.log("train/loss", loss)
         if not self.image_weight:
             return loss
+        if index % 5 >= 3:
+            return loss + self.image_weight * self._without_a_draw(sight, batch["target"], for_fidelity=index % 5 == 4)
         draws = [self.codec.decode(self.drawn(batch["target"], z_c), sight) for _ in range(2)]
         losses = self.judge.energy(*draws, batch["target"], spread_share=self.spread_share)
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
@@ -122,14 +126,18 @@ class CodeDenoiserStage(L.LightningModule):
         prediction = self.network(self.schedule.add_noise(z_0, noise, t), t, z_c)
         return prediction.float(), self.schedule.target(z_0, noise, t)
 
+    def _without_a_draw(self, sight: Sight, truth: torch.Tensor, *, for_fidelity: bool) -> torch.Tensor:
+        """The loss of D's answer to the wish for fidelity, or to a code of zeros."""
+        if for_fidelity:
+            return self.fidelity(self.codec.estimate(sight), truth)["total"]
+        nothing = torch.zeros(self.codec.code_shape(truth), device=self.device)
+        return self.judge(self.codec.decode(nothing, sight), truth)["total"]
+
     def drawn(self, images: torch.Tensor, z_c: torch.Tensor) -> torch.Tensor:
-        """A code for every image by `draw_steps` steps, with a gradient through the last."""
-        z = torch.randn(self.codec.code_shape(images), device=self.device)
-        *walk, (t, t_next) = self.schedule.walk(self.draw_steps)
-        with torch.no_grad():
-            for pair in walk:
-                z, _ = ddim_step(self.schedule, self.model(z_c), z, t=pair[0], t_next=pair[1])
-        return ddim_step(self.schedule, self.model(z_c), z, t=t, t_next=t_next)[1]
+        """A code for every image by `draw_steps` steps from noise."""
+        z_T = torch.randn(self.codec.code_shape(images), device=self.device)
+        *_, z_0 = sample(self.schedule, self.model(z_c), z_T, steps=self.draw_steps)
+        return z_0
 
     def model(self, z_c: torch.Tensor) -> Model:
         """The network under the condition z_c."""
@@ -144,6 +152,7 @@ class CodeDenoiserStage(L.LightningModule):
         for steps in VALIDATION_STEPS:
             *_, codes[f"steps{steps}"] = sample(self.schedule, self.model(z_c), z_T, steps=steps)
         made = {name: self.codec.decode(code, sight).clamp(-1, 1) for name, code in codes.items()}
+        made["estimate"] = self.codec.estimate(sight).clamp(-1, 1)
         made["moved"] = sight.images.mean(dim=1, keepdim=True)
         log_slices_between(self, batch, made, index=index, figures_of=self.figures)
         wanted = self.codec.encode(truth, sight)

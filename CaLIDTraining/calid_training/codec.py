@@ -72,7 +72,7 @@ class CodecStage(L.LightningModule):
         if start is not None:
             self._go_on_from(start)
         self.fidelity_every = fidelity_every
-        self.dissimilarity = SSIMLoss(2, data_range=2.0)
+        self.fidelity = Fidelity()
         self.motion = read_motion(motion).requires_grad_(False).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
         self.kl_weight, self.kl_rise, self.zero_share = kl_weight, kl_rise, zero_share
@@ -103,7 +103,9 @@ class CodecStage(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
         sight, truth = self.seen(batch), batch["target"]
         if index % self.fidelity_every == self.fidelity_every - 1:
-            return self._fidelity_loss(self.network.estimate(sight), truth)
+            losses = self.fidelity(self.network.estimate(sight), truth)
+            self.log_dict({f"train/fidelity_{name}": value for name, value in losses.items()})
+            return losses["total"]
         mean, sigma = self.network.posterior_of(truth, sight)
         code = mean + sigma * torch.randn_like(mean)
         code = code * (torch.rand(len(code), 1, 1, 1, device=self.device) >= self.zero_share)
@@ -113,13 +115,6 @@ class CodecStage(L.LightningModule):
         first, last = self.kl_rise
         risen = min(max((self.global_step - first) / (last - first), 0), 1)
         return losses["total"] + self.kl_weight * risen * kl
-
-    def _fidelity_loss(self, images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        error = (images - truth).square().mean(dim=(1, 2, 3)).sqrt().mean()
-        with torch.autocast(self.device.type, enabled=False):  # half precision would lose the local variances
-            structure = self.dissimilarity(images, truth)
-        self.log_dict({"train/fidelity_error": error, "train/fidelity_structure": structure})
-        return error + 0.5 * structure
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         sight = self.seen(batch)
@@ -134,6 +129,21 @@ class CodecStage(L.LightningModule):
     def figures(self, images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         """PSNR, sharpness and LPIPS."""
         return image_figures(images, truth) | {"lpips": self.judge.distances(images, truth).mean()}
+
+
+class Fidelity(torch.nn.Module):
+    """How far images are from the truth where they are asked for fidelity: root mean square error and structure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dissimilarity = SSIMLoss(2, data_range=2.0)
+
+    def forward(self, images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both and their weighted "total", of images (N, 1, H, W) in [-1, 1]."""
+        error = (images - truth).square().mean(dim=(1, 2, 3)).sqrt().mean()
+        with torch.autocast(images.device.type, enabled=False):  # half precision would lose the local variances
+            structure = self.dissimilarity(images.float(), truth)
+        return {"error": error, "structure": structure, "total": error + 0.5 * structure}
 
 
 class Judge(torch.nn.Module):

@@ -211,13 +211,15 @@ def test_nothing_to_draw_from_is_said_with_the_split_and_the_set(prepared):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_builds_its_networks(path):
     """Widths, groups, heads and levels of the shipped settings fit together, on tensors without storage."""
+    from calid.method.codec import Codec, CodecConfig
     from calid.method.motion import Motion, MotionConfig
     from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
     from calid.method.weights import config_from
 
     settings = yaml.safe_load(path.read_text())
     network = settings.get("model", {}).get("network")
-    kind = next((name for name in ("autoencoder", "denoiser", "motion") if name in path.stem), None)
+    kinds = ("codec", "code-denoiser", "autoencoder", "denoiser", "motion")
+    kind = next((name for name in kinds if name in path.stem), None)
     if network is None or kind is None:
         return
     with torch.device("meta"):
@@ -225,6 +227,16 @@ def test_every_shipped_config_builds_its_networks(path):
             built = Autoencoder(config_from(AutoencoderConfig, network))
             images = torch.empty(1, 1, *[64] * built.config.spatial_dims)
             assert built.encode(images)[0].shape[-1] == 16
+        elif kind == "codec":
+            built = Codec(config_from(CodecConfig, network))
+            images = torch.empty(1, 1, 64, 64)
+            sight = built.see(images, images, torch.empty(1))
+            assert built.decode(built.encode(images, sight), sight).shape == images.shape
+        elif kind == "code-denoiser":
+            built = Denoiser(config_from(DenoiserConfig, network))
+            z = torch.empty(1, network["latent_channels"], 16, 16)
+            z_c = built.tau1(torch.empty(1, network["seen_channels"], 16, 16))
+            assert built(z, torch.zeros(1, dtype=torch.long), z_c).shape == z.shape
         elif kind == "motion":
             images = torch.empty(1, 1, 64, 64)
             fields = Motion(config_from(MotionConfig, network))(images, images)
