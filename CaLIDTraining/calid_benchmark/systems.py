@@ -412,10 +412,11 @@ def _paper(source: Source) -> tuple[list[Named], list[str]]:
             _paper_row(name, PaperForm(small, source.steps, refined))
             for name, refined in zip(PAPERS_SMALL, (False, True), strict=True)
         ]
-    found += [
-        _paper_row(name, PaperForm(shipped, source.steps, refined, paper_form.MOVED))
-        for name, refined in zip(PAPERS_INFERENCE, (False, True), strict=True)
-    ]
+    if not shipped.knows_neighbors:  # what ships otherwise is the paper's form, D(z_0), already
+        found += [
+            _paper_row(name, PaperForm(shipped, source.steps, refined, paper_form.MOVED))
+            for name, refined in zip(PAPERS_INFERENCE, (False, True), strict=True)
+        ]
     return found, notes
 
 
