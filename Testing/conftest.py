@@ -29,7 +29,7 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
     from calid.method.motion import Motion, MotionConfig
     from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     autoencoder = AutoencoderConfig(channels=(8, 8, 16), num_res_blocks=1, norm_num_groups=8)
     denoiser = DenoiserConfig(

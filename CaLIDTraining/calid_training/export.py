@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
@@ -26,26 +25,30 @@ from calid.heart.medformer import MedFormerConfig
 from calid.method.motion import MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, DenoiserConfig, LatentSpace
 from calid.method.weights import (
-    MANIFEST_NAME,
     below,
     config_from,
-    packed,
     read_latent_space,
     read_manifest,
     read_motion,
     read_tensors,
 )
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
-from safetensors.torch import save_file
 
-from calid_training.licenses import license_of_weights
-from calid_training.runs import checkpoint_of, data_of, read_checkpoint, run_config, run_starts, without_places
+from calid_training.export_coded import add_coded_parsers
+from calid_training.runs import checkpoint_of, read_checkpoint, run_config
 from calid_training.stages import Stage, all_stages
+from calid_training.weight_files import (
+    merged,
+    named,
+    origin_in,
+    origin_of,
+    part_config,
+    released_facts,
+    write_model,
+    write_tensors,
+)
 
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
-TRAINING_KEY = "training"
-"""Of the metadata of a file of weights: where they come from, as JSON."""
-WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
 STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of the model that ships
 
 
@@ -56,8 +59,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from calid_training.export_coded import add_coded_parsers
-
     parser = ArgumentParser(prog="calid-train export", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run, part, model, released = _shared_arguments()
@@ -225,17 +226,6 @@ def _denoiser_config(model: Mapping[str, Any]) -> DenoiserConfig:
     return config_from(DenoiserConfig, {**model["network"], "prediction": prediction})
 
 
-def named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a part as a whole model's file names them."""
-    return {f"{part}.{key}": value for key, value in tensors.items()}
-
-
-def part_config(file: str, part: str) -> dict[str, Any]:
-    """The configuration of a part from the metadata of its own file or a whole model's."""
-    config = json.loads(read_tensors(Path(file))[1]["config"])
-    return config.get(part, config)
-
-
 def _export_cine(options: Namespace) -> None:
     checkpoint = read_checkpoint(options.run)
     if not checkpoint["base_sha256"]:
@@ -291,53 +281,6 @@ def _origins_of_runs(runs: Iterable[str | None]) -> list[dict[str, Any]]:
     return [origin_of(Path(run)) for run in runs if run is not None and Path(run).is_dir()]
 
 
-def origin_of(run: Path, parts: Iterable[str | Path | None] = ()) -> dict[str, Any]:
-    """Where the weights of a run come from.
-
-    Args:
-        run: its folder.
-        parts: files of weights that went into it.
-
-    Returns:
-        "data" {set: facts}, "foundations" [{name, sha256, license}], "revision" and "config", the run's own.
-    """
-    starts = run_starts(run)
-    if starts:
-        newest = starts[-1]
-        own = {"data": data_of(starts), "foundations": newest["foundations"], "revision": newest["revision"]}
-    else:  # a run from before there were records: its configuration names the sets
-        own = {"data": {name: {} for name in run_config(run)["data"].get("datasets", [])}}
-    own["config"] = without_places(run_config(run))
-    return merged([own, *(origin_in(Path(part)) for part in parts if part is not None)])
-
-
-def origin_in(file: Path) -> dict[str, Any]:
-    """Where the weights of a file come from, as its metadata tell; empty for files from before there were records."""
-    return json.loads(read_tensors(file)[1].get(TRAINING_KEY, "{}"))
-
-
-def merged(origins: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The first origin with the data and foundations of all."""
-    first, *others = origins
-    found = {**first, "data": dict(first.get("data", {})), "foundations": list(first.get("foundations", []))}
-    for other in others:
-        found["data"] = {**other.get("data", {}), **found["data"]}
-        found["foundations"] += [one for one in other.get("foundations", []) if one not in found["foundations"]]
-    return found
-
-
-def released_facts(options: Namespace, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a model's origin: license, data with their hashes, revision."""
-    data, foundations = origin["data"], origin["foundations"]
-    known = data or foundations or options.license
-    license_ = license_of_weights(data, (one["license"] for one in foundations), asked=options.license) if known else ""
-    counts = {name: facts.get("patients") for name, facts in sorted(data.items())}
-    words = ", ".join(name if count is None else f"{name} ({count} patients)" for name, count in counts.items())
-    hashes = {name: facts["sha256"] for name, facts in data.items() if "sha256" in facts}
-    facts = {"license": license_, "trained_on": options.trained_on or words, "data_sha256": hashes}
-    return facts | {"revision": origin.get("revision", "")}
-
-
 def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The refined autoencoder's tensors, if its E and moments are those the denoiser was trained on."""
     for key, value in trained_on.items():
@@ -345,69 +288,3 @@ def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Te
         if not is_decoder and not torch.allclose(value, refined[key], atol=1e-4):  # averaging weights rounds them
             raise ValueError(f"the refined autoencoder has another {key} than the denoiser was trained on")
     return refined
-
-
-def write_model(
-    folder: Path,
-    name: str,
-    tensors: Mapping[str, torch.Tensor],
-    config: Mapping[str, Any],
-    origin: Mapping[str, Any] | None = None,
-    *,
-    in_8_bits: bool = False,
-    **facts: Any,
-) -> Path:
-    """Write `<name>.safetensors` and set its entry in the folder's manifest.
-
-    Args:
-        folder: with the manifest, or where it will be.
-        name: of the model.
-        tensors: by name.
-        config: of the networks.
-        origin: where the weights come from, see `origin_of`; kept in the file.
-        in_8_bits: whether weights are `packed`; else all is in half precision.
-        **facts: further values of the manifest's entry.
-    """
-    path = folder / f"{name}.safetensors"
-    halves = {key: value.half().contiguous() for key, value in tensors.items()}
-    write_tensors(path, packed(tensors) if in_8_bits else halves, config, origin)
-    content = path.read_bytes()
-    entry = {
-        "name": name,
-        "file": path.name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "config": config,
-        **facts,
-    }
-    set_entry(folder / MANIFEST_NAME, entry)
-    print(f"{path}: {len(content) / 1e6:.1f} MB")
-    return path
-
-
-def write_tensors(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    config: Mapping[str, Any],
-    origin: Mapping[str, Any] | None = None,
-) -> None:
-    """Write tensors with the configuration of their networks and their origin; the file appears when it is whole."""
-    partial = path.with_suffix(".part")
-    metadata = {"config": json.dumps(config)} | ({} if origin is None else {TRAINING_KEY: json.dumps(origin)})
-    save_file(dict(tensors), partial, metadata=metadata)
-    partial.chmod(0o644)  # safetensors writes for its owner alone
-    partial.replace(path)
-
-
-def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
-    """Add or replace one model's entry, keeping what people wrote of it where the new one says nothing."""
-    models = json.loads(manifest.read_text())["models"] if manifest.is_file() else []
-    old: Mapping[str, Any] = next((model for model in models if model["name"] == entry["name"]), {})
-    said = {key: value for key, value in entry.items() if value != ""}
-    kept = {key: old[key] for key in WRITTEN if key in old and key not in said}
-    if "license" not in said | kept:
-        raise ValueError(f"nothing tells what {entry['name']} was trained on: say its license with --license")
-    models = [model for model in models if model["name"] != entry["name"]] + [{**said, **kept}]
-    partial = manifest.with_suffix(".part")
-    partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")
-    partial.replace(manifest)

@@ -15,9 +15,8 @@ from calid.method.networks import DenoiserConfig
 from calid.method.weights import below, build_codec, config_from, packed, read_motion, unpacked
 from calid.run.batches import DEFAULT_MODEL
 
-from calid_training.export import (
-    MOMENT_BATCHES,
-    MOMENT_IMAGES,
+from calid_training.runs import checkpoint_of, run_config
+from calid_training.weight_files import (
     named,
     origin_of,
     part_config,
@@ -25,10 +24,11 @@ from calid_training.export import (
     write_model,
     write_tensors,
 )
-from calid_training.runs import checkpoint_of, run_config
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images in each
 
 
 def add_coded_parsers(commands: _SubParsersAction, **parents: ArgumentParser) -> None:

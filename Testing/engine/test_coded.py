@@ -37,7 +37,7 @@ DENOISER = DenoiserConfig(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with an untrained model of this form."""
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     torch.manual_seed(0)
     parts = {

@@ -40,7 +40,7 @@ from phantoms import affine, rotation
 @pytest.fixture(scope="module")
 def cine_models(random_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The untrained 2D model with untrained temporal layers on top."""
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     folder = Path(shutil.copytree(random_models, tmp_path_factory.mktemp("cine") / "models"))
     network, base = joined(random_models)
@@ -67,7 +67,7 @@ def joined(models: Path, *, std: float = 0.05):
 @pytest.fixture(scope="module")
 def papers_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model of the paper's form: 3D convolutions throughout, no motion, no strength."""
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     coding = AutoencoderConfig(spatial_dims=3, channels=(8, 8, 8), latent_channels=2, norm_num_groups=8)
     attention = (False, False, True)

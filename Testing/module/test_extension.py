@@ -164,7 +164,13 @@ def test_what_the_module_names_is_installed():
 def test_requirements_have_lower_bounds_only_and_no_torch():
     lines = (MODULE / "Resources" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements = [line for line in lines if line and not line.startswith("#")]
-    assert {re.split(r"[>=<]", line)[0] for line in requirements} == {"monai", "einops", "safetensors", "tqdm", "nibabel"}
+    assert {re.split(r"[>=<]", line)[0] for line in requirements} == {
+        "monai",
+        "einops",
+        "safetensors",
+        "tqdm",
+        "nibabel",
+    }
     assert all(re.fullmatch(r"[a-z]+>=[\d.]+", line) for line in requirements)
 
 

@@ -68,7 +68,7 @@ def all_random_models(random_models: Path, tmp_path_factory: pytest.TempPathFact
     """`random_models` with an untrained segmenter beside the interpolation model."""
     import torch
     from calid.heart.medformer import COMPACT, MedFormer
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     folder = tmp_path_factory.mktemp("all-models") / "models"
     shutil.copytree(random_models, folder)

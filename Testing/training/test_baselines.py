@@ -26,9 +26,9 @@ from calid_benchmark.rivals.diffae_network import PAPER_DIFFAE, PAPER_DMCVR, Dif
 from calid_benchmark.rivals.diffae_stage import DiffAEStage
 from calid_benchmark.rivals.slices import distinct
 from calid_benchmark.rivals.training import CONFIGS
-from calid_training.export import write_model
 from calid_training.stages import all_stages
 from calid_training.train import main
+from calid_training.weight_files import write_model
 from phantoms import beating_case
 from training_runs import averaging, scalars, train
 

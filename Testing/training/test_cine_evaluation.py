@@ -151,7 +151,7 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
     from calid.run.batches import load_interpolator
     from calid.run.device import choose_device
     from calid_benchmark.evaluate import main
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     models = Path(shutil.copytree(random_models, tmp_path / "models"))
     still = load_interpolator(choose_device("cpu"), models_folder=models)

@@ -390,7 +390,7 @@ def test_layers_on_a_2d_model_are_not_exported_as_a_whole_model(tmp_path):
 
 def test_a_whole_model_keeps_the_card_but_not_the_base_of_the_extension_it_replaces(tmp_path):
     from calid.method.weights import find_model
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     extension = {"license": "a", "card": "calid-2dt.md", "base": "calid-2d", "base_sha256": "0" * 64}
     write_model(tmp_path, "calid-2dt", {"x": torch.zeros(1)}, {}, **extension)

@@ -157,7 +157,7 @@ def test_the_papers_small_model_is_a_row_once_its_weights_are_there(random_model
     """A model without motion and anchor, trained on epsilon; here with random weights."""
     import torch
     from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
-    from calid_training.export import write_model
+    from calid_training.weight_files import write_model
 
     torch.manual_seed(0)
     coder = AutoencoderConfig(channels=(8, 8, 8), latent_channels=2, num_res_blocks=1, norm_num_groups=8)

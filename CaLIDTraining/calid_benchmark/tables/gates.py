@@ -26,8 +26,8 @@ from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.texture import with_texture_of
 from calid.method.weights import below, build_codec, config_from, read_motion
 from calid.run.device import choose_device
-from calid_training.export import part_config
 from calid_training.runs import checkpoint_of, run_config
+from calid_training.weight_files import part_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
