@@ -111,14 +111,20 @@ def clip_batch(
     whole_cycle: bool = False,
     variety: Variety = SHIPPED,
 ) -> Batch:
-    """{"before", "target", "after"}: (N, 1, frames, size, size) each, and "is_periodic" of all of them.
+    """{"before", "target", "after"}: (N, 1, frames, size, size) each, "gap_mm": (N,), and "is_periodic" of all of them.
 
     As in `crops.triplet_batch`, a share `identity` is one slice three times, and either end may come first.
     """
     drawing = partial(draw_frames, rng, count=frames, pace=rng.random(), whole_cycle=whole_cycle)
     drawn = [_random_clip(rng, sources, size, drawing, identity, variety) for _ in range(count)]
-    before, target, after = torch.stack([clip for clip, _ in drawn], dim=1)
-    return {"before": before, "target": target, "after": after, "is_periodic": all(closed for _, closed in drawn)}
+    before, target, after = torch.stack([clip for clip, _, _ in drawn], dim=1)
+    return {
+        "before": before,
+        "target": target,
+        "after": after,
+        "gap_mm": torch.tensor([gap_mm for _, gap_mm, _ in drawn]),
+        "is_periodic": all(closed for _, _, closed in drawn),
+    }
 
 
 def _random_clip(
@@ -128,16 +134,18 @@ def _random_clip(
     drawing: Callable[[Moving], tuple[np.ndarray, bool]],
     identity: float,
     variety: Variety,
-) -> tuple[torch.Tensor, bool]:
+) -> tuple[torch.Tensor, float, bool]:
+    """Slices (3, 1, frames, size, size), the gap between the outer two in mm, and whether the frames are a cycle."""
     source = sources[rng.integers(len(sources))]
     triplet = source.triplet
     members = draw_members(rng, triplet, identity=identity)
     chosen, closed = drawing(source)
-    native_mm = triplet.case.entry.spacing_mm[0]
+    native_mm, _, spacing_mm = triplet.case.entry.spacing_mm
     plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size, variety=variety)
     images = triplet.case.images[np.ix_(chosen, members)].swapaxes(0, 1)
     crops = apply_crop(images.reshape(-1, *images.shape[2:]), plan, native_mm=native_mm)
-    return crops.reshape(3, 1, len(chosen), size, size), closed
+    gap_mm = float(abs(members[2] - members[0]) * spacing_mm)
+    return crops.reshape(3, 1, len(chosen), size, size), gap_mm, closed
 
 
 class ClipData(TripletData):

@@ -54,6 +54,7 @@ STAGES: dict[str, Stage] = {
     "code-denoiser": Stage("calid_training.code_denoiser:CodeDenoiserStage", "calid_training.data:TripletData"),
     "denoiser": Stage("calid_training.denoiser:DenoiserStage", "calid_training.data:TripletData"),
     "cine-autoencoder": Stage("calid_training.autoencoder:AutoencoderStage", "calid_training.cine_data:ClipImages"),
+    "cine-codes": Stage("calid_training.cine_codes:CineCodeStage", "calid_training.cine_data:ClipData"),
     "cine-denoiser": Stage("calid_training.cine_denoiser:CineDenoiserStage", "calid_training.cine_data:ClipData"),
     "segmenter": Stage("calid_training.segmenter:SegmenterModule", "calid_training.segmenter:SegmenterData"),
 }

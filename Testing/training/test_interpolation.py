@@ -109,6 +109,16 @@ def test_the_deviation_is_judged_by_its_own_error_everywhere_and_in_the_heart(as
     assert "over all pixels" in interpolation.trust_note(found)
 
 
+def test_intervals_of_a_true_deviation_hold_their_share_of_the_errors():
+    deviation = np.random.default_rng(0).uniform(0.5, 2.0, 40_000)
+    error = np.abs(np.random.default_rng(1).standard_normal(len(deviation)) * deviation)
+    found = interpolation._trust(error, deviation)
+    assert found["spread_over_error"] == pytest.approx(1, rel=0.02)
+    for share, held in found["coverage"].items():
+        assert held == pytest.approx(float(share), abs=0.01)
+    assert interpolation._trust(error, deviation / 2)["spread_over_error"] == pytest.approx(0.5, rel=0.02)
+
+
 def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patients():
     rng = np.random.default_rng(0)
     one, two, three = (

@@ -34,7 +34,7 @@ from calid.heart.medformer import features
 from calid.heart.segmentation import warm_segmenter
 from calid.run.device import choose_device
 from calid.run.settings import Settings
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
@@ -62,6 +62,8 @@ ROUNDS, BATCH = 3, 4
 """How often a slice at many steps is timed, and how many slices together."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
 UNCERTAINTY_PIXELS_PER_SLICE, HEART_PIXELS = 2000, 40
+INTERVALS = (0.5, 0.8, 0.95)
+"""Shares of the errors that should lie within an interval."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, sample
 
     Returns:
         "everywhere" and "heart" (within 40 pixels, 72 mm, of the crop's center): each with the Spearman correlation of
-        error and deviation, and both of their means by the deviation's decile.
+        error and deviation, root mean squares of deviation over error, the share of errors within a Gaussian's
+        `INTERVALS`, and both means by the deviation's decile. The error is that of the draws' mean.
     """
     settings = Settings(factor=2, method="calid+", mode="fidelity", samples=samples, device=device)
     rng = np.random.default_rng(0)
@@ -244,6 +247,10 @@ def _trust(error: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
     bins = np.clip(np.searchsorted(edges, deviation, side="right") - 1, 0, 9)
     return {
         "spearman": float(spearmanr(error, deviation).statistic),
+        "spread_over_error": float(np.sqrt(np.square(deviation).mean() / np.square(error).mean())),
+        "coverage": {
+            f"{share:g}": float((error <= norm.ppf((1 + share) / 2) * deviation).mean()) for share in INTERVALS
+        },
         "deciles": [
             {"deviation": float(deviation[bins == i].mean()), "error": float(error[bins == i].mean())}
             for i in range(10)
@@ -415,10 +422,14 @@ def run(options: Namespace) -> int:
 def trust_note(trust: Mapping[str, Any]) -> str:
     """What `uncertainty` found, as a sentence."""
     everywhere, heart = (trust[name]["spearman"] for name in ("everywhere", "heart"))
+    ratio, coverage = trust["heart"]["spread_over_error"], trust["heart"]["coverage"]
     return (
         f"Uncertainty: over {trust['slices']} slices, the Spearman correlation of the standard deviation over the "
         f"draws with the error is {everywhere:.2f} over all pixels, and {heart:.2f} within {HEART_PIXELS} pixels "
-        f"({HEART_PIXELS * PIXEL_MM:.0f} mm) of the crop's center, where the heart is."
+        f"({HEART_PIXELS * PIXEL_MM:.0f} mm) of the crop's center, where the heart is. There the deviation is "
+        f"{ratio:.2f} of the error (root mean squares), and intervals of "
+        f"{', '.join(f'{share:.0%}' for share in INTERVALS)} hold "
+        f"{', '.join(f'{share:.0%}' for share in coverage.values())} of the errors."
     )
 
 
