@@ -30,14 +30,14 @@ from calid.run.settings import Settings
 
 from calid_benchmark import paper_form, rivals
 from calid_benchmark.paper_form import PaperForm
-from calid_benchmark.rivals import classical
+from calid_benchmark.rivals import classical, syn
 from calid_benchmark.rivals.slices import System, as_images, as_slices, bisected
 
 MOTION_ALONE = "CaLID's motion alone"
 CODE_0, FROM_PRIOR = "CaLID's D, code 0", "CaLID's D, code from its prior"
 COMMON_SPACING_MM = 10.0
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
-SLOW_BASELINES = (*DIFFUSION_BASELINES, "DeepRecon")
+SLOW_BASELINES = (syn.NAME, *DIFFUSION_BASELINES, "DeepRecon")
 """Seconds for a slice; tables can ask them about fewer patients."""
 PAPERS_SMALL = "CaLID, the paper's, small", "CaLID+, the paper's, small"
 """The paper's model at our size: no motion, no anchor, D(z_0) and nothing else; CaLID+ in the paper's own form."""
@@ -290,6 +290,8 @@ def offered(source: Source) -> Offer:
     """All systems, in the order of the papers' tables."""
     trained, notes = _trained_baselines(source)
     papers, reasons = _paper(source)
+    if not syn.is_here():
+        reasons.append(f"{syn.NAME} is left out: the package antspyx is not installed (pip install calid[rivals]).")
     systems = (*classical_systems(), *_latent(source), *trained, *papers, *_calid(source))
     return Offer(systems, (*notes, *reasons))
 
@@ -301,6 +303,7 @@ def classical_systems() -> list[Named]:
         Named("linear", linear, upsample=linear_between),
         Named("B-spline", classical.bspline, upsample=classical.bspline_between),
         Named("registration", classical.registration, upsample=classical.registration_between),
+        *([Named(syn.NAME, syn.between, upsample=syn.upsample)] if syn.is_here() else []),
     ]
 
 

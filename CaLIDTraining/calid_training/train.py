@@ -32,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _commands() -> dict[str, Callable[[list[str]], int]]:
     """{command: what runs it}."""
     stages = {command: partial(run_stage, command, stage) for command, stage in all_stages().items()}
-    return {"prepare": _prepare, "cine": _cine, **stages, "export": _export}
+    return {"recipe": _recipe, "prepare": _prepare, "cine": _cine, **stages, "export": _export}
+
+
+def _recipe(arguments: list[str]) -> int:
+    from calid_training.recipe import main as recipe_main
+
+    return recipe_main(arguments)
 
 
 def _prepare(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
-from calid_benchmark.rivals import classical, shape_based
+from calid_benchmark.rivals import classical, shape_based, syn
 from scipy import ndimage
 
 SIZE = 64
@@ -53,6 +53,18 @@ def test_bspline_never_sees_the_slice_it_makes():
     changed[3] = 1 - changed[3]
     made, other = (classical.bspline(x[:-2], x[2:]) for x in (stack, changed))
     np.testing.assert_array_equal(made[2], other[2])
+
+
+@pytest.mark.skipif(not syn.is_here(), reason="antspyx is not installed (pip install calid[rivals])")
+def test_syn_finds_the_way_of_a_disc_in_both_directions():
+    before, after = (disc(10, row=row, column=column) for row, column in ((28, 33), (33, 29)))
+    u, v = syn.displacements(before, after)
+    places = (disc(9, row=28, column=33) == 1), (disc(9, row=33, column=29) == 1)
+    np.testing.assert_allclose(u[:, places[0]].mean(axis=1), (5, -4), atol=1.0)
+    np.testing.assert_allclose(v[:, places[1]].mean(axis=1), (-5, 4), atol=1.0)
+    made = syn.between(before[None], after[None])[0]
+    assert middle_of(made) == pytest.approx((30.5, 31), abs=0.5)
+    assert np.abs(made - disc(10, row=30.5, column=31)).mean() < 0.5 * np.abs((before + after) / 2 - made).mean()
 
 
 @pytest.mark.parametrize("upsampling", [classical.bspline_between, classical.registration_between])

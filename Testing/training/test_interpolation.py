@@ -203,7 +203,7 @@ def test_one_command_writes_the_table_with_what_made_it(prepared, random_models,
         assert name not in rows
         assert any(note.startswith(f"{name} is left out: ") for note in record["notes"])
     assert "LPIPS-alex is not measured: no path to AlexNet's weights" in shown
-    assert "DiffAE, DMCVR, DeepRecon: asked about 1 patient(s) of every group only" in shown
+    assert "ANTs SyN, DiffAE, DMCVR, DeepRecon: asked about 1 patient(s) of every group only" in shown
     assert {path.name for path in (tmp_path / "table").glob("*.png")} == {"phantom-ED-16-mm.png", "slices.png"}
 
 
