@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
         # From the start once more, by zlib alone, so that the checksum at the stream's very end is seen.
         file.seek(0)
         chunks = inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file)
-        return header, voxels_of(header, _without_first(chunks, _voxel_offset(fields)))
+        return header, voxels_of(header, _without_first(chunks, _voxel_offset(fields, name)))
 
 
 def _first_bytes(stream: BinaryIO | gzip.GzipFile, name: str) -> bytes:
@@ -78,7 +78,7 @@ def _first_bytes(stream: BinaryIO | gzip.GzipFile, name: str) -> bytes:
     try:
         raw = stream.read(_HEADER_BYTES)
         if len(raw) == _HEADER_BYTES:
-            raw += stream.read(_voxel_offset(_fields(raw, name)) - _HEADER_BYTES)
+            raw += stream.read(_voxel_offset(_fields(raw, name), name) - _HEADER_BYTES)
     except (zlib.error, gzip.BadGzipFile) as err:
         raise fault("damaged-file", name, "the compressed data are damaged.") from err
     except EOFError:
@@ -99,9 +99,12 @@ def _fields(raw: bytes, name: str) -> Nifti1Header:
     raise fault("not-an-image", name, f"this is {kind}.", "Save the image as NIfTI-1 (.nii or .nii.gz), NRRD or MHA.")
 
 
-def _voxel_offset(fields: Nifti1Header) -> int:
-    offset = float(fields["vox_offset"])
-    return int(offset) if _HEADER_BYTES <= offset <= LARGEST_OFFSET else _HEADER_BYTES
+def _voxel_offset(fields: Nifti1Header, name: str) -> int:
+    """Where the voxels begin; 0 stands for right behind the header."""
+    offset = float(fields["vox_offset"]) or _HEADER_BYTES
+    if not (_HEADER_BYTES <= offset <= LARGEST_OFFSET and offset == int(offset)):
+        raise fault("damaged-header", name, f"the voxels cannot begin at byte {offset:g}.")
+    return int(offset)
 
 
 def _without_first(chunks: Iterator[bytes], skip: int) -> Iterator[bytes]:
@@ -219,7 +222,7 @@ def _entries(raw: bytes, fields: Nifti1Header, name: str) -> dict[str, str]:
 
     nibabel would hand extensions of other kinds to readers of DICOM and XML.
     """
-    start, end = _HEADER_BYTES, min(_voxel_offset(fields), len(raw))
+    start, end = _HEADER_BYTES, min(_voxel_offset(fields, name), len(raw))
     while raw[348] and start + 8 <= end:
         size, code = struct.unpack_from(fields.endianness + "2i", raw, start)
         text = raw[start + 8 : start + max(size, 8)].rstrip(b"\0")

@@ -68,6 +68,14 @@ _TO_LPS = {
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
 }
+_FIELDS = frozenset(
+    ("type", "dimension", "space", "space dimension", "sizes", "space directions", "kinds", "endian", "encoding", "min",
+     "max", "oldmin", "old min", "oldmax", "old max", "content", "sampleunits", "sample units", "spacings", "thicknesses",
+     "axismins", "axis mins", "axismaxs", "axis maxs", "centers", "centerings", "labels", "units", "space units",
+     "space origin", "measurement frame", "datafile", "data file", "lineskip", "line skip", "byteskip", "byte skip",
+     "number", "blocksize", "block size")
+)  # fmt: skip
+"""All that the format has; a name that is none of them is a damaged one, and ITK refuses it as well."""
 _MAGIC = b"NRRD"
 
 
@@ -93,20 +101,26 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
 
 
 def _fields(lines: list[str], name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The standard fields and the free key-value pairs."""
+    """The standard fields and the free key-value pairs.
+
+    Raises:
+        InputError: a line is neither, or a field is there twice with two values.
+    """
     fields: dict[str, str] = {}
     entries: dict[str, str] = {}
-    for line in lines[1:]:
-        key, sign, value = line.partition(":=")
-        if line.startswith("#"):
+    for number, line in enumerate(lines[1:], start=2):
+        before, colon, value = line.partition(":")
+        field = before.strip().lower()
+        if not line or line.startswith("#"):
             continue
-        if sign:
+        if colon and field in _FIELDS and not value.startswith("="):
+            if fields.setdefault(field, value.strip()) != value.strip():
+                raise fault("damaged-header", name, f"the header gives the field {field!r} twice.")
+        elif ":=" in line:
+            key, _, value = line.partition(":=")
             entries[key] = re.sub(r"\\([n\\])", lambda match: {"n": "\n", "\\": "\\"}[match[1]], value)
-            continue
-        key, _, value = line.partition(":")
-        key, value = key.strip().lower(), value.strip()
-        if fields.setdefault(key, value) != value:
-            raise fault("damaged-header", name, f"the header gives the field {key[:30]!r} twice.")
+        else:
+            raise fault("damaged-header", name, f"line {number} of the header is no field of NRRD: {line[:30]!r}.")
     return fields, entries
 
 
