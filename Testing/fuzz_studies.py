@@ -17,10 +17,10 @@ from fuzz_outcomes import IN_PART, NASTY_NUMBERS, NASTY_TEXTS, RIGHT, WrongError
 from pydicom.dataelem import RawDataElement
 
 DICOM_SHAPE = (3, 4, 18, 20)
-FURTHER_ELEMENTS = ("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "AcquisitionTime", "ContentTime", "Laterality",
+FURTHER_ELEMENTS = ("NumberOfFrames", "RescaleSlope", "RescaleIntercept", "AcquisitionTime", "ContentTime",
                     "TemporalPositionIndex", "CardiacNumberOfImages", "NominalInterval", "SpacingBetweenSlices",
                     "SliceLocation", "LossyImageCompression", "SmallestImagePixelValue", "ImageComments",
-                    "PixelPaddingValue", "AcquisitionNumber")  # fmt: skip
+                    "PixelPaddingValue", "AcquisitionNumber", "Laterality")  # fmt: skip
 REAL_VALUES = {"RescaleSlope", "RescaleIntercept"}
 
 

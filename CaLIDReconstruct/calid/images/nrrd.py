@@ -69,11 +69,11 @@ _TO_LPS = {
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
 }
 _FIELDS = frozenset(
-    ("type", "dimension", "space", "space dimension", "sizes", "space directions", "kinds", "endian", "encoding", "min",
-     "max", "oldmin", "old min", "oldmax", "old max", "content", "sampleunits", "sample units", "spacings", "thicknesses",
-     "axismins", "axis mins", "axismaxs", "axis maxs", "centers", "centerings", "labels", "units", "space units",
-     "space origin", "measurement frame", "datafile", "data file", "lineskip", "line skip", "byteskip", "byte skip",
-     "number", "blocksize", "block size")
+    ("type", "dimension", "space", "space dimension", "sizes", "space directions", "kinds", "endian", "encoding",
+     "min", "max", "oldmin", "old min", "oldmax", "old max", "content", "sampleunits", "sample units", "spacings",
+     "thicknesses", "axismins", "axis mins", "axismaxs", "axis maxs", "centers", "centerings", "labels", "units",
+     "space units", "space origin", "measurement frame", "datafile", "data file", "lineskip", "line skip", "byteskip",
+     "byte skip", "number", "blocksize", "block size")
 )  # fmt: skip
 """All that the format has; a name that is none of them is a damaged one, and ITK refuses it as well."""
 _MAGIC = b"NRRD"
