@@ -154,3 +154,13 @@ def test_segment_tells_the_function_of_its_labels(tmp_path, models):  # noqa: F8
         assert values["function"]["lv"]["volumes_ml"] == pytest.approx(cardiac_function(made).lv.volumes_ml.tolist())
     else:
         assert "LV cavity" in values["function"]["missing"]
+
+
+def test_the_wall_is_told_by_segment_and_says_why_it_is_not():
+    labels = phantoms.heart_labels((1.5, 1.5, 2.0), contractions=(1.0, 0.8))
+    section = figures.wall_section(labels)
+    assert set(section) == {"ed_mm", "es_mm"}
+    assert list(section["ed_mm"]) == [str(number) for number in range(1, 18)]
+    assert section["ed_mm"]["7"] == pytest.approx(phantoms.WALL_MM, rel=0.2)
+    assert section["es_mm"]["7"] > section["ed_mm"]["7"]
+    assert "LV cavity" in figures.wall_section(labels.with_voxels(np.zeros_like(labels.voxels)))

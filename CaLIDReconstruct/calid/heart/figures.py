@@ -19,6 +19,7 @@ import numpy as np
 from calid import __version__
 from calid.errors import InputError, SettingsError
 from calid.heart.volumes import Function, Ventricle
+from calid.heart.wall import SEGMENTS, wall_thickness
 from calid.images import whole_file
 from calid.images.body import Body, read_body
 from calid.images.checks import Finding
@@ -98,6 +99,19 @@ def document(
 def machine_document(machine: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, device and models of this machine in the same form, command `info`."""
     return as_json({"figures_version": FIGURES_VERSION, "calid": __version__, "command": "info", "machine": machine})
+
+
+def wall_section(labels: Stack) -> dict[str, dict[str, float]] | str:
+    """Thickness of the LV wall in each AHA segment from cleaned labels, or why it could not be measured."""
+    try:
+        wall = wall_thickness(labels)
+    except InputError as error:
+        return str(error)
+    moments = {"ed_mm": wall.ed_mm, "es_mm": wall.es_mm}
+    numbers = [str(segment.number) for segment in SEGMENTS]
+    return {
+        name: dict(zip(numbers, values.tolist(), strict=True)) for name, values in moments.items() if values is not None
+    }
 
 
 def _section(value: Mapping[str, Any] | str) -> dict[str, Any]:

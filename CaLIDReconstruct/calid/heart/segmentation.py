@@ -357,6 +357,7 @@ def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[s
         "segment",
         stack,
         function=function,
+        wall_thickness=figures.wall_section(labels),
         body=figures.body_from(options),
         findings=warnings(stack),
         labels=labels,

@@ -42,8 +42,7 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
         case: with or without acquired long-axis images.
         folder: for pictures on their way into the page.
     """
-    columns = _columns(case)
-    figures = compare_views(case.lax, columns)
+    columns, figures = _columns(case), view_agreements(case)
     if figures:
         return _acquired_views(case, columns, figures, folder), figures
     try:
@@ -66,6 +65,11 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
 def _beating(view: str, movie: Path, columns: tuple[Column, ...]) -> str:
     names = " and ".join(column.name for column in columns)
     return page.picture(movie, f"{view}, beating.", alternative=f"The {view} plane through one heartbeat: {names}")
+
+
+def view_agreements(case: Case) -> list[ViewAgreement]:
+    """Agreement of the case's stack, and of its acquired slices filled in simply, with the long-axis images."""
+    return compare_views(case.lax, _columns(case))
 
 
 def _columns(case: Case) -> tuple[Column, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,12 @@ from calid.images.files import read_lax_folder, read_stack, read_study
 from calid.images.whole_file import check_output, whole_file
 from calid.labels import LABELS
 from calid.report import chapters, page
-from calid.report.case import METHOD_NAMES, Case, Missing, Tools, gather
+from calid.report.case import Case, Missing, Tools, gather
 from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
-from calid.run.progress import progress_bar, shown_on
 from calid.run.settings import DEVICES, METHODS, Settings
-from calid.stack import Stack, is_dense
+from calid.stack import Stack
 
 DEFAULT_TITLE = "A heart, upsampled"
 SUFFIXES = (".html", ".htm")
@@ -122,6 +121,7 @@ def case_figures(
         case.dense,
         function=_or_reason(case.function),
         function_acquired=_or_reason(case.sparse_function),
+        wall_thickness=figures.wall_section(case.labels) if isinstance(case.labels, Stack) else case.labels.reason,
         long_axis=by_view or figures.NO_VIEWS,
         trust=case.trust.reason if isinstance(case.trust, Missing) else case.trust.as_json(),
         body=body,
@@ -200,33 +200,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tools(options: argparse.Namespace, stack: Stack, labels: Stack | None) -> Tools:
-    """The engine's own model and segmenter as the command line asks for them; a dense stack's own method is tested."""
-    from calid.heart.segmentation import segment
-    from calid.run.reconstruct import upsample
+    """The engine's model and segmenter as the command line asks for them, or the labels that are given."""
+    from calid.report.tools import engine_tools
 
-    made_by = str(stack.provenance.get("method", options.method)) if is_dense(stack) else options.method
-    method: Any = made_by if made_by in METHOD_NAMES else options.method
-
-    def fill(factor: str) -> Callable[[Stack], Stack]:
-        number: Any = int(factor) if factor.isdigit() else factor
-        settings = Settings(factor=number, method=method, steps=options.steps, seed=options.seed, device=options.device)
-
-        def filled(sparse: Stack) -> Stack:
-            with progress_bar() as bar:
-                return upsample(sparse, settings, models_folder=options.models, progress=shown_on(bar)).stack
-
-        return filled
-
-    def label(dense: Stack) -> Stack:
-        with progress_bar() as bar:
-            return segment(dense, device=options.device, models_folder=options.models, progress=shown_on(bar))
-
-    return Tools(
-        upsample=fill(options.factor),
-        predict=None if method == "linear" else fill("2"),
-        segment=label if labels is None else partial(_fitting, labels),
-        method=METHOD_NAMES[method],
+    factor: Any = int(options.factor) if options.factor.isdigit() else options.factor
+    settings = Settings(
+        factor=factor, method=options.method, steps=options.steps, seed=options.seed, device=options.device
     )
+    tools = engine_tools(stack, settings, models_folder=options.models)
+    return tools if labels is None else dataclasses.replace(tools, segment=partial(_fitting, labels))
 
 
 def _fitting(labels: Stack, dense: Stack) -> Stack:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
@@ -55,11 +58,47 @@ class Watch:
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left"
+CASE_BAR = "{n_fmt} of {total_fmt} cases|{bar}| {remaining} left{postfix}"
+LINE_SECONDS = 30.0
+"""So often a run tells how far it is where no bar can move: in a log or a pipe."""
 
 
-def progress_bar() -> tqdm:
-    """A bar of 100 % on stderr; silent where stderr is not a terminal."""
-    return tqdm(total=100, disable=None, bar_format=BAR)
+class _Lines(tqdm):
+    """A plain line now and then instead of a bar."""
+
+    def __init__(self, **options: Any) -> None:
+        options["bar_format"] = options["bar_format"].replace("|{bar}|", ",")
+        super().__init__(mininterval=LINE_SECONDS, delay=LINE_SECONDS, miniters=1, leave=False, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002 (tqdm's own)
+        if msg is None and self.n > self.initial and sys.stderr is not None:
+            print(str(self).strip(), file=sys.stderr, flush=True)
+        return True
+
+    def close(self) -> None:
+        self.disable = True
+        super().close()
+
+
+def _bar(*, is_silent: bool = False, **options: Any) -> tqdm:
+    if is_silent or sys.stderr is None:
+        return tqdm(disable=True, **options)
+    return tqdm(**options) if sys.stderr.isatty() else _Lines(**options)
+
+
+def progress_bar(*, is_silent: bool = False) -> tqdm:
+    """A bar of 100 % on stderr, lines in a log, or nothing where that is asked for."""
+    return _bar(is_silent=is_silent or is_quiet(), total=100, bar_format=BAR)
+
+
+def case_bar(*, total: int, done: int) -> tqdm:
+    """A bar of many cases, some of which were done before, with the time that the others will take."""
+    return _bar(is_silent=is_quiet(), total=total, initial=done, bar_format=CASE_BAR)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for nothing but errors (`-q`)."""
+    return logging.getLogger("calid").level >= logging.ERROR
 
 
 def shown_on(bar: tqdm) -> Callable[[Progress], None]:

@@ -1,0 +1,1 @@
+"""Many hearts: a manifest becomes a folder of results and one table, on one machine or on a cluster."""

@@ -1,0 +1,197 @@
+"""`calid cohort MANIFEST OUT` and `calid cohort status OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from calid.cohort.manifest import COLUMNS, CohortCase, read_manifest, shard
+from calid.cohort.store import Store
+from calid.cohort.work import KEEP, Plan
+from calid.errors import SettingsError
+from calid.run.progress import case_bar
+from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
+
+STATUS = "status"
+MAX_WORKERS = 256
+EXIT_FAILURES = 3
+THREADS_PER_WORKER = 4
+"""More processor threads than these do not make one case much faster; more workers do."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `calid cohort`."""
+    parser.description = (
+        "Upsample, segment and measure many hearts. The same command again goes on where it stopped. "
+        "`calid cohort status OUT` tells how far it is, and writes its tables anew."
+    )
+    parser.add_argument(
+        "manifest",
+        help=f"CSV file with the columns case, path (and any of {', '.join(COLUMNS[2:])}), or a folder of cases: UK "
+        "Biobank zips, ACDC, M&Ms, Kaggle, one DICOM folder each, volume files; or the word 'status'",
+    )
+    parser.add_argument("out", type=Path, help="folder for the results: cohort.csv, failures.csv, cases/NAME/")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=["figures"],
+        choices=KEEP,
+        help="what stays of each case beside its figures: dense stack, labels, surfaces of every frame, or stack and "
+        "labels at ED and ES alone",
+    )
+    parser.add_argument("--no-upsample", action="store_true", help="measure the acquired slices")
+    parser.add_argument("--no-segment", action="store_true", help="label nothing, measure no function")
+    parser.add_argument("--no-trust", action="store_true", help="do not try the model on left-out slices")
+    parser.add_argument("--report", action="store_true", help="also write a report of each case")
+    parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
+    parser.add_argument("--method", default="calid+", choices=METHODS)
+    parser.add_argument("--model", default="auto", choices=MODELS)
+    parser.add_argument("--mode", default="detail", choices=MODES)
+    parser.add_argument("--samples", type=int, help="draws for fidelity (default 8)")
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes on this machine (default: by its GPUs, cores)"
+    )
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="only every N-th case from the I-th on, for job arrays"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="Dask cluster that does the work, such as tcp://host:8786"
+    )
+    parser.set_defaults(run=run)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, count = (int(part) for part in text.split("/"))
+    if not 1 <= index <= count:
+        raise ValueError
+    return index, count
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do the cohort, or tell how far it is.
+
+    Returns:
+        0 when all cases of this run are done, 3 when some failed.
+    """
+    if options.manifest == STATUS:
+        return show_status(options.out)
+    cases, plan, store = read_manifest(Path(options.manifest)), _plan(options), Store(options.out)
+    _need_apart(cases, options.out)
+    store.begin(plan.as_json(), [case.name for case in cases])
+    mine = shard(cases, *options.shard) if options.shard else cases
+    waiting = [case for case in mine if not store.is_done(case.name)]
+    failed = 0
+    try:
+        with case_bar(total=len(mine), done=len(mine) - len(waiting)) as bar:
+
+            def on_done(name: str, outcome: str) -> None:
+                nonlocal failed
+                failed += outcome == "failed"
+                if outcome == "failed":
+                    bar.write(f"{name}: failed", file=sys.stderr)
+                bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+                bar.update()
+
+            _do_all(waiting, plan, options, on_done)
+    finally:
+        store.sweep()
+        store.write_tables()
+    print(f"{options.out / 'cohort.csv'}: {len(mine) - failed} of {len(mine)} cases are done, {failed} failed.")
+    return EXIT_FAILURES if failed else 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    factor: Any = int(options.factor) if options.factor.isdigit() else options.factor
+    names = ("method", "model", "mode", "samples", "steps", "seed", "device")
+    return Plan(
+        settings=Settings(factor=factor, **{name: getattr(options, name) for name in names}),
+        is_upsampled=not options.no_upsample,
+        is_segmented=not options.no_segment,
+        is_tried=not options.no_trust,
+        has_report=options.report,
+        keep=tuple(name for name in KEEP if name in options.keep and name != "figures"),
+        models_folder=options.models,
+    )
+
+
+def _need_apart(cases: Sequence[CohortCase], out: Path) -> None:
+    """Return if no case lies in the folder of results, which would then read its own output."""
+    inside = next(
+        (case for case in cases if out.resolve() in (case.path.resolve(), *case.path.resolve().parents)), None
+    )
+    if inside is not None:
+        raise SettingsError(
+            "same-folder", f"The case {inside.name} lies in {out}.", "Choose another folder for results."
+        )
+
+
+def _do_all(cases: list[CohortCase], plan: Plan, options: argparse.Namespace, on_done: Any) -> None:
+    if not cases:
+        return
+    if plan.is_segmented or (plan.is_upsampled and plan.settings.method != "linear"):
+        _need_models(plan)
+    if options.scheduler:
+        from calid.cohort.on_dask import run_on_dask
+
+        run_on_dask(options.scheduler, cases, plan, options.out, on_done=on_done)
+        return
+    from calid.cohort.crew import run_here
+
+    gpus = _gpus(plan.settings.device)
+    workers = _workers(options.workers, len(gpus))
+    threads = max(1, _cores() // workers)
+    run_here(cases, plan, options.out, workers=workers, threads=threads, gpus=gpus, on_done=on_done)
+
+
+def _need_models(plan: Plan) -> None:
+    """Return if there are models at all: else every case would fail for the same reason."""
+    from calid.heart.segmentation import license_notice
+    from calid.method.weights import read_manifest as read_models
+
+    read_models(plan.models_folder)
+    if plan.is_segmented:
+        print(license_notice(plan.models_folder), file=sys.stderr)
+
+
+def _workers(asked: int | None, gpus: int) -> int:
+    """As many as asked for; else one for each GPU, or one for every few cores."""
+    if asked is not None and not 1 <= asked <= MAX_WORKERS:
+        raise SettingsError("workers", f"{asked} workers are not possible.", f"Give a number from 1 to {MAX_WORKERS}.")
+    return asked or gpus or max(1, _cores() // THREADS_PER_WORKER)
+
+
+def _cores() -> int:
+    """Processor cores that this process may use; a job of a cluster may have fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes; a cluster may have set it."""
+    if device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return visible[:count] if len(visible) >= count > 0 and visible[0] else [str(index) for index in range(count)]
+
+
+def show_status(out: Path) -> int:
+    """Write the tables, and print how many cases are done, failed and to do; exit code 0."""
+    store = Store(out)
+    done, failures, waiting = store.status()
+    store.write_tables()
+    total = len(done) + len(failures) + len(waiting)
+    print(f"{len(done)} of {total} cases are done, {len(failures)} failed, {len(waiting)} are to do.")
+    for code, count in Counter(failure.get("code", "") for failure in failures.values()).most_common():
+        print(f"  {count} failed with {code}; see {out / 'failures.csv'}")
+    return 0

@@ -1,0 +1,351 @@
+"""Many hearts into one table: whole or not at all, past every failure, and the same whoever is killed on the way."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import file_phantoms
+import numpy as np
+import phantoms
+import pytest
+import torch
+from calid.__main__ import main
+from calid.cohort import command, crew, work
+from calid.cohort.manifest import CohortCase, read_manifest, shard
+from calid.cohort.row import TIME_COLUMNS
+from calid.cohort.store import Store
+from calid.cohort.work import Plan, do_case
+from calid.errors import CalidError, InputError, SettingsError
+from calid.heart.figures import read_figures
+from calid.images.files import read_stack, write_stack
+from calid.run.settings import Settings
+from test_segmentation import models  # noqa: F401 (a fixture)
+
+LINEAR = Settings(factor=2, method="linear", device="cpu")
+NUM_HEARTS = int(os.environ.get("CALID_TEST_HEARTS", "16"))
+BARE = Plan(LINEAR, is_segmented=False, is_tried=False)
+
+
+def heart(seed: int = 0) -> phantoms.Stack:
+    """A small beating heart, another one for every seed."""
+    size = 0.7 + 0.3 * np.random.default_rng(seed).random()
+    labels = phantoms.heart_labels((4.0, 4.0, 14.0), seed=seed, contractions=(size, 0.8 * size))
+    return phantoms.pictured(labels)
+
+
+def hearts(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for seed in range(count):
+        write_stack(heart(seed), folder / f"heart{seed:02d}.seq.nrrd")
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without what differs from run to run."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIME_COLUMNS} for row in csv.DictReader(file)]
+
+
+def done_one_by_one(cases: list[CohortCase], plan: Plan, out: Path) -> list[dict[str, str]]:
+    """The table of a run that nothing disturbs, in this process."""
+    store = Store(out)
+    store.begin(plan.as_json(), [case.name for case in cases])
+    for case in cases:
+        do_case(case, plan, out)
+    store.sweep()
+    store.write_tables()
+    return table(out / "cohort.csv")
+
+
+def is_tidy(out: Path) -> bool:
+    """Whether nothing is left but results."""
+    names = {path.name for path in out.iterdir()}
+    return names == {"cases", "failures", "cohort.json", "cohort.csv", "failures.csv"} and not list(out.rglob(".*"))
+
+
+# --- what a case leaves ----------------------------------------------------------------------------------------------
+
+
+def test_a_cohort_is_one_table_and_a_folder_for_each_case_and_a_failure_stops_nothing(tmp_path, monkeypatch, capsys):
+    folder = hearts(tmp_path / "in", 2)
+    (folder / "broken.nrrd").write_text("no volume")
+    monkeypatch.setattr(crew, "run_here", in_this_process)
+    asked = ["cohort", str(folder), str(tmp_path / "out"), "--method", "linear", "--factor", "2", "--no-segment"]
+    assert main(asked) == command.EXIT_FAILURES
+    rows = table(tmp_path / "out" / "cohort.csv")
+    assert [row["case"] for row in rows] == ["heart00", "heart01"]
+    assert rows[0]["slices"] == "13"
+    assert rows[0]["acquired_slices"] == "7"
+    (failure,) = table(tmp_path / "out" / "failures.csv")
+    assert failure["case"] == "broken"
+    assert failure["code"]
+    assert failure["remedy"]
+    assert is_tidy(tmp_path / "out")
+    write_stack(heart(5), folder / "broken.nrrd", overwrite=True)
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert "3 of 3 cases are done" in capsys.readouterr().out
+    assert table(tmp_path / "out" / "failures.csv") == []
+    assert main(["cohort", "status", str(tmp_path / "out")]) == 0
+    assert "3 of 3 cases are done, 0 failed, 0 are to do" in capsys.readouterr().out
+
+
+def in_this_process(cases, plan, out, *, on_done, **_):
+    for case in cases:
+        on_done(case.name, do_case(case, plan, out))
+
+
+def test_what_is_asked_to_be_kept_stays_and_can_be_read(tmp_path, models):  # noqa: F811
+    write_stack(heart(), tmp_path / "heart.seq.nrrd")
+    plan = Plan(LINEAR, is_tried=False, keep=("dense", "labels", "meshes", "ed-es"), models_folder=models)
+    case = CohortCase("A heart", tmp_path / "heart.seq.nrrd")
+    done_one_by_one([case], plan, tmp_path / "out")
+    kept = tmp_path / "out" / "cases" / "A heart"
+    figures = read_figures(kept / "figures.json")
+    assert figures["case"] == "A heart"
+    dense = read_stack(kept / "dense.seq.nrrd")
+    assert dense.num_slices == figures["stack"]["slices"] == 13
+    assert read_stack(kept / "labels.seg.nrrd").voxels.shape == dense.voxels.shape
+    assert list((kept / "meshes").glob("frame0000-*.vtp"))
+    if "missing" not in figures["function"]:
+        frame = figures["function"]["ed_frame"]
+        np.testing.assert_array_equal(read_stack(kept / "dense-ed.nrrd").voxels, dense.frame(frame).voxels)
+
+
+def test_models_are_loaded_once_for_all_cases_of_a_process(tmp_path, random_models, monkeypatch):
+    from calid.run import reconstruct
+
+    loads = []
+    load = reconstruct.load_interpolator
+    monkeypatch.setattr(reconstruct, "load_interpolator", lambda *a, **k: loads.append(1) or load(*a, **k))
+    reconstruct.warm_interpolator.cache_clear()
+    cases = read_manifest(hearts(tmp_path / "in", 3))
+    plan = Plan(
+        Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
+    )
+    rows = done_one_by_one(cases, plan, tmp_path / "out")
+    reconstruct.warm_interpolator.cache_clear()
+    assert [row["model"] for row in rows] == ["calid-2d"] * 3
+    assert len(loads) == 1
+
+
+def test_settings_of_a_line_win_over_those_of_the_cohort(tmp_path):
+    write_stack(heart(), tmp_path / "heart.seq.nrrd")
+    (tmp_path / "list.csv").write_text(
+        "case,path,factor,frames,height_cm,weight_kg\nA,heart.seq.nrrd,4,,,\nB,heart.seq.nrrd,,1:2,180,80\n"
+    )
+    cases = read_manifest(tmp_path / "list.csv")
+    rows = done_one_by_one(cases, BARE, tmp_path / "out")
+    assert [(row["case"], row["slices"], row["frames"]) for row in rows] == [("A", "25", "2"), ("B", "13", "1")]
+    assert read_figures(tmp_path / "out" / "cases" / "B" / "figures.json")["body"]["bsa_m2"] == pytest.approx(2)
+
+
+def test_no_name_but_the_cases_own_is_told_anywhere(tmp_path):
+    secret = tmp_path / "Miller_Anna"
+    file_phantoms.write_stack(
+        secret, file_phantoms.noisy_stack((2, 4, 18, 24)), name=lambda t, z: f"Anna{z}_{t}.dcm", description="Anna M."
+    )
+    bad = tmp_path / "Miller_Berta"
+    file_phantoms.write_stack(bad, file_phantoms.noisy_stack((2, 4, 18, 24)), name=lambda t, z: f"Berta{z}_{t}.dcm")
+    (bad / "Berta2_1.dcm").write_bytes((bad / "Berta2_1.dcm").read_bytes()[:400])
+    cases = [CohortCase("P1", secret), CohortCase("P2", bad), CohortCase("P3", tmp_path / "Miller_Carla.nrrd")]
+    out = tmp_path / "out"
+    done_one_by_one(cases, Plan(LINEAR, is_segmented=False, is_tried=False, keep=("dense",), has_report=True), out)
+    told = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()).lower()
+    assert (out / "cases" / "P1" / "dense.seq.nrrd").is_file()
+    assert {row["case"] for row in table(out / "failures.csv")} == {"P2", "P3"}
+    for word in (b"miller", b"anna", b"berta", b"carla", b"secret"):
+        assert word not in told
+    assert b"file " in (out / "failures" / "P2.json").read_bytes()
+
+
+def test_an_error_that_nobody_thought_of_stops_one_case_only(tmp_path, monkeypatch):
+    cases = read_manifest(hearts(tmp_path / "in", 2))
+    do = work._do
+
+    def broken(case, *rest):
+        if case.name == "heart00":
+            raise ZeroDivisionError("of all things")
+        do(case, *rest)
+
+    monkeypatch.setattr(work, "_do", broken)
+    rows = done_one_by_one(cases, BARE, tmp_path / "out")
+    assert [row["case"] for row in rows] == ["heart01"]
+    (failure,) = table(tmp_path / "out" / "failures.csv")
+    assert (failure["code"], "ZeroDivisionError" in failure["message"]) == ("internal", True)
+
+
+def test_other_settings_do_not_mix_into_a_cohort(tmp_path):
+    cases = read_manifest(hearts(tmp_path / "in", 1))
+    done_one_by_one(cases, BARE, tmp_path / "out")
+    store = Store(tmp_path / "out")
+    with pytest.raises(SettingsError, match="other settings"):
+        store.begin(Plan(Settings(factor=4, method="linear"), is_segmented=False).as_json(), ["heart00"])
+    store.begin(BARE.as_json(), ["another"])
+    assert store.status() == (["heart00"], {}, ["another"])
+
+
+@pytest.mark.parametrize("wrong", [["--shard", "4/3"], ["--shard", "x"], ["--workers", "0"], ["--factor", "3"]])
+def test_what_cannot_be_is_refused_before_any_case(tmp_path, capsys, wrong):
+    folder = hearts(tmp_path / "in", 1)
+    try:
+        code = main(["cohort", str(folder), str(tmp_path / "out"), "--method", "linear", "--no-segment", *wrong])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list((tmp_path / "out").glob("cases/*"))
+
+
+def test_results_are_not_put_among_the_cases(tmp_path, capsys):
+    folder = hearts(tmp_path / "out", 1)
+    assert main(["cohort", str(folder), str(folder), "--method", "linear", "--no-segment"]) == 2
+    assert "lies in" in capsys.readouterr().err
+
+
+# --- manifests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name,path\n", "no column 'case'"),
+        ("case,path,kase\n", "column 'kase'"),
+        ("case,path\n", "holds no cases"),
+        ("case,path\nA,\n", "line 2 has no path"),
+        ("case,path\n../A,a.nrrd\n", "cannot be the name"),
+        ("case,path\n.A,a.nrrd\n", "cannot be the name"),
+        ("case,path\n,a.nrrd\n", "cannot be the name"),
+        ("case,path\nA,a.nrrd\na,b.nrrd\n", "Two cases are called"),
+        ("case,path\nA,a.nrrd,4\n", "another number of values"),
+        ("case,path,factor\nA,a.nrrd,3\n", "factor '3'"),
+        ("case,path,factor\nA,a.nrrd,many\n", "factor 'many'"),
+        ("case,path,height_cm\nA,a.nrrd,180\n", "line 2"),
+        ("case,path,height_cm,weight_kg\nA,a.nrrd,1.8,80\n", "height of 1.8"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, said):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(CalidError, match=said):
+        read_manifest(tmp_path / "list.csv")
+
+
+def test_a_manifest_that_is_no_text_or_not_there_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_bytes(b"case,path\nA,\xff\xfe.nrrd\n")
+    with pytest.raises(InputError, match="no CSV file in UTF-8"):
+        read_manifest(tmp_path / "list.csv")
+    with pytest.raises(InputError, match="does not exist"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_shards_are_all_cases_once():
+    cases = [CohortCase(f"c{number}", Path("x")) for number in range(10)]
+    shards = [shard(cases, index, 3) for index in (1, 2, 3)]
+    assert sorted((case for part in shards for case in part), key=lambda case: case.name) == cases
+
+
+# --- whoever is killed ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, random_models) -> tuple[Path, Plan, list[dict[str, str]]]:
+    """A folder of hearts, what to do with them by an untrained model, and the table of an undisturbed run."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cohort")
+    plan = Plan(
+        Settings(factor=2, method="calid", steps=1, device="cpu"), is_segmented=False, models_folder=random_models
+    )
+    whole = done_one_by_one(read_manifest(hearts(folder / "in", NUM_HEARTS)), plan, folder / "whole")
+    assert len({row["trust"] for row in whole}) == NUM_HEARTS  # figures that could differ
+    return folder / "in", plan, whole
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing(tmp_path, cohort, monkeypatch):
+    folder, plan, whole = cohort
+    out = tmp_path / "out"
+    asked = ["--method", "calid", "--steps", "1", "--factor", "2", "--no-segment", "--models", str(plan.models_folder)]
+    line = ["cohort", str(folder), str(out), *asked, "--device", "cpu", "--workers", "2"]
+    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    running = subprocess.Popen([sys.executable, "-m", "calid", *line], **silent)
+    try:
+        until(lambda: finished(out) >= 2)
+        victim, other = children(running.pid)[-2:]
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: finished(out) >= 6)
+        assert other in children(running.pid)
+        workers = children(running.pid)
+    finally:
+        running.kill()
+        running.wait()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cases/*/figures.json")}
+    assert 6 <= len(before) < len(whole)
+    monkeypatch.setattr(crew, "run_here", in_this_process)
+    assert main(line) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert table(out / "cohort.csv") == whole
+    assert is_tidy(out)
+
+
+def finished(out: Path) -> int:
+    return len(list(out.glob("cases/*/figures.json")))
+
+
+def children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(word) for word in tasks.read_text().split()]
+
+
+def until(holds, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fork")
+def test_a_case_that_kills_its_workers_fails_and_the_others_go_on(tmp_path, monkeypatch):
+    cases = read_manifest(hearts(tmp_path / "in", 3))
+    monkeypatch.setattr(crew, "_SPAWN", multiprocessing.get_context("fork"))  # so that the patch is inherited
+    do = work._do
+    monkeypatch.setattr(work, "_do", lambda case, *r: os._exit(9) if case.name == "heart01" else do(case, *r))
+    out, ended = tmp_path / "out", {}
+    Store(out).begin(BARE.as_json(), [case.name for case in cases])
+    crew.run_here(cases, BARE, out, workers=2, threads=1, on_done=ended.__setitem__)
+    assert ended == {"heart00": "done", "heart01": "failed", "heart02": "done"}
+    _, failures, _ = Store(out).status()
+    assert failures["heart01"]["code"] == "lost-worker"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, cohort):
+    distributed = pytest.importorskip("distributed")
+    from calid.cohort.on_dask import run_on_dask
+
+    folder, plan, whole = cohort
+    cases = read_manifest(folder)
+    out, ended = tmp_path / "out", []
+    store = Store(out)
+    store.begin(plan.as_json(), [case.name for case in cases])
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+
+        def on_done(name, outcome):
+            ended.append((name, outcome))
+            if len(ended) == 5:
+                os.kill(cluster.workers[0].pid, signal.SIGKILL)
+                cluster.scale(3)
+
+        run_on_dask(cluster.scheduler_address, cases, plan, out, on_done=on_done)
+    store.sweep()
+    store.write_tables()
+    assert sorted(ended) == [(case.name, "done") for case in cases]
+    assert table(out / "cohort.csv") == whole
+    assert is_tidy(out)
