@@ -87,7 +87,15 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
 
 def _add_upsample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
-    parser.add_argument("output", type=Path, help="dense stack; .nii.gz, .nrrd, .seq.nrrd, .mha")
+    parser.add_argument(
+        "output", type=Path, help="dense stack; .nii.gz, .nrrd, .seq.nrrd, .mha; or a folder, see --format"
+    )
+    parser.add_argument(
+        "--format",
+        default="file",
+        choices=("file", "dicom"),
+        help="dicom: OUTPUT is a folder for a derived series in the study of the DICOM input, and so is --uncertainty",
+    )
     parser.add_argument("--factor", default="isotropic", type=_factor, help="2, 4, 8, 16 or isotropic (default)")
     parser.add_argument("--method", default="calid+", choices=METHODS)
     parser.add_argument(
@@ -151,6 +159,7 @@ def _upsample(options: argparse.Namespace) -> int:
         settings=Settings(**{name: getattr(options, name) for name in names}),
         uncertainty=options.uncertainty,
         overwrite=options.overwrite,
+        as_dicom=options.format == "dicom",
         models_folder=options.models,
     )
     start = time.monotonic()

@@ -29,7 +29,7 @@ from calid.run.settings import Settings
 from test_segmentation import models  # noqa: F401 (a fixture)
 
 LINEAR = Settings(factor=2, method="linear", device="cpu")
-NUM_HEARTS = int(os.environ.get("CALID_TEST_HEARTS", "16"))
+NUM_HEARTS = int(os.environ.get("CALID_TEST_HEARTS", "12"))
 BARE = Plan(LINEAR, is_segmented=False, is_tried=False)
 
 
@@ -335,7 +335,7 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
     out, ended = tmp_path / "out", []
     store = Store(out)
     store.begin(plan.as_json(), [case.name for case in cases])
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
 
         def on_done(name, outcome):
             ended.append((name, outcome))

@@ -47,7 +47,7 @@ def run_on_dask(
             client.submit(do_case, case, plan, out.resolve(), key=f"calid-{case.name}", pure=False): case
             for case in cases
         }
-        for future in as_completed(submitted):
+        for future in as_completed(list(submitted), loop=client.loop):
             case = submitted.pop(future)
             try:
                 on_done(case.name, future.result())

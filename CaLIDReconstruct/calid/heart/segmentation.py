@@ -312,7 +312,15 @@ def _inside(voxels: np.ndarray, window: Window) -> np.ndarray:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `calid segment`."""
     parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
-    parser.add_argument("output", type=Path, help="labels; .seg.nrrd for 3D Slicer, or .nii.gz, .nrrd, .mha")
+    parser.add_argument(
+        "output", type=Path, help="labels; .seg.nrrd for 3D Slicer, or .nii.gz, .nrrd, .mha; or a folder"
+    )
+    parser.add_argument(
+        "--format",
+        default="file",
+        choices=("file", "dicom"),
+        help="dicom: OUTPUT is a folder for one DICOM Segmentation of each phase, in the study of the DICOM input",
+    )
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
@@ -325,9 +333,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """`calid segment`: read, label, clean up, write."""
     from calid.heart.anatomy import clean_labels
-    from calid.images.files import check_output, read_stack, write_labels
+    from calid.images.files import read_stack, write_labels
 
-    check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
+    _check_output(options)
     figures.check_json_output(options)
     print(license_notice(options.models), file=sys.stderr)
     stack = read_stack(options.input)
@@ -340,11 +348,35 @@ def run(options: argparse.Namespace) -> int:
             source=options.input.name,
         )
     clean = clean_labels(labels)
-    write_labels(labels if options.raw else clean, options.output, overwrite=options.overwrite)
+    if options.format == "dicom":
+        _write_dicom(labels if options.raw else clean, stack, options)
+    else:
+        write_labels(labels if options.raw else clean, options.output, overwrite=options.overwrite)
     if options.json is not None:
         figures.write_figures(_figures(stack, clean, options), options.json, overwrite=options.overwrite)
     print(f"{options.output}: {labels.num_slices} slices, {labels.num_frames} frame(s) labelled.")
     return 0
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    from calid.images.dicom_objects import need_highdicom
+    from calid.images.dicom_out import check_folder, need_dicom
+    from calid.images.files import check_output
+
+    if options.format == "dicom":
+        need_dicom(options.input)
+        need_highdicom()
+        check_folder(options.output, overwrite=options.overwrite, source=options.input)
+    else:
+        check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
+
+
+def _write_dicom(labels: Stack, stack: Stack, options: argparse.Namespace) -> None:
+    from calid.images.dicom_objects import write_segmentations
+    from calid.images.dicom_out import find_sources
+
+    sources = find_sources(options.input, stack)
+    write_segmentations(labels, sources, options.output, overwrite=options.overwrite)
 
 
 def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[str, Any]:

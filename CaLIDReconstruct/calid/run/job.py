@@ -17,6 +17,8 @@ import torch
 
 from calid import __version__
 from calid.errors import OutputError, WeightsError
+from calid.images.dicom_objects import need_highdicom, write_maps
+from calid.images.dicom_out import check_folder, find_sources, need_dicom, write_series
 from calid.images.files import check_fits, check_output, pending_stack, read_stack, write_stack
 from calid.images.memory import free_system_bytes
 from calid.method.bisection import Plan, plan_bisection
@@ -49,6 +51,7 @@ class Job:
         uncertainty: file for the standard deviation over the draws, or None.
         overwrite: whether existing files may be replaced.
         models_folder: where the manifest lies; None takes the bundled models.
+        as_dicom: whether outputs are folders of DICOM files, in the study of the source.
     """
 
     source: Path
@@ -57,6 +60,7 @@ class Job:
     uncertainty: Path | None = None
     overwrite: bool = False
     models_folder: Path | None = None
+    as_dicom: bool = False
 
     def run(
         self,
@@ -71,13 +75,7 @@ class Job:
             CalidError: whatever is wrong with input, settings, weights, machine or output.
             Cancelled: if `is_cancelled` said so; nothing was written.
         """
-        outputs = [path for path in (self.output, self.uncertainty) if path is not None]
-        if len({path.resolve() for path in outputs}) < len(outputs):
-            raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
-        for path in outputs:
-            check_output(path, overwrite=self.overwrite, sources=(self.source, self.models_folder))
-            if path.name.lower().endswith(SEGMENTATION_SUFFIX):
-                raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
+        self._check_outputs()
         made = upsample(
             read_stack(self.source),
             self.settings,
@@ -89,11 +87,38 @@ class Job:
             on_frame=on_frame,
             source=self.source.name,
         )
-        with self._pending(made.uncertainty):  # takes its name when the result has been written as well
-            write_stack(made.stack, self.output, overwrite=self.overwrite)
+        if self.as_dicom:
+            self._write_dicom(made)
+        else:
+            with self._pending(made.uncertainty):  # takes its name when the result has been written as well
+                write_stack(made.stack, self.output, overwrite=self.overwrite)
         return made
 
+    def _check_outputs(self) -> None:
+        outputs = [path for path in (self.output, self.uncertainty) if path is not None]
+        if len({path.resolve() for path in outputs}) < len(outputs):
+            raise OutputError("same-output", f"{self.output} is asked for twice.", "Give two different names.")
+        if self.as_dicom:
+            need_dicom(self.source)
+            if self.uncertainty is not None:
+                need_highdicom()
+        for path in outputs:
+            if self.as_dicom:
+                check_folder(path, overwrite=self.overwrite, source=self.source)
+                continue
+            check_output(path, overwrite=self.overwrite, sources=(self.source, self.models_folder))
+            if path.name.lower().endswith(SEGMENTATION_SUFFIX):
+                raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
+
+    def _write_dicom(self, made: Reconstruction) -> None:
+        sources = find_sources(self.source, made.stack)
+        write_series(made.stack, sources, self.output, overwrite=self.overwrite)
+        if self.uncertainty is not None and made.uncertainty is not None:
+            write_maps(made.uncertainty, sources, self.uncertainty, overwrite=self.overwrite)
+
     def _check_fits(self, planned: Reconstruction) -> None:
+        if self.as_dicom:
+            return  # every stack that was read from DICOM fits into it
         check_fits(planned.stack, self.output)
         if self.uncertainty is not None and planned.uncertainty is not None:
             check_fits(planned.uncertainty, self.uncertainty)

@@ -1,0 +1,212 @@
+"""Back into the hospital: what is written as DICOM comes back as the same voxels, places and times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import file_phantoms
+import numpy as np
+import phantoms
+import pydicom
+import pytest
+import SimpleITK as sitk
+from calid.__main__ import main
+from calid.errors import InputError, OutputError
+from calid.images import dicom_objects, dicom_out
+from calid.images.files import read_stack, write_stack
+from calid.run.reconstruct import upsample
+from calid.run.settings import Settings
+from calid.stack import Stack
+from test_segmentation import models  # noqa: F401 (a fixture)
+
+LINEAR = Settings(factor=4, method="linear")
+
+
+@pytest.fixture
+def study(tmp_path) -> tuple[Path, Stack]:
+    """A DICOM folder of a cine, one series for each slice, and the stack in it."""
+    stack = file_phantoms.noisy_stack((3, 3, 18, 24), step_ms=81.37)
+    more = {"StudyInstanceUID": "1.2.99", "StudyDate": "20260102", "Manufacturer": "A scanner", "SequenceVariant": "SS"}
+    more |= {"EchoTime": "1.5", "RepetitionTime": "3", "PatientBirthDate": "19700101", "PatientSex": "F"}
+    file_phantoms.write_stack(tmp_path / "in", stack, changes=lambda *_: more)
+    return tmp_path / "in", read_stack(tmp_path / "in")
+
+
+def written(study: tuple[Path, Stack], folder: Path) -> tuple[Stack, dicom_out.Sources]:
+    dense = upsample(study[1], LINEAR).stack
+    sources = dicom_out.find_sources(study[0], dense)
+    dicom_out.write_series(dense, sources, folder)
+    return dense, sources
+
+
+def test_what_goes_out_comes_back_the_same(study, tmp_path):
+    dense, _ = written(study, tmp_path / "out")
+    again = read_stack(tmp_path / "out")
+    np.testing.assert_array_equal(again.voxels, dense.voxels)
+    corners = np.array([[0, 0, 0], [23, 0, 0], [0, 17, 0], [23, 17, 8]])
+    np.testing.assert_allclose(again.to_lps(corners), dense.to_lps(corners), atol=0.001)
+    np.testing.assert_allclose(again.frame_times_ms, dense.frame_times_ms, atol=0.1)
+
+
+def test_simpleitk_finds_the_same_voxels_in_the_same_places(study, tmp_path):
+    dense, _ = written(study, tmp_path / "out")
+    files = sorted(map(str, (tmp_path / "out").glob("frame001-*.dcm")))
+    image = sitk.ReadImage(files)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), dense.voxels[1])
+    for index in ([0, 0, 0], [23, 17, 8], [5, 3, 7]):
+        np.testing.assert_allclose(
+            image.TransformIndexToPhysicalPoint(index), dense.to_lps(np.array(index)), atol=0.001
+        )
+
+
+def test_every_image_says_whether_it_was_acquired_and_from_what(study, tmp_path):
+    dense, sources = written(study, tmp_path / "out")
+    originals = {pydicom.dcmread(path).SOPInstanceUID for path in study[0].rglob("*.dcm")}
+    seen = set()
+    for frame, index in np.ndindex(dense.voxels.shape[:2]):
+        image = pydicom.dcmread(tmp_path / "out" / f"frame{frame:03d}-slice{index:03d}.dcm")
+        assert list(image.ImageType[:2]) == ["DERIVED", "SECONDARY"]
+        referred = {one.ReferencedSOPInstanceUID for one in image.SourceImageSequence}
+        assert referred <= originals
+        assert len(referred) == (2 if dense.generated[index] else 1)
+        assert ("Generated" in image.DerivationDescription) == dense.generated[index]
+        assert "not for diagnosis" in image.ImageComments
+        seen.add(image.SOPInstanceUID)
+    assert len(seen) == dense.num_frames * dense.num_slices
+    assert not seen & originals
+    assert image.StudyInstanceUID == "1.2.99"
+    assert image.PatientID == "secret-id"
+    assert image.FrameOfReferenceUID == "1.2.3.4"
+    assert image.SeriesInstanceUID not in {"1.2.3.1", "1.2.3.2", "1.2.3.3"}
+    assert image.ContributingEquipmentSequence[0].Manufacturer == "A scanner"
+    assert len(sources.images) == 3 * 3
+
+
+def test_fractions_come_back_within_the_step_of_sixteen_bits(study, tmp_path):
+    dense = upsample(study[1], LINEAR).stack
+    fine = dense.with_voxels(dense.voxels.astype(np.float32) * 0.37)
+    sources = dicom_out.find_sources(study[0], dense)
+    dicom_out.write_series(fine, sources, tmp_path / "out")
+    again = read_stack(tmp_path / "out")
+    np.testing.assert_allclose(again.voxels, fine.voxels, atol=0.37 * 2000 / 65535)
+
+
+def test_a_segmentation_for_each_phase_lies_where_its_labels_do(study, tmp_path):
+    highdicom = pytest.importorskip("highdicom")
+    dense, sources = written(study, tmp_path / "out")
+    labels = np.random.default_rng(0).integers(0, 4, dense.voxels.shape).astype(np.uint8)
+    labels[1] = 0
+    dicom_objects.write_segmentations(dense.with_voxels(labels), sources, tmp_path / "seg")
+    files = sorted((tmp_path / "seg").iterdir())
+    assert len(files) == 3
+    for frame, file in enumerate(files):
+        segmentation = highdicom.seg.segread(file)
+        assert segmentation.StudyInstanceUID == "1.2.99"
+        assert segmentation.FrameOfReferenceUID == "1.2.3.4"
+        volume = segmentation.get_volume(combine_segments=True)
+        places = volume.map_indices_to_reference(np.array([[0, 0, 0], [8, 17, 23]]))
+        ends = dense.to_lps(np.array([[0, 0, 0], [23, 17, 8]]))
+        is_turned = np.abs(places[0] - ends[0]).max() > 1
+        array = volume.array[::-1] if is_turned else volume.array
+        np.testing.assert_array_equal(array, labels[frame])
+        if not is_turned:
+            np.testing.assert_allclose(places, ends, atol=0.001)
+    names = [segment.SegmentLabel for segment in highdicom.seg.segread(files[0]).SegmentSequence]
+    assert names == ["Left ventricle", "LV myocardium", "Right ventricle"]
+
+
+def test_the_uncertainty_becomes_a_parametric_map(study, tmp_path):
+    pytest.importorskip("highdicom")
+    dense, sources = written(study, tmp_path / "out")
+    spread = dense.with_voxels(np.random.default_rng(1).random(dense.voxels.shape, np.float32) * 40)
+    dicom_objects.write_maps(spread, sources, tmp_path / "spread")
+    for frame in range(3):
+        file = pydicom.dcmread(tmp_path / "spread" / f"phase{frame:03d}.dcm")
+        assert file.SOPClassUID.name == "Parametric Map Storage"
+        values = np.frombuffer(file.FloatPixelData, "<f4").reshape(-1, 18, 24)
+        places = [
+            groups.PlanePositionSequence[0].ImagePositionPatient for groups in file.PerFrameFunctionalGroupsSequence
+        ]
+        order = [round(float(dense.to_index(np.array(place, float))[2])) for place in places]
+        assert sorted(order) == list(range(dense.num_slices))
+        np.testing.assert_array_equal(values, spread.voxels[frame][order])
+
+
+def test_a_stack_that_was_not_read_from_the_folder_is_refused(study):
+    other = phantoms.Stack(study[1].voxels[:, ::-1], study[1].affine, study[1].frame_times_ms)
+    with pytest.raises(InputError, match="have no image in in"):
+        dicom_out.find_sources(study[0], other)
+
+
+def test_a_folder_that_holds_other_things_is_never_replaced(study, tmp_path):
+    dense, sources = written(study, tmp_path / "out")
+    with pytest.raises(OutputError, match="exists already"):
+        dicom_out.write_series(dense, sources, tmp_path / "out")
+    dicom_out.write_series(dense, sources, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="did not write"):
+        dicom_out.write_series(dense, sources, tmp_path / "out", overwrite=True)
+    with pytest.raises(OutputError, match="did not write"):
+        dicom_out.write_series(dense, sources, study[0] / "s0", overwrite=True)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
+    assert not list(tmp_path.glob(".calid*"))
+
+
+def test_the_commands_write_dicom_into_the_study_they_read(study, tmp_path, models, capsys):  # noqa: F811
+    as_dicom = ["--format", "dicom"]
+    upsampling = ["upsample", str(study[0]), str(tmp_path / "out"), "--method", "linear", "--factor", "2", *as_dicom]
+    assert main(upsampling) == 0
+    assert read_stack(tmp_path / "out").num_slices == 5
+    assert main(upsampling) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*upsampling[:2], str(study[0] / "inside"), *upsampling[3:]]) == 2
+    assert "the input" in capsys.readouterr().err
+    write_stack(study[1], tmp_path / "file.nrrd")
+    assert main(["upsample", str(tmp_path / "file.nrrd"), str(tmp_path / "other"), *upsampling[3:]]) == 2
+    assert "is no DICOM" in capsys.readouterr().err
+    pytest.importorskip("highdicom")
+    labelling = ["segment", str(study[0]), str(tmp_path / "seg"), "--models", str(models), *as_dicom]
+    assert main(labelling) == 0
+    assert len(list((tmp_path / "seg").glob("phase*.dcm"))) == 3
+
+
+def test_every_element_that_the_standard_demands_of_an_mr_image_is_there(study, tmp_path):
+    """By the standard's tables as highdicom carries them."""
+    highdicom = pytest.importorskip("highdicom")
+    tables = Path(highdicom.__file__).parent / "_standard"
+    if not tables.is_dir():
+        pytest.skip("this highdicom carries its tables elsewhere")
+    iods, modules = (
+        json.loads((tables / name).read_text()) for name in ("iod_module_map.json", "module_attribute_map.json")
+    )
+    written(study, tmp_path / "out")
+    image = pydicom.dcmread(tmp_path / "out" / "frame001-slice001.dcm")
+    demanded = [
+        (attribute["keyword"], attribute["type"])
+        for module in iods["mr-image"]
+        if module["usage"] == "M"
+        for attribute in modules[module["key"]]
+        if not attribute["path"] and attribute["type"] in ("1", "2")
+    ]
+    assert len(demanded) > 30
+    missing = [keyword for keyword, _ in demanded if keyword not in image]
+    empty = [keyword for keyword, kind in demanded if kind == "1" and image[keyword].value in (None, "")]
+    assert missing == empty == []
+
+
+def test_the_dicom_validator_finds_nothing_wrong(study, tmp_path):
+    """Needs the standard's own tables, which dicom-validator downloads: runs where they are there already."""
+    pytest.importorskip("dicom_validator")
+    if not list((Path.home() / "dicom-validator").glob("*/json/iod_info.json")):
+        pytest.skip("the tables of the DICOM standard are not installed (run validate_iods once, online)")
+    written(study, tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-m", "dicom_validator.validate_iods", str(tmp_path / "out" / "frame000-slice001.dcm")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
