@@ -19,21 +19,19 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from calid.cohort.manifest import CohortCase
 from calid.errors import InputError
 from calid.images.body import Body, read_body
-from calid.images.checks import TIMES_KEY
-from calid.images.files import LaxImage, read_lax_folder, read_stack, read_study
-from calid.stack import Stack
+from calid.images.files import read_lax_folder, read_stack, read_study
+from calid.stack import LaxImage, Stack
 
 MAX_UNPACKED_BYTES = 8 * 1024**3
 """A zip of the UK Biobank unpacks to some 100 MB; far more is a mistake or a bomb."""
 
-TOLD = ("source", "field_strength_t", "slice_thickness_mm", "slice_spacing_mm", "beat_ms", TIMES_KEY)
+TOLD = ("source", "field_strength_t", "slice_thickness_mm", "slice_spacing_mm")
 """What a case's provenance keeps of its acquisition: numbers, never words that a person typed into a scanner."""
 
 _SHORT_AXIS = ("sa.nii.gz", "*_sa.nii.gz", "*_SA_CINE.nii.gz", "*_4d.nii.gz")
@@ -140,9 +138,9 @@ def _together(stacks: Sequence[Stack], words: Sequence[str]) -> Stack:
                 "moved-frames", f"The phases {words[0]} and {word} do not lie on one grid.", "Resample them to one."
             )
     numbers = [float(word) if word.isdigit() else float(index) for index, word in enumerate(words)]
-    times: dict[str, Any] = {"frame_times_ms": np.array(numbers) - numbers[0]}
     voxels = np.concatenate([stack.voxels for stack in stacks])
-    return first.with_voxels(voxels, **times).noted(**{TIMES_KEY: "frame numbers"})
+    times = np.array(numbers) - numbers[0]
+    return first.with_voxels(voxels, frame_times_ms=times, times_guess="frame numbers")
 
 
 def _acdc_body(folder: Path) -> Body | None:
