@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from calid_training.datasets import Item, items_of
-from calid_training.recipe import Plan, Step
+from calid_training.recipe_steps import Step
 
 LEARNING = 3
 """Passes of a learning step in forward passes: there, and twice as much back."""
@@ -29,14 +29,14 @@ COPIES = 8
 """Tensors of every weight on disk: itself, Adam's two moments and the average, in two checkpoints."""
 
 
-def estimate(steps: Sequence[Step], plan: Plan) -> str:
-    """Lines for every step and their sums."""
+def estimate(steps: Sequence[Step], data: Path) -> str:
+    """Lines for every step and their sums; `data` is the folder with the raw sets."""
     speed = flops_per_second()
     lines, hours, size = [f"This machine convolves {speed / 1e12:.2f} TFLOP/s.", ""], 0.0, 0
     for step in steps:
         told = ""
         if step.command[0] == "prepare":
-            count, needed = prepared_bytes(plan.data, step.command[step.command.index("--datasets") + 1 :])
+            count, needed = prepared_bytes(data, step.command[step.command.index("--datasets") + 1 :])
             told, size = f"{count} stacks, {needed / 1e9:.1f} GB", size + needed
         elif step.configs:
             settings = step.settings()

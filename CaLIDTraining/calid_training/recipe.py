@@ -19,63 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calid_training.estimate import estimate
+from calid_training.recipe_steps import EVALUATE, TRAIN, Step
 from calid_training.stages import CONFIGS
 
-TRAIN, EVALUATE = "calid-train", "calid-evaluate"
 DONE_NAME = "recipe.json"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of a recipe.
-
-    Args:
-        name: of the step.
-        command: what is typed after the program.
-        program: `calid-train` or `calid-evaluate`.
-        configs: configurations of a training step, in the order in which they are read.
-        changes: {"data.batch_size": 8, ...} of a training step, over its configurations.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    program: str = TRAIN
-    configs: tuple[Path, ...] = ()
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def arguments(self) -> list[str]:
-        """Everything after the program."""
-        flags = [part for key, value in self.changes.items() for part in (f"--{key}", _flag(value))]
-        on_top = [part for path in self.configs[2:] for part in ("--config", str(path))]
-        return [*self.command, *on_top, *flags]
-
-    def settings(self) -> dict[str, Any]:
-        """The merged configuration of a training step, as far as its files and changes say it."""
-        import yaml
-
-        merged: dict[str, Any] = {}
-        for path in self.configs:
-            merged = _merged(merged, yaml.safe_load(path.read_text()))
-        for key, value in self.changes.items():
-            merged = _merged(merged, _nested(key.split("."), value))
-        return merged
-
-
-def _flag(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
-    return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The second mapping over the first, at every depth."""
-    merged = dict(first)
-    for key, value in second.items():
-        both = isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
 
 
 @dataclass(frozen=True)
@@ -286,9 +234,7 @@ def main(arguments: list[str]) -> int:
     if not plan.judged:
         steps = [step for step in steps if step.program != EVALUATE]
     if options.dry_run:
-        from calid_training.estimate import estimate
-
-        print(estimate(steps, plan))
+        print(estimate(steps, plan.data))
         return 0
     plan.models.mkdir(parents=True, exist_ok=True)
     return cook(steps, plan.out)
