@@ -68,7 +68,7 @@ KINDS = {
     "endless": Kind(endless, 60),
     "dicom": Kind(dicom, 900),
     "lines": Kind(lines_of_protocol, 12, each=50),
-    "signals": Kind(signals, 24),
+    "signals": Kind(signals, 16),
 }
 
 

@@ -114,6 +114,17 @@ def test_a_stack_of_two_values_is_a_label_map_whatever_they_are(lowest):
 # --- Loose images -----------------------------------------------------------------------------------------------------
 
 
+def test_a_pixel_spacing_that_was_rounded_is_the_same():
+    planes = [plane_of(good(), index) for index in range(5)]
+    rounded = [
+        replace(plane, spacing_mm=np.array([value] * 2))
+        for plane, value in zip(planes, [1.5625, 1.563] * 2 + [1.562], strict=True)
+    ]
+    assert plane_findings(rounded, list("abcde")) == []
+    other = [*rounded[:4], replace(planes[4], spacing_mm=np.array([1.57] * 2))]
+    assert [finding.code for finding in plane_findings(other, list("abcde"))] == ["mixed-pixel-spacing"]
+
+
 def test_planes_and_phases_of_a_good_stack_fit():
     planes = [plane_of(good(), index) for index in range(5)]
     assert plane_findings(planes, list("abcde")) == []

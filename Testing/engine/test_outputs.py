@@ -74,7 +74,7 @@ def test_no_output_lies_in_the_folder_that_is_read(tmp_path, capsys):
             ["report", str(folder), str(tmp_path / "out.html"), "--json", str(place / "out.json")],
         ):
             assert main(words) == 2
-            assert "is an input" in capsys.readouterr().err
+            assert "is an input." in capsys.readouterr().err
     assert contents_of(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["study"]
 

@@ -52,7 +52,8 @@ def _same_grid(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findi
     spacings = [tuple(np.round(plane.spacing_mm, 3)) for plane in planes]
     for code, what, values in (("mixed-sizes", "pixels", sizes), ("mixed-pixel-spacing", "mm per pixel", spacings)):
         usual = Counter(values).most_common(1)[0][0]
-        odd = next((i for i, value in enumerate(values) if value != usual), None)
+        # Some programs round 1.5625 mm to 1.563, others cut it to 1.562.
+        odd = next((i for i, value in enumerate(values) if not np.allclose(value, usual, rtol=1e-3, atol=0)), None)
         if odd is not None:
             measured, expected = (f"{value[0]:g} x {value[1]:g}" for value in (values[odd], usual))
             yield Finding(

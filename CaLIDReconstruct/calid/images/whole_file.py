@@ -67,7 +67,9 @@ def _check_place(path: Path, *, overwrite: bool, sources: list[Path]) -> None:
         raise OutputError("is-a-folder", f"{path} is a folder.", "Name a file in it.")
     for source in sources:
         if _lies_in(path, source):
-            message = f"{path} is an input, or lies in the folder {source} that is read."
+            message = f"{path} " + (
+                f"lies in the folder {source}, which is an input." if source.is_dir() else "is an input."
+            )
             raise OutputError("output-is-input", message, "Write the result to another folder.")
     if path.exists() and not overwrite:
         raise OutputError("exists", f"{path} exists already.", "Choose another name, or ask to overwrite it.")
