@@ -45,6 +45,7 @@ class CodeDenoiserStage(L.LightningModule):
         draw_steps: DDIM steps of these draws.
         spread_share: how much of the draws' distance to each other counts.
         likelihood_weight, perceptual_weight, texture_weight: as the codec's.
+        trains_motion: whether the motion learns, too, from what becomes of the neighbors that it moves.
         anneals: whether the rate falls to nothing by the end of the run.
     """
 
@@ -64,6 +65,7 @@ class CodeDenoiserStage(L.LightningModule):
         likelihood_weight: float = 1.0,
         perceptual_weight: float = 1.0,
         texture_weight: float = 1.0,
+        trains_motion: bool = False,
         anneals: bool = True,
     ) -> None:
         super().__init__()
@@ -78,7 +80,8 @@ class CodeDenoiserStage(L.LightningModule):
         self.codec: Codec = read_codec(codec)
         for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
             part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
-        self.motion = read_motion(codec).requires_grad_(False).eval()
+        self.trains_motion = trains_motion
+        self.motion = read_motion(codec).requires_grad_(trains_motion).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
         self.fidelity = Fidelity()
 
@@ -89,12 +92,12 @@ class CodeDenoiserStage(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        learned = torch.nn.ModuleList([self.network, self.codec])
+        learned = torch.nn.ModuleList([self.network, self.codec, self.motion])
         return adam(learned, self.learning_rate, self.warmup_steps, total=total)
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.trains_motion and torch.is_grad_enabled()):
             before, after = halfway(self.motion, batch["before"], batch["after"], both_ways=True)
         return self.codec.see(before, after, batch["gap_mm"])
 
