@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
+from calid.method.codec import CodecConfig
 from calid.run.settings import Settings
 from calid_benchmark import systems
 from calid_benchmark.evaluate import main
@@ -177,15 +178,17 @@ def test_the_papers_sizes_come_from_the_papers_configurations():
     sizes = contestants.paper_sizes()
     assert sizes.denoiser.prediction == "epsilon"
     assert all(sizes.denoiser.condition_attention), "self-attention at each resolution scale"
-    assert sizes.autoencoder.downsampling == 4
-    assert sizes.denoiser.latent_channels == sizes.autoencoder.latent_channels
+    assert sizes.coder.downsampling == 4
+    assert sizes.denoiser.latent_channels == sizes.coder.latent_channels
 
 
 def test_our_size_runs_as_it_ships_and_the_papers_decodes_and_is_done():
     shipped = contestants.shipped_sizes(None)
     interpolator = contestants.untrained_interpolator(shipped, device="cpu")
     assert interpolator.model.motion is not None
-    assert interpolator.departures["detail"].strength == shipped.engine["strength"]["detail"]
+    assert interpolator.knows_neighbors == isinstance(shipped.coder, CodecConfig)
+    strengths = shipped.engine.get("strength", {"detail": None})
+    assert interpolator.departures["detail"].strength == strengths["detail"]
     assert contestants.paper_sizes().motion is None
     assert contestants.paper_sizes().engine == {}
 

@@ -107,6 +107,19 @@ class CodedCaLID(nn.Module):
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""
         return sample(self.schedule, self._asked(sight, z_T, is_periodic), z_T, steps=steps)
 
+    def estimates(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        z_T: torch.Tensor,
+        gap_mm: torch.Tensor,
+        *,
+        steps: int,
+    ) -> Iterator[torch.Tensor]:
+        """D(z_0) after every step of `walk` from z_T (the paper's Fig. 4)."""
+        sight = self.see(before, after, gap_mm)
+        return (self.codec.decode(z_0, sight).float() for z_0 in self.walk(sight, z_T, steps=steps))
+
     def invert(
         self,
         images: torch.Tensor,

@@ -142,6 +142,18 @@ class CaLID(nn.Module):
         """Whether E and D read frames together, as the paper's 2D+T networks do, or one by one."""
         return self.latent_space.autoencoder.config.spatial_dims == 3
 
+    def estimates(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        z_T: torch.Tensor,
+        gap_mm: torch.Tensor | None = None,  # noqa: ARG002 (the form of the model decides)
+        *,
+        steps: int,
+    ) -> Iterator[torch.Tensor]:
+        """D(z_0) after every step of `walk` from z_T (the paper's Fig. 4), of neighbors as they are."""
+        return (self.decode(z_0) for z_0 in self.walk(*self.halfway(before, after), z_T, steps=steps))
+
     def invert(
         self,
         images: torch.Tensor,

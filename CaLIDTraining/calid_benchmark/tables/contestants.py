@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import yaml
+from calid.method.codec import Codec, CodecConfig
+from calid.method.coded import CodedCaLID
 from calid.method.model import CaLID
 from calid.method.motion import Motion, MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
@@ -128,13 +130,13 @@ class Sizes:
     """What CaLID's cost depends on.
 
     Args:
-        autoencoder: widths of E and D.
+        coder: widths of E and D, of single slices or with a codec.
         denoiser: of eps_theta, tau1 and tau2.
         motion: of what brings neighbors half-way, or None.
         engine: the manifest's values that say how much the engine does beside decoding z_0; empty as in the paper.
     """
 
-    autoencoder: AutoencoderConfig
+    coder: AutoencoderConfig | CodecConfig
     denoiser: DenoiserConfig
     motion: MotionConfig | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -143,11 +145,17 @@ class Sizes:
 def shipped_sizes(models: Path | None) -> Sizes:
     """The sizes of the model that ships."""
     config = find_model(DEFAULT_MODEL, models).config
+    has_codec = "codec" in config
+    coder = (
+        config_from(CodecConfig, config["codec"])
+        if has_codec
+        else config_from(AutoencoderConfig, config["autoencoder"])
+    )
     return Sizes(
-        config_from(AutoencoderConfig, config["autoencoder"]),
+        coder,
         config_from(DenoiserConfig, config["denoiser"]),
         config_from(MotionConfig, config["motion"]) if "motion" in config else None,
-        {name: config[name] for name in ("strength",) if name in config},
+        {name: config[name] for name in ("strength", "codec") if name in config},
     )
 
 
@@ -161,10 +169,16 @@ def paper_sizes() -> Sizes:
 
 def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
     """CaLID with random weights."""
-    place, channels = choose_device(device), sizes.autoencoder.latent_channels
+    place = choose_device(device)
     torch.manual_seed(0)
-    space = LatentSpace(Autoencoder(sizes.autoencoder), mean=torch.zeros(channels), std=torch.ones(channels))
     motion = None if sizes.motion is None else Motion(sizes.motion)
-    model = CaLID(space, Denoiser(sizes.denoiser), motion=motion).to(place.torch_device).eval()
+    model = _untrained(sizes.coder, Denoiser(sizes.denoiser), motion).to(place.torch_device).eval()
     entry = Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine))
     return Interpolator(model, place, entry, departures_of(sizes.engine))
+
+
+def _untrained(coder: AutoencoderConfig | CodecConfig, denoiser: Denoiser, motion: Motion | None) -> CaLID | CodedCaLID:
+    if isinstance(coder, CodecConfig):
+        return CodedCaLID(Codec(coder), denoiser, motion)
+    moments = {"mean": torch.zeros(coder.latent_channels), "std": torch.ones(coder.latent_channels)}
+    return CaLID(LatentSpace(Autoencoder(coder), **moments), denoiser, motion=motion)

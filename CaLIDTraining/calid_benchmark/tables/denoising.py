@@ -22,7 +22,7 @@ from calid.run.reconstruct import warm_interpolator
 
 from calid_benchmark import metrics, rivals
 from calid_benchmark.rivals.diffae import SCHEDULE, DiffAE, mixed
-from calid_benchmark.systems import DIFFUSION_BASELINES, Offer, Source, offered
+from calid_benchmark.systems import COMMON_SPACING_MM, DIFFUSION_BASELINES, Offer, Source, offered
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, by_group, source_of
 from calid_benchmark.tables.record import Place, markdown_table, paragraphs, place_of, write_table
@@ -44,11 +44,11 @@ def calid_walk(
     else:
         shape = (1, *interpolator.latent_shape(before.shape))
         z_T = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
-    seen, place = interpolator.halfway(*images).unbind(1), interpolator.device.torch_device
+    place = interpolator.device.torch_device
+    tensors = (x.to(place) for x in (*images, z_T, torch.tensor([2 * COMMON_SPACING_MM])))
     with torch.inference_mode(), interpolator.device.autocast():
-        walk = interpolator.model.walk(*(x.to(place) for x in (*seen, z_T)), steps=steps)
-        estimates = torch.cat([z_0.cpu() for z_0 in walk])
-    return ((interpolator.decode(estimates)[:, 0].clamp(-1, 1) + 1) / 2).numpy()
+        made = torch.cat([image.float().cpu() for image in interpolator.model.estimates(*tensors, steps=steps)])
+    return ((made[:, 0].clamp(-1, 1) + 1) / 2).numpy()
 
 
 def walks(offer: Offer, source: Source, *, steps: int) -> dict[str, Walk]:
