@@ -34,6 +34,18 @@ def noisy_stack(
     return Stack(voxels, matrix, 2.25 + step_ms * np.arange(shape[0]))
 
 
+def long_axis(sax: Stack, *, degrees: float = 0.0, seed: int = 7) -> Stack:
+    """A plane along the normal of the stack through its middle, turned about the normal; as wide as it likes to be."""
+    x, y, z = sax.directions_lps.T
+    across = np.cos(np.deg2rad(degrees)) * x + np.sin(np.deg2rad(degrees)) * y
+    directions = np.stack([across, z, np.cross(across, z)], axis=1)
+    shape = (1, 10, 14)
+    middle = sax.to_lps((np.array(sax.voxels.shape[:0:-1]) - 1) / 2)
+    affine = phantoms.centred_affine(shape, (1.7, 1.7, 6.0), directions, middle)
+    voxels = np.random.default_rng(seed).integers(0, 999, (sax.num_frames, *shape)).astype(np.int16)
+    return Stack(voxels, affine, sax.frame_times_ms)
+
+
 def dataset(pixels: np.ndarray, *, storage: str = MR, **tags: Any) -> FileDataset:
     """A file of 16-bit pixels, (rows, columns) or (images, rows, columns), without a place in space yet."""
     meta = FileMetaDataset()

@@ -10,15 +10,16 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled, is_out_of_memory, out_of_memory
+from calid.errors import CalidError, Cancelled, InputError, is_out_of_memory, out_of_memory
 from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
 from calid.run.signals import ended_by_signals
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
 DEBUG_VARIABLE = "CALID_DEBUG"
+SERIES_HELP = "in a DICOM folder: a series of the short axis, instead of what the headers tell"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,7 +74,11 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"calid {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
-    info = commands.add_parser("info", help="device, memory, models and versions")
+    info = commands.add_parser(
+        "info", help="what an input is: the series of a DICOM folder, or a volume; without one, device and models"
+    )
+    info.add_argument("input", type=Path, nargs="?", help="a folder of DICOM files, or a volume file")
+    info.add_argument("--series", metavar="NUMBER_OR_UID", help=SERIES_HELP)
     info.add_argument("--device", default="auto", choices=DEVICES)
     info.add_argument("--json", type=Path, metavar="FILE", help="also write it as a file, see docs/figures.md")
     info.set_defaults(run=_info)
@@ -96,6 +101,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
         choices=("file", "dicom"),
         help="dicom: OUTPUT is a folder for a derived series in the study of the DICOM input, and so is --uncertainty",
     )
+    parser.add_argument("--series", metavar="NUMBER_OR_UID", help=SERIES_HELP)
     parser.add_argument("--factor", default="isotropic", type=_factor, help="2, 4, 8, 16 or isotropic (default)")
     parser.add_argument("--method", default="calid+", choices=METHODS)
     parser.add_argument(
@@ -161,10 +167,11 @@ def _upsample(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         as_dicom=options.format == "dicom",
         models_folder=options.models,
+        series=options.series,
     )
     start = time.monotonic()
     with progress_bar() as bar:
-        made = job.run(progress=shown_on(bar))
+        made = job.run(progress=shown_on(bar), tell=_tell)
     seconds = time.monotonic() - start
     dense, facts = made.stack, made.stack.provenance
     print(
@@ -179,16 +186,46 @@ def _upsample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(line: str) -> None:
+    print(f"calid: {line}", file=sys.stderr)
+
+
 def _info(options: argparse.Namespace) -> int:
     from calid.heart import figures
-    from calid.run.job import information
 
     figures.check_json_output(options)
-    machine = information(options.device)
-    print(json.dumps(machine, indent=2))
+    if options.input is None:
+        from calid.run.job import information
+
+        machine = information(options.device)
+        print(json.dumps(machine, indent=2))
+        values = figures.machine_document(machine)
+    else:
+        values = figures.input_document(_tell_of(options.input, options.series))
     if options.json is not None:
-        figures.write_figures(figures.machine_document(machine), options.json)
+        figures.write_figures(values, options.json)
     return 0
+
+
+def _tell_of(path: Path, series: str | None) -> dict[str, Any]:
+    """Print what an input is, and return the same for programs: a folder's series, and the stack if there is one."""
+    from calid.images.files import read_stack
+    from calid.images.overview import facts_as_text, facts_of
+    from calid.images.study import look
+
+    facts: dict[str, Any] = {}
+    if path.is_dir():
+        overview = look(path, series)
+        print(overview.as_text(), end="\n\n")
+        facts["study"] = overview.as_json()
+    try:
+        facts["stack"] = facts_of(read_stack(path, series))
+        print(facts_as_text(facts["stack"], path.name))
+    except InputError as error:
+        if "study" not in facts:
+            raise
+        print(f"No stack can be made of it: {error}")
+    return facts
 
 
 def _serve(_: argparse.Namespace) -> int:

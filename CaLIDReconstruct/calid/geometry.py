@@ -26,6 +26,9 @@ SAME_POSITION_MM = 0.05
 LATERAL_TOLERANCE_PIXELS = 0.5
 """How far a slice may lie beside the straight line through the others before an affine would misplace its pixels."""
 
+SPACING_TOLERANCE = 3e-3
+"""Pixel spacings may differ by this share, as rounding makes them; over 256 pixels that is less than half of one."""
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -130,6 +133,18 @@ def is_same_position(first: Plane, second: Plane) -> bool:
         and turn_degrees(first, second) < PARALLEL_TOLERANCE_DEGREES / 5
         and np.allclose(first.spacing_mm, second.spacing_mm, rtol=1e-3)
     )
+
+
+def is_same_grid(first: Plane, second: Plane) -> bool:
+    """Whether two planes have as many pixels of one size, but for rounding to hundredths of a millimeter.
+
+    Example:
+        >>> def plane(mm):
+        ...     return Plane(np.zeros(3), np.eye(3)[0], np.eye(3)[1], np.full(2, mm), (256, 208))
+        >>> is_same_grid(plane(1.5625), plane(1.563)), is_same_grid(plane(1.5625), plane(1.57))
+        (True, False)
+    """
+    return first.size == second.size and np.allclose(first.spacing_mm, second.spacing_mm, rtol=SPACING_TOLERANCE, atol=0)
 
 
 def typical_plane(planes: Sequence[Plane]) -> int:

@@ -231,10 +231,11 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
         uncertainty=_path(request, "uncertainty"),
         overwrite=bool(request.get("overwrite", False)),
         models_folder=_path(request, "models"),
+        series=_series(request),
     )
     folder = _path(request, "frames_folder")
     show_frame = None if folder is None else partial(_show_frame, folder, emit)
-    made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame)
+    made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame, tell=_log_to(emit))
     return {"output": str(job.output), "provenance": dict(made.stack.provenance)}
 
 
@@ -268,11 +269,47 @@ class _Throttled:
         self._emit("progress", fraction=round(fraction, 4), stage=progress.stage, seconds_left=left)
 
 
+def _series(request: Request) -> str | None:
+    """The number or UID of a series of the short axis, or None."""
+    series = request.get("series")
+    if series is not None and (isinstance(series, bool) or not isinstance(series, str | int)):
+        raise _bad_request(f"'series' is no number or UID: {series!r}.", "Send one that `study` lists.")
+    return None if series is None else str(series)
+
+
+def _log_to(emit: Emit) -> Callable[[str], None]:
+    return lambda line: emit("log", level="info", message=line)
+
+
+def _study(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+    """What a DICOM folder holds, and, if a folder to write to is given, its short axis and views as sequence files."""
+    from calid.images.files import write_stack
+    from calid.images.study import look, read_study
+
+    source, folder, series = Path(request["input"]), _path(request, "folder"), _series(request)
+    if folder is None:
+        return {"study": look(source, series).as_json()}
+    study = read_study(source, series)
+    folder.mkdir(parents=True, exist_ok=True)
+    sax, lax = folder / "sax.seq.nrrd", []
+    write_stack(study.sax, sax, overwrite=True)
+    for index, view in enumerate(study.lax):
+        path = folder / f"lax{index + 1:02d}.seq.nrrd"
+        write_stack(view.stack, path, overwrite=True)
+        lax.append({"name": view.name, "path": str(path)})
+    return {
+        "study": study.overview.as_json(),
+        "sax": str(sax),
+        "lax": lax,
+        "left_out": list(study.left_out),
+    }
+
+
 def _check(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
     from calid.images.checks import findings
     from calid.images.files import read_stack
 
-    return {"findings": [asdict(finding) for finding in findings(read_stack(Path(request["input"])))]}
+    return {"findings": [asdict(finding) for finding in findings(read_stack(Path(request["input"]), _series(request)))]}
 
 
 def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> dict[str, Any]:
@@ -280,7 +317,7 @@ def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> di
     from calid.run.job import estimate
 
     return estimate(
-        read_stack(Path(request["input"])),
+        read_stack(Path(request["input"]), _series(request)),
         _settings(request),
         uncertainty=bool(request.get("uncertainty")),
         models_folder=_path(request, "models"),
@@ -306,7 +343,7 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
     emit("log", level="info", message=license_notice(_path(request, "models")))
     folder = _path(request, "surfaces_folder")
     labels = segment(
-        read_stack(Path(request["input"])),
+        read_stack(Path(request["input"]), _series(request)),
         device=request.get("device", "auto"),
         models_folder=_path(request, "models"),
         progress=_Throttled(emit, (0.0, 1.0 if folder is None else SEGMENTING_SHARE)),
@@ -340,10 +377,13 @@ def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
 
 COMMANDS = {
     "upsample": Command(
-        _upsample, ("input", "output"), ("uncertainty", "frames_folder", "models"), ("overwrite", *SETTINGS)
+        _upsample, ("input", "output"), ("uncertainty", "frames_folder", "models"), ("overwrite", "series", *SETTINGS)
     ),
-    "segment": Command(_segment, ("input", "output"), ("surfaces_folder", "models"), ("raw", "device", "overwrite")),
-    "check": Command(_check, ("input",)),
-    "estimate": Command(_estimate, ("input",), ("models",), ("uncertainty", "num_frames", *SETTINGS)),
+    "segment": Command(
+        _segment, ("input", "output"), ("surfaces_folder", "models"), ("raw", "device", "overwrite", "series")
+    ),
+    "check": Command(_check, ("input",), (), ("series",)),
+    "study": Command(_study, ("input",), ("folder",), ("series",)),
+    "estimate": Command(_estimate, ("input",), ("models",), ("uncertainty", "num_frames", "series", *SETTINGS)),
     "info": Command(_info, (), ("models",), ("device",)),
 }

@@ -701,25 +701,21 @@ def a_second_stack_and_no_views(folder):
     return dicom(folder)
 
 
-@damage("duplicate-images", "s0/i00.dcm", "t/i00.dcm")
-def an_image_that_is_there_twice(folder):
-    dicom(folder)
-    (folder / "t").mkdir()
-    (folder / "t" / "i00.dcm").write_bytes((folder / "s0" / "i00.dcm").read_bytes())
-    return folder
-
-
-@damage("duplicate-slices", "Slice 1 of 5")
-def a_still_slice_that_was_taken_twice(folder):
+@damage("duplicate-slices", "2 of 5 slices", "again0.dcm and s0/i00.dcm; again3.dcm and s3/i00.dcm")
+def still_slices_of_which_no_header_tells_the_later_one(folder):
     dicom(folder, stack=good().frame(0))
-    return dicom(folder, lambda _, z: None if z else {}, stack=good(seed=0).frame(0), name=lambda _t, _z: "again.dcm")
+    other = good(seed=0).frame(0)
+    other = other.with_voxels(other.voxels + 1)
+    changes = lambda _, z: {"InstanceNumber": 70 + z} if z in (0, 3) else None  # noqa: E731 (a table of one-liners)
+    return dicom(folder, changes, stack=other, name=lambda _t, z: f"again{z}.dcm")
 
 
-@damage("duplicate-frames", "Slice 3 of 5", "nearly the same time")
-def a_slice_that_was_taken_twice(folder):
+@damage("duplicate-frames", "1 of 5 slices", "again02.dcm and s2/i00.dcm")
+def a_slice_of_a_cine_of_which_no_header_tells_the_later_one(folder):
     dicom(folder)
-    later = lambda t, z: {"TriggerTime": 4 + 33.5 * t} if z == 2 else None  # noqa: E731 (a table of one-liners)
-    return dicom(folder, later, name=lambda t, z: f"again{t}{z}.dcm", series=lambda _t, _z: 77)
+    other = good().with_voxels(good().voxels + 1)
+    changes = lambda t, z: {"InstanceNumber": 70 + t} if z == 2 else None  # noqa: E731 (a table of one-liners)
+    return dicom(folder, changes, stack=other, name=lambda t, z: f"again{t}{z}.dcm")
 
 
 @damage("mixed-sizes", "Slice 2 of 5", "24 x 16 pixels", "24 x 18")

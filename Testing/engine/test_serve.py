@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import file_phantoms
 import pytest
 from calid.images.files import read_stack, write_stack
 from calid.labels import LABELS
@@ -226,3 +227,26 @@ def test_a_request_that_makes_no_sense_says_so(engine, request_):
 def test_a_setting_of_the_wrong_kind_is_named(engine, sparse, tmp_path):
     engine.send(id=1, command="upsample", input=str(sparse), output=str(tmp_path / "x.nrrd"), steps="8")
     assert engine.until("error")[-1]["code"] == "steps"
+
+
+def test_a_study_is_told_and_written_as_sequences_with_their_times(engine, tmp_path):
+    sax = file_phantoms.noisy_stack((4, 5, 18, 24))
+    file_phantoms.write_stack(tmp_path / "in" / "a", sax)
+    view = file_phantoms.long_axis(sax)
+    file_phantoms.write_stack(tmp_path / "in" / "b", view, series=lambda _t, _z: 40, description="4ch of secret-id")
+    engine.send(id=1, command="study", input=str(tmp_path / "in"), folder=str(tmp_path / "out"))
+    answer = engine.until("result")[-1]
+    assert [(one["number"], one["role"]) for one in answer["study"]["series"]] == [
+        *((number, "short axis") for number in range(5)),
+        (40, "long axis"),
+    ]
+    assert answer["study"]["choice"]["slices"] == 5
+    assert answer["study"]["confidence"] == "high"
+    assert "ecret" not in json.dumps(answer)
+    for path, expected in ((answer["sax"], sax), (answer["lax"][0]["path"], view)):
+        found = read_stack(Path(path))
+        assert (found.voxels == expected.voxels).all()
+        assert found.frame_times_ms == pytest.approx(expected.frame_times_ms, abs=1e-3)
+    engine.send(id=2, command="study", input=str(tmp_path / "in"), series=7)
+    error = engine.until("error")[-1]
+    assert (error["code"], "40" in error["message"]) == ("unknown-series", True)

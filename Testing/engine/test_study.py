@@ -36,18 +36,6 @@ def cine(shape=(4, 5, 6, 8), **options) -> Stack:
     return file_phantoms.noisy_stack(shape, **options)
 
 
-def long_axis(sax: Stack, *, degrees: float = 0.0, seed: int = 7) -> Stack:
-    """A plane along the normal of the stack through its middle, turned about the normal; as wide as it likes to be."""
-    x, y, z = sax.directions_lps.T
-    across = np.cos(np.deg2rad(degrees)) * x + np.sin(np.deg2rad(degrees)) * y
-    directions = np.stack([across, z, np.cross(across, z)], axis=1)
-    shape = (1, 10, 14)
-    middle = sax.to_lps((np.array(sax.voxels.shape[:0:-1]) - 1) / 2)
-    affine = phantoms.centred_affine(shape, (1.7, 1.7, 6.0), directions, middle)
-    voxels = np.random.default_rng(seed).integers(0, 999, (sax.num_frames, *shape)).astype(np.int16)
-    return Stack(voxels, affine, sax.frame_times_ms)
-
-
 # --- The short axis ---------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +273,8 @@ def cut_folder(tmp_path_factory) -> Path:
 def write_views(folder: Path, sax: Stack, **descriptions: float) -> dict[str, Stack]:
     """Long-axis images, description -> angle about the normal, each in a series of its own."""
     views = {
-        name: long_axis(sax, degrees=angle, seed=index) for index, (name, angle) in enumerate(descriptions.items())
+        name: file_phantoms.long_axis(sax, degrees=angle, seed=index)
+        for index, (name, angle) in enumerate(descriptions.items())
     }
     for index, (name, view) in enumerate(views.items()):
         file_phantoms.write_stack(
@@ -310,7 +299,7 @@ def test_two_views_of_one_name_are_numbered(tmp_path):
     sax = cine()
     file_phantoms.write_stack(tmp_path / "a", sax)
     for number, degrees in ((100, 0), (101, 90)):
-        view = long_axis(sax, degrees=degrees)
+        view = file_phantoms.long_axis(sax, degrees=degrees)
         file_phantoms.write_stack(tmp_path / str(number), view, series=lambda _t, _z, n=number: n, description="4CH")
     assert [view.name for view in read_study(tmp_path).lax] == ["4CH", "4CH (2)"]
 
@@ -318,7 +307,7 @@ def test_two_views_of_one_name_are_numbered(tmp_path):
 def test_a_view_acquired_twice_is_two_views(tmp_path):
     sax = cine()
     file_phantoms.write_stack(tmp_path / "a", sax)
-    views = [long_axis(sax, seed=seed) for seed in (1, 2)]
+    views = [file_phantoms.long_axis(sax, seed=seed) for seed in (1, 2)]
     for index, view in enumerate(views):
         view = replace(view, frame_times_ms=view.frame_times_ms + 3 * index)
         file_phantoms.write_stack(tmp_path / f"v{index}", view, series=lambda _t, _z, n=100 + index: n)
@@ -332,13 +321,16 @@ def test_still_images_other_stacks_and_other_references_are_left_out_and_said_so
     sax = cine()
     file_phantoms.write_stack(tmp_path / "a", sax)
     file_phantoms.write_stack(
-        tmp_path / "scout", long_axis(sax).frame(0), description="scout", changes=lambda _t, _z: {"TriggerTime": None}
+        tmp_path / "scout",
+        file_phantoms.long_axis(sax).frame(0),
+        description="scout",
+        changes=lambda _t, _z: {"TriggerTime": None},
     )
     axial = replace(cine((4, 4, 6, 8), seed=5), affine=np.diag([1.5, 1.5, 8, 1]))
     file_phantoms.write_stack(tmp_path / "axial", axial, series=lambda _t, _z: 50, description="axial cine")
     file_phantoms.write_stack(
         tmp_path / "moved",
-        long_axis(sax, degrees=90),
+        file_phantoms.long_axis(sax, degrees=90),
         series=lambda _t, _z: 60,
         description="moved",
         changes=lambda _t, _z: {"FrameOfReferenceUID": "9.9"},
@@ -348,9 +340,9 @@ def test_still_images_other_stacks_and_other_references_are_left_out_and_said_so
     assert_same(found.sax, sax)
     assert [view.name for view in found.lax] == ["two chamber", "four chamber"]
     assert found.left_out == (
-        "1 images of scout: another kind of image than the short axis.",
-        "16 images of axial cine: another stack of parallel planes.",
-        "4 images of moved: not in the same frame of reference as the short axis.",
+        "1 images of scout (series 0): another kind of image than the short axis, localizer (still images).",
+        "16 images of axial cine (series 50): another stack of parallel planes.",
+        "4 images of moved (series 60): not in the same frame of reference as the short axis.",
     )
 
 
@@ -376,7 +368,7 @@ def test_of_several_stacks_the_long_axis_views_tell_the_short_axis_and_the_choic
     for found in (read_study(tmp_path).sax, read_stack(tmp_path)):
         assert_same(found, sax)
         assert found.provenance["series"] == "SAX"
-        assert found.provenance["left_out"] == ["36 images of axial: another stack of parallel planes."]
+        assert found.provenance["left_out"] == ["36 images of axial (series 50-58): another stack of parallel planes."]
 
 
 def test_a_study_that_leaves_no_choice_notes_none(tmp_path):
@@ -400,7 +392,8 @@ def test_perfusion_in_the_planes_of_the_short_axis_is_left_out(tmp_path, pixel_r
     found = read_study(tmp_path)
     assert_same(found.sax, sax)
     assert found.lax == ()
-    assert found.left_out == (f"{3 * frames} images of perfusion: another acquisition of the short axis.",)
+    (sentence,) = found.left_out
+    assert sentence.startswith(f"{3 * frames} images of perfusion (series 50): perfusion (")
 
 
 def test_a_still_scout_with_more_slices_does_not_pass_for_the_short_axis(tmp_path):

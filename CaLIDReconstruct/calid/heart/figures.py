@@ -114,6 +114,11 @@ def wall_section(labels: Stack) -> dict[str, dict[str, float]] | str:
     }
 
 
+def input_document(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What an input is, in the same form, command `info`: the series of a DICOM folder, and the stack."""
+    return as_json({"figures_version": FIGURES_VERSION, "calid": __version__, "command": "info", "input": facts})
+
+
 def _section(value: Mapping[str, Any] | str) -> dict[str, Any]:
     return {"missing": value} if isinstance(value, str) else dict(value)
 

@@ -321,6 +321,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("file", "dicom"),
         help="dicom: OUTPUT is a folder for one DICOM Segmentation of each phase, in the study of the DICOM input",
     )
+    parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
@@ -334,11 +335,14 @@ def run(options: argparse.Namespace) -> int:
     """`calid segment`: read, label, clean up, write."""
     from calid.heart.anatomy import clean_labels
     from calid.images.files import read_stack, write_labels
+    from calid.images.overview import told
 
     _check_output(options)
     figures.check_json_output(options)
     print(license_notice(options.models), file=sys.stderr)
-    stack = read_stack(options.input)
+    stack = read_stack(options.input, options.series)
+    for line in told(stack):
+        print(f"calid: {line}", file=sys.stderr)
     with progress_bar() as bar:
         labels = segment(
             stack,

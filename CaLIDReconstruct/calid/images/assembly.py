@@ -52,8 +52,11 @@ def _same_grid(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findi
     spacings = [tuple(np.round(plane.spacing_mm, 3)) for plane in planes]
     for code, what, values in (("mixed-sizes", "pixels", sizes), ("mixed-pixel-spacing", "mm per pixel", spacings)):
         usual = Counter(values).most_common(1)[0][0]
-        # Some programs round 1.5625 mm to 1.563, others cut it to 1.562.
-        odd = next((i for i, value in enumerate(values) if not np.allclose(value, usual, rtol=1e-3, atol=0)), None)
+        typical = planes[values.index(usual)]
+        odd = next(
+            (i for i, plane in enumerate(planes) if values[i] != usual and not geometry.is_same_grid(plane, typical)),
+            None,
+        )
         if odd is not None:
             measured, expected = (f"{value[0]:g} x {value[1]:g}" for value in (values[odd], usual))
             yield Finding(
@@ -196,7 +199,7 @@ def _duplicates(code: str, message: str) -> Finding:
 def _distinct_times(times_ms: Sequence[np.ndarray], places: Sequence[str]) -> Iterator[Finding]:
     for times, place in zip(times_ms, places, strict=True):
         steps = np.diff(times)
-        if len(steps) and steps.min() < _shortest_step_ms(steps):
+        if len(steps) and (steps.min() <= 0 or steps.min() < _shortest_step_ms(steps)):
             index = int(steps.argmin())
             yield _duplicates(
                 "duplicate-frames",

@@ -7,13 +7,15 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.ht
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,14 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.uid import UID
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from calid.errors import InputError
 from calid.geometry import Plane, angle_degrees
@@ -31,14 +40,35 @@ from calid.images.vetting import quiet_itk
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
-_AGAIN = "Copy or export the file again, or remove it from the folder."
+PHASE_TIMES = ("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime")
+"""Elements that say when after the R wave an image was taken, in ms."""
+
+PHASE_SHARE = "NominalPercentageOfCardiacPhase"
+PHASE_NUMBERS = (PHASE_SHARE, "TemporalPositionIdentifier", "TemporalPositionIndex")
+"""Elements that order the images of a heart beat."""
+
+CLOCKS = ("FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
+"""Elements that say at what time of the day an image was taken or made."""
+
+LAST_NUMBER = "InstanceNumber"
+"""Orders the images of a series, by time or not: what is left where nothing else does."""
+
+_SEQUENCE_VARIANTS = ("MP", "SP", "SS")
+_NATIVE = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+"""Transfer syntaxes whose pixels are not compressed; the last one compresses all elements together."""
+
+_DICOM_ROOT = "1.2.840.10008."
 _PREAMBLE_BYTES = 132
+_FIRST_GROUPS = (0x0002, 0x0008)
 _PIXEL_GROUP = 0x7FE0
 _UNKNOWN_LENGTH = 0xFFFFFFFF
-
-_ORDERS = ("TemporalPositionIdentifier", "TemporalPositionIndex", "InstanceNumber")
-
 _SCALES = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+_AGAIN = "Copy or export the file again, or remove it from the folder."
 
 _BROKEN = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error, zlib.error)
 """What pydicom raises, without saying so, on files that end early or hold nonsense."""
@@ -52,18 +82,23 @@ class DicomImage:
         path: the file.
         name: of the file, for messages.
         index: of the image in its file, 0 but for enhanced multi-frame files.
-        plane: where its pixels lie.
+        plane: where its pixels lie; None where the header does not say.
+        size: (columns, rows).
         thickness_mm: of the slice; NaN where the header does not say.
-        time_ms: after the R wave; NaN where the header does not say.
-        orders: temporal position, its index, and instance number, for images without times; NaN where not given.
+        when: every element that tells images apart in time, those of `PHASE_TIMES` in ms after the R wave, those of
+            `CLOCKS` in ms of the day or era, numbers as they are; only those that are given.
         interval_ms: of the heart beat; NaN where the header does not say.
-        num_phases: images of one heart beat, as the header says; 0 where it does not.
-        kind: modality, magnitude or phase or other, scanning sequence: images of one acquisition agree in these.
-        uid: of the object, with `index` unique.
+        num_phases: images of one heart beat, as the header says; NaN where it does not.
+        kind: modality, magnitude or phase or other, scanning sequence.
+        sequence: pulse sequence: its variants that change the contrast, and the family of its name.
+        contrast: echo time, flip angle, inversion time; NaN where not given.
+        image_type: all words of it.
+        uid: of the object; de-identified files may share one.
         series: number and UID.
+        acquisition: its number in the series; NaN where not given.
         description: of the series.
         scale: (slope, intercept) from stored to real values.
-        is_colour: whether pixels have red, green and blue.
+        is_color: whether pixels have red, green and blue.
         patient: identifier, only to be compared.
         reference: frame of reference, only to be compared.
         field_strength_t: Tesla; NaN where the header does not say.
@@ -72,38 +107,59 @@ class DicomImage:
     path: Path
     name: str
     index: int
-    plane: Plane
+    plane: Plane | None
+    size: tuple[int, int]
     thickness_mm: float
-    time_ms: float
-    orders: tuple[float, ...]
+    when: Mapping[str, float]
     interval_ms: float
     num_phases: float
     kind: tuple[str, str, str]
+    sequence: tuple[str, str]
+    contrast: tuple[float, float, float]
+    image_type: tuple[str, ...]
     uid: str
     series: tuple[float, str]
+    acquisition: float
     description: str
     scale: tuple[float, float]
-    is_colour: bool
+    is_color: bool
     patient: str
     reference: str
     field_strength_t: float
 
 
+# --- Headers ----------------------------------------------------------------------------------------------------------
+
+
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as a DICOM file must: 128 bytes of anything, then DICM."""
+    """Whether a file starts as DICOM does: 128 bytes of anything and DICM, or, without those, the first elements."""
     with path.open("rb") as file:
-        return file.read(_PREAMBLE_BYTES)[128:] == b"DICM"
+        start = file.read(_PREAMBLE_BYTES)
+    return start[128:] == b"DICM" or _starts_with_elements(start)
+
+
+def _starts_with_elements(start: bytes) -> bool:
+    """Whether these bytes are a short element of one of the first groups, as old scanners' files begin."""
+    for order in "<>":
+        if len(start) < 8:
+            return False
+        group, element = struct.unpack_from(order + "HH", start)
+        is_explicit = start[4:6].isalpha() and start[4:6].isupper()
+        (length,) = struct.unpack_from(order + "I", start, 4)
+        if group in _FIRST_GROUPS and element < 0x0100 and (is_explicit or length <= 256):
+            return True
+    return False
 
 
 def read_images(path: Path, name: str) -> list[DicomImage]:
-    """The headers of a file's images; none if it is not DICOM, or DICOM without a place in space.
+    """The headers of a file's images; none if it is not DICOM, or DICOM without pixels.
 
     Args:
         path: any file.
         name: what to call it in messages.
 
     Raises:
-        InputError: the file is cut short or damaged, or an image lacks its pixel spacing or orientation.
+        InputError: the file is cut short or damaged, or a placed image lacks its pixel spacing or orientation.
     """
     try:
         is_other = not is_dicom(path)
@@ -117,103 +173,17 @@ def read_images(path: Path, name: str) -> list[DicomImage]:
         return []
     try:
         with _quiet():
-            return [
-                _image(image, path, name, index)
-                for index, image in enumerate(_flattened(dataset, name))
-                if "ImagePositionPatient" in image
-            ]
+            return [_image(image, path, name, index) for index, image in enumerate(_flattened(dataset, name))]
     except _BROKEN as err:
         raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({err}).", _AGAIN) from err
 
 
-def read_pixels(path: Path, name: str) -> np.ndarray:
-    """The pixels of all images in a file, (images, rows, columns) as stored, without slope and intercept.
-
-    Raises:
-        InputError: pixels are missing, damaged, or compressed in a way that cannot be decoded.
-    """
-    try:
-        with _quiet():
-            dataset = pydicom.dcmread(path)
-            pixels = _decoded(dataset)
-    except RuntimeError as err:
-        syntax = UID(str(dataset.file_meta.TransferSyntaxUID)).name
-        message = f"{name}: the pixels are compressed as {syntax} and cannot be decoded, or are damaged."
-        remedy = "Decompress the images first (for example with gdcmconv --raw), or export them uncompressed."
-        raise InputError("undecodable-pixels", message, remedy) from err
-    except _BROKEN as err:
-        raise _truncated(name, "its pixels are not complete") from err
-    return pixels.reshape((-1, *pixels.shape[-2:]))
-
-
-def _decoded(dataset: FileDataset) -> np.ndarray:
-    try:
-        return dataset.pixel_array
-    except (NotImplementedError, RuntimeError):
-        return _decoded_by_itk(dataset)
-
-
-def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
-    """JPEG, JPEG-LS and JPEG 2000, which pydicom decodes only with more packages.
-
-    GDCM applies the first image's scale to all images of a file, so it is shown a copy without one.
-    """
-    _forget_scale(dataset)
-    with tempfile.TemporaryDirectory() as folder:
-        bare = Path(folder, "bare.dcm")
-        dataset.save_as(bare)
-        with quiet_itk(), _silent_codecs():
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
-
-
-def _forget_scale(dataset: FileDataset) -> None:
-    shared, per_frame = (dataset.get(f"{which}FunctionalGroupsSequence") or () for which in ("Shared", "PerFrame"))
-    for part in (dataset, *shared, *per_frame):
-        for keyword in _SCALES:
-            part.pop(keyword, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pydicom's remarks, by warnings and log, on values that bend the standard."""
-    logger = logging.getLogger("pydicom")
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
-
-
-@contextmanager
-def _silent_codecs() -> Iterator[None]:
-    """Without what GDCM's C codecs print on damaged data; they know no other way than the process's own stderr."""
-    try:
-        kept = os.dup(2)
-    except OSError:
-        # A process without stderr has nothing to silence.
-        yield
-        return
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _truncated(name: str, where: str) -> InputError:
-    return InputError("truncated-dicom", f"{name}: the DICOM file is cut short: {where}.", _AGAIN)
-
-
 def _pass_over(path: Path, name: str) -> None:
-    """Return if a file without DICM is simply not DICOM, and not the beginning of a file that was."""
+    """Return if a file that does not start as DICOM is simply not DICOM, and not the beginning of a file that was."""
     with path.open("rb") as file:
         start = file.read(_PREAMBLE_BYTES)
     has_suffix = path.suffix.lower() in SUFFIXES
-    if not start and (has_suffix or not path.suffix):
+    if not start and has_suffix:
         raise InputError("empty-file", f"{name} is empty (0 bytes).", _AGAIN)
     if start and len(start) < _PREAMBLE_BYTES and not any(start[:128]):
         raise _truncated(name, f"it ends after {len(start)} bytes")
@@ -225,16 +195,21 @@ def _whole_header(path: Path, name: str) -> FileDataset | None:
     """A file's elements before the pixels, and None if it holds no image."""
     try:
         with _quiet(), path.open("rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             meta = dataset.file_meta
             # pydicom takes a value that is cut short for a shorter one; the next element shows that it is whole.
-            if "TransferSyntaxUID" not in meta:
+            if not len(dataset):
                 raise _truncated(name, "it ends within its first group")
-            storage = UID(str(meta.get("MediaStorageSOPClassUID", dataset.get("SOPClassUID", ""))))
-            if storage and "Image Storage" not in storage.name:
+            storage = UID(str(meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID") or ""))
+            # A manufacturer's own class may be an image or not; one that is cut short begins as the standard's do.
+            is_private = bool(storage) and not storage.startswith(_DICOM_ROOT)
+            if storage.name != storage and "Image Storage" not in storage.name:
                 return None
-            if not UID(str(meta.TransferSyntaxUID)).is_deflated:
-                _need_pixels(file, path.stat().st_size, name)
+            syntax = _syntax_of(dataset)
+            if syntax != DeflatedExplicitVRLittleEndian:
+                if is_private and not dataset.get("Rows") and file.tell() == path.stat().st_size:
+                    return None
+                _need_pixels(file, path.stat().st_size, name, dataset if syntax in _NATIVE else None)
             if not dataset.get("Rows") or not dataset.get("Columns"):
                 raise _truncated(name, "the size of the image is missing")
     except _BROKEN as err:
@@ -242,8 +217,24 @@ def _whole_header(path: Path, name: str) -> FileDataset | None:
     return dataset
 
 
-def _need_pixels(file: BinaryIO, size: int, name: str) -> None:
-    """Return if the pixels follow and are as long as they say; `file` stands where pydicom stopped, at their tag."""
+def _syntax_of(dataset: FileDataset) -> UID:
+    """The transfer syntax; where the file does not name it, the one by which pydicom made sense of the elements."""
+    named = str(dataset.file_meta.get("TransferSyntaxUID") or "")
+    if named:
+        return UID(named)
+    is_implicit, is_little = dataset.original_encoding
+    return ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+
+
+def _need_pixels(file: BinaryIO, size: int, name: str, native: Dataset | None) -> None:
+    """Return if the pixels follow and are as long as they say; `file` stands where pydicom stopped, at their tag.
+
+    Args:
+        file: the open file.
+        size: bytes of the whole file.
+        name: of the file, for messages.
+        native: the elements before pixels that are not compressed, whose length the size of the image must explain.
+    """
     start = file.read(12).ljust(12, b"\0")
     order = "<" if start[:2] == b"\xe0\x7f" else ">"
     if struct.unpack_from(order + "H", start)[0] != _PIXEL_GROUP:
@@ -253,55 +244,149 @@ def _need_pixels(file: BinaryIO, size: int, name: str) -> None:
     there = size - file.tell() + (0 if is_explicit else 4)
     if length != _UNKNOWN_LENGTH and there < length:
         raise _truncated(name, f"{max(there, 0)} of {length} bytes of pixels are there")
+    if native is not None:
+        _need_length(native, length, name)
 
 
-def _flattened(dataset: Dataset, name: str) -> Iterator[Dataset]:
-    """Each image's elements on one level: those of the file, and of its own and the shared functional groups."""
+def _need_length(dataset: Dataset, length: int, name: str) -> None:
+    """Return if pixels that are not compressed are as many bytes as the header announces, filled up to an even number.
+
+    Raises:
+        InputError: "size-mismatch"; read with the wrong number of columns the rows would be sheared.
+    """
+    columns, rows, bits = (int(dataset.get(key) or 0) for key in ("Columns", "Rows", "BitsAllocated"))
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    announced = (columns * rows * frames * bits + 7) // 8
+    is_gray = int(dataset.get("SamplesPerPixel") or 1) == 1
+    if columns and rows and is_gray and length not in (announced, announced + announced % 2):
+        what = f"{columns} x {rows} pixels of {bits} bits" + (f" in {frames} images" if frames > 1 else "")
+        message = f"{name}: the header announces {what}, {announced} bytes; there are {length}."
+        raise InputError("size-mismatch", message, _AGAIN)
+
+
+def _truncated(name: str, where: str) -> InputError:
+    return InputError("truncated-dicom", f"{name}: the DICOM file is cut short: {where}.", _AGAIN)
+
+
+def _flattened(dataset: FileDataset, name: str) -> Iterator[Dataset]:
+    """Each image's elements on one level: of the file, and of the shared and its own functional groups.
+
+    The standard's groups count before anything else. What a manufacturer repeats in private groups, or a converter
+    could not assign, is only asked where no public element answers.
+    """
+    frames = int(dataset.get("NumberOfFrames") or 1)
     if "PerFrameFunctionalGroupsSequence" not in dataset:
-        if int(dataset.get("NumberOfFrames") or 1) > 1 and "ImagePositionPatient" in dataset:
+        if frames > 1 and "ImagePositionPatient" in dataset:
             remedy = "Export the images as single-frame or enhanced multi-frame DICOM."
             raise InputError("unplaced-frames", f"{name}: its frames have no place of their own.", remedy)
         yield dataset
         return
     shared = dataset.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    if len(dataset.PerFrameFunctionalGroupsSequence) != frames:
+        raise ValueError(f"{frames} frames, {len(dataset.PerFrameFunctionalGroupsSequence)} of them described")
+    own = [element for element in dataset if element.VR != "SQ"]
     for groups in dataset.PerFrameFunctionalGroupsSequence:
-        flat = Dataset()
-        flat.update({element.tag: element for element in dataset if element.VR != "SQ"})
+        public, rest = [], []
         for group in (*shared[0], *groups):
             if group.VR == "SQ" and group.value:
-                flat.update({element.tag: element for element in group.value[0]})
+                is_public = not group.tag.is_private and not group.keyword.startswith("Unassigned")
+                (public if is_public else rest).extend(group.value[0])
+        flat = Dataset()
+        for elements in (rest, own, public):
+            flat.update({element.tag: element for element in elements if element.VR == "SQ" or not element.is_empty})
         yield flat
 
 
 def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
-    frame_type = [str(part) for part in dataset.get("FrameType") or dataset.get("ImageType") or []]
-    sequence = dataset.get("ScanningSequence", "")
+    frame_type = tuple(str(part).strip() for part in dataset.get("FrameType") or dataset.get("ImageType") or ())
     slope = _number(dataset, "RescaleSlope")
     intercept = _number(dataset, "RescaleIntercept")
+    name = name if "NumberOfFrames" not in dataset else f"{name}, image {index + 1}"
     return DicomImage(
         path=path,
-        name=name if "NumberOfFrames" not in dataset else f"{name}, image {index + 1}",
+        name=name,
         index=index,
-        plane=_plane(dataset, name),
+        plane=_plane(dataset, name) if "ImagePositionPatient" in dataset else None,
+        size=(int(dataset.Columns), int(dataset.Rows)),
         thickness_mm=_number(dataset, "SliceThickness"),
-        time_ms=_number(dataset, "TriggerTime", "NominalCardiacTriggerDelayTime"),
-        orders=tuple(_number(dataset, keyword) for keyword in _ORDERS),
+        when=_when(dataset),
         interval_ms=_number(dataset, "NominalInterval", "RRIntervalTimeNominal"),
         num_phases=_number(dataset, "CardiacNumberOfImages"),
         kind=(
-            str(dataset.get("Modality", "")),
+            _text(dataset, "Modality"),
             frame_type[2] if len(frame_type) > 2 else "",
-            sequence if isinstance(sequence, str) else "\\".join(sequence),
+            "\\".join(_words(dataset, "ScanningSequence")),
         ),
-        uid=str(dataset.get("SOPInstanceUID") or name),
-        series=(float(np.nan_to_num(_number(dataset, "SeriesNumber"))), str(dataset.get("SeriesInstanceUID", ""))),
-        description=str(dataset.get("SeriesDescription") or ""),
+        sequence=(
+            "\\".join(word for word in _SEQUENCE_VARIANTS if word in _words(dataset, "SequenceVariant")),
+            _family(_text(dataset, "SequenceName") or _text(dataset, "PulseSequenceName")),
+        ),
+        contrast=(
+            _number(dataset, "EchoTime", "EffectiveEchoTime"),
+            _number(dataset, "FlipAngle"),
+            _number(dataset, "InversionTime"),
+        ),
+        image_type=frame_type,
+        uid=_text(dataset, "SOPInstanceUID"),
+        series=(float(np.nan_to_num(_number(dataset, "SeriesNumber"))), _text(dataset, "SeriesInstanceUID")),
+        acquisition=_number(dataset, "AcquisitionNumber"),
+        description=_description(dataset),
         scale=(1.0 if np.isnan(slope) else slope, 0.0 if np.isnan(intercept) else intercept),
-        is_colour="MONOCHROME" not in str(dataset.get("PhotometricInterpretation", "MONOCHROME2")),
-        patient=str(dataset.get("PatientID", "")),
-        reference=str(dataset.get("FrameOfReferenceUID", "")),
+        is_color="MONOCHROME" not in str(dataset.get("PhotometricInterpretation", "MONOCHROME2")),
+        patient=_text(dataset, "PatientID"),
+        reference=_text(dataset, "FrameOfReferenceUID"),
         field_strength_t=_number(dataset, "MagneticFieldStrength"),
     )
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()
+
+
+def _description(dataset: Dataset) -> str:
+    """The series description, without the patient's identifier or names where someone wrote them there."""
+    text = _text(dataset, "SeriesDescription")
+    for word in (_text(dataset, "PatientID"), *_text(dataset, "PatientName").replace("^", " ").split()):
+        if len(word) > 2:
+            text = re.sub(re.escape(word), "***", text, flags=re.IGNORECASE)
+    return text
+
+
+def _words(dataset: Dataset, keyword: str) -> list[str]:
+    value = dataset.get(keyword) or []
+    return [value] if isinstance(value, str) else [str(word) for word in value]
+
+
+def _family(sequence_name: str) -> str:
+    """The letters with which a pulse sequence's name begins: "tfi" of "*tfi2d1_12", whose rest changes with slices."""
+    letters = sequence_name.lstrip("*").lower()
+    return letters[: next((i for i, letter in enumerate(letters) if not letter.isalpha()), len(letters))]
+
+
+def _when(dataset: Dataset) -> dict[str, float]:
+    """What the elements that tell images apart in time hold, in ms or as numbers; a clock that no one can read is none.
+
+    Raises:
+        ValueError: one that should be a number is none.
+    """
+    numbers = {key: _number(dataset, key) for key in (*PHASE_TIMES, *PHASE_NUMBERS, LAST_NUMBER)}
+    clocks = {key: _clock_ms(_text(dataset, key)) for key in CLOCKS}
+    return {key: value for key, value in (numbers | clocks).items() if np.isfinite(value)}
+
+
+def _clock_ms(text: str) -> float:
+    """Milliseconds of a time HHMMSS.ffffff or a date and time YYYYMMDDHHMMSS.ffffff+ZZXX, NaN where it is neither."""
+    digits, _, fraction = text.replace(":", "").split("+")[0].split("-")[0].partition(".")
+    if len(digits) not in (6, 14) or not digits.isdigit() or not (fraction + "0").isdigit():
+        return float("nan")
+    days = 0
+    if len(digits) == 14:
+        year, month, day = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
+        if not 1 <= month <= 12 or not 1 <= day <= 31 or not year:
+            return float("nan")
+        days = np.datetime64(f"{year:04d}-{month:02d}-01").astype("datetime64[D]").astype(int) + day
+    hours, minutes, seconds = (int(digits[i - 2 : i or None]) for i in (-4, -2, 0))
+    return 1000.0 * (((24 * days + hours) * 60 + minutes) * 60 + seconds + float(f"0.{fraction}0"))
 
 
 def _number(dataset: Dataset, *keywords: str) -> float:
@@ -350,3 +435,135 @@ def _vector(dataset: Dataset, keyword: str, count: int, name: str, code: str) ->
         message = f"{name}: {what} must be {count} numbers; there are {np.isfinite(numbers).sum()}."
         raise InputError(code, message, "Export the images again.")
     return numbers
+
+
+# --- Pixels -----------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(image: DicomImage) -> str:
+    """What two images have in common only if every stored pixel is the same; compressed pixels are compared as such."""
+    with _quiet():
+        dataset = pydicom.dcmread(image.path, force=True)
+    return f"{hashlib.sha256(dataset.get('PixelData', b'')).hexdigest()} {image.index}"
+
+
+def read_pixels(path: Path, name: str) -> np.ndarray:
+    """The pixels of all images in a file, (images, rows, columns) as stored, without slope and intercept.
+
+    Raises:
+        InputError: pixels are missing, damaged, or compressed in a way that cannot be decoded.
+    """
+    try:
+        with _quiet():
+            dataset = pydicom.dcmread(path, force=True)
+            syntax = dataset.file_meta.TransferSyntaxUID = _syntax_of(dataset)
+            if syntax in _NATIVE:
+                _need_length(dataset, len(dataset.PixelData), name)
+            pixels = _decoded(dataset)
+    except RuntimeError as err:
+        message = f"{name}: the pixels are compressed as {syntax.name} and cannot be decoded, or are damaged."
+        remedy = "Decompress the images first (for example with gdcmconv --raw), or export them uncompressed."
+        raise InputError("undecodable-pixels", message, remedy) from err
+    except _BROKEN as err:
+        raise _truncated(name, "its pixels are not complete") from err
+    if pixels.shape[-2:] != (dataset.Rows, dataset.Columns):
+        rows, columns = pixels.shape[-2:]
+        announced = f"{dataset.Columns} x {dataset.Rows}"
+        message = f"{name}: the header announces {announced} pixels; decompressed there are {columns} x {rows}."
+        raise InputError("size-mismatch", message, _AGAIN)
+    return _right_aligned(pixels.reshape((-1, *pixels.shape[-2:])), dataset, name)
+
+
+def _right_aligned(pixels: np.ndarray, dataset: Dataset, name: str) -> np.ndarray:
+    """The pixels without the bits below those that are in use, where the header says that there are any.
+
+    Raises:
+        InputError: "bit-positions", if the header does not make sense, or the pixels do not fit what it says.
+    """
+    allocated, stored = int(dataset.BitsAllocated), int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    high = int(dataset.get("HighBit", stored - 1))
+    unused = high + 1 - stored
+    if unused == 0:
+        return pixels
+    is_native = dataset.file_meta.TransferSyntaxUID in _NATIVE
+    if unused > 0 and high < allocated and is_native and not (pixels & ((1 << unused) - 1)).any():
+        return pixels >> unused
+    message = f"{name}: the header says that {stored} bits end at bit {high} of {allocated}; the pixels do not."
+    raise InputError("bit-positions", message, "Export the images again, with High Bit one less than Bits Stored.")
+
+
+def _decoded(dataset: FileDataset) -> np.ndarray:
+    """The pixels as stored; pydicom decodes what is plain or run-length encoded, GDCM all the rest.
+
+    Raises:
+        RuntimeError: the decoder fails, or says anything at all: it goes on behind damage and only mutters.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in (*_NATIVE, RLELossless):
+        return _decoded_by_itk(dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if syntax == RLELossless else "ignore")
+        try:
+            return dataset.pixel_array
+        except Warning as err:
+            raise RuntimeError(str(err)) from err
+
+
+def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
+    """JPEG, JPEG-LS and JPEG 2000.
+
+    GDCM applies the first image's scale to all images of a file, so it is shown a copy without one.
+    """
+    _forget_scale(dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder, "bare.dcm")
+        dataset.save_as(bare)
+        with quiet_itk(), _heard_codecs():
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
+
+
+def _forget_scale(dataset: FileDataset) -> None:
+    shared, per_frame = (dataset.get(f"{which}FunctionalGroupsSequence") or () for which in ("Shared", "PerFrame"))
+    for part in (dataset, *shared, *per_frame):
+        for keyword in _SCALES:
+            part.pop(keyword, None)
+
+
+@contextmanager
+def _heard_codecs() -> Iterator[None]:
+    """Listen to GDCM's C codecs, which know no other way to complain of damaged data than the process's own stderr.
+
+    Raises:
+        RuntimeError: they said something.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:
+        kept = None  # the process has no stderr
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            if kept is None:
+                os.close(2)
+            else:
+                os.dup2(kept, 2)
+                os.close(kept)
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip()
+    if words:
+        raise RuntimeError(words)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's remarks, by warnings and log, on values that bend the standard."""
+    logger = logging.getLogger("pydicom")
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled

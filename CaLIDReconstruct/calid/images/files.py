@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from calid import geometry
-from calid.errors import InputError, OutputError
+from calid.errors import InputError, OutputError, SettingsError
 from calid.images import dicom, metaimage, nifti, nrrd, whole_file
 from calid.images.checks import FRAME_LIMITS_MS
 from calid.images.study import Study, read_file, read_lax, read_sax, read_study
@@ -67,18 +67,23 @@ _MILLISECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_stack(path: Path) -> Stack:
+def read_stack(path: Path, series: str | None = None) -> Stack:
     """The stack in a volume file, or the short-axis stack in a DICOM folder.
 
     Args:
         path: .nii, .nii.gz, .nrrd, .seq.nrrd, .seg.nrrd or .mha; a DICOM file; or a folder of DICOM files.
+        series: number or UID of a series of the short axis in a folder; None leaves the choice to the evidence.
 
     Raises:
         InputError: there is nothing there, or it cannot be read for certain; the message names the file or slice.
+        SettingsError: the folder has no such series, or `path` is no folder.
     """
     path = Path(path)
     if path.is_dir():
-        return read_sax(path)
+        return read_sax(path, series)
+    if series is not None:
+        remedy = "Leave out the series, or give the folder."
+        raise SettingsError("unknown-series", f"{path.name} is a file; only a DICOM folder has series.", remedy)
     if not path.exists():
         remedy = "Check the path; give a volume file or a folder of DICOM files."
         raise InputError("missing-file", f"{path} does not exist.", remedy)

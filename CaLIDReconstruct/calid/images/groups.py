@@ -1,21 +1,23 @@
-"""Images that belong together: of one acquisition, in parallel planes, moving or still.
+"""Images that belong together: one acquisition, in parallel planes, that shows the same motion.
 
-What their headers say about space and time groups them, never a file or a description; series only tell apart cines
-of different numbers of frames.
+What headers say about space, time and contrast groups images, never a file's name; series only tell apart images that
+nothing else does. A description is asked for one thing: whether it names another contrast than a cine's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from calid import geometry
 from calid.geometry import Plane
-from calid.images.dicom import DicomImage
+from calid.images.assembly import plane_findings
+from calid.images.dicom import CLOCKS, DicomImage
+from calid.images.times import MIN_PHASES_MS, Motion, motion_of, phase_times_ms
 
 STRAY_DEGREES = 20.0
 """An image tilted against the short axis by less than this is a crooked short-axis slice and not a long-axis view."""
@@ -23,23 +25,63 @@ STRAY_DEGREES = 20.0
 MAX_VIEW_POSITIONS = 3
 """More parallel planes than this are a stack and not a long-axis view."""
 
-MIN_CINE_IMAGES = 3
-"""So many images at one place are a cine; two may be end-diastole and end-systole, or one image exported twice."""
+CONTRAST_RATIO = 1.5
+"""Echo times and flip angles of one acquisition differ from slice to slice by less than this."""
+
+SUBJECTS = {
+    "tagging": r"tag(ging|ged|s)?\b|spamm|grid",
+    "perfusion": r"perf|first.?pass|\bdynamic",
+    "flow": r"flow|venc|phase.?contrast|\bpc\b",
+    "map": r"\bt[12][ _*-]*map|molli|sasha|\bmap\b|\bt2\*|\becv\b",
+    "late enhancement": r"\blge\b|\bde\b|psir|late|delayed|viab",
+    "dark blood": r"dark.?blood|black.?blood|\bhaste|\bstir\b|\btse\b|\bdb\b",
+    "localizer": r"locali[sz]er|scout|survey",
+}
+"""Words in a description that name another contrast than a cine's, in any language's usual English abbreviations."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The images of one place that were taken together.
+
+    Args:
+        images: in any order.
+        motion: what they show.
+    """
+
+    images: tuple[DicomImage, ...]
+    motion: Motion
+
+    @property
+    def series(self) -> tuple[float, str]:
+        return self.images[0].series
+
+    @property
+    def rank(self) -> tuple[bool, float, float, float]:
+        """What to prefer of several acquisitions of one place: corrected for distortion, taken last."""
+        image = self.images[0]
+        is_corrected = any(word.startswith("DIS") for word in image.image_type)
+        taken = next((image.when[key] for key in CLOCKS[1:3] if key in image.when), 0.0)
+        return is_corrected, taken, image.series[0], float(np.nan_to_num(image.acquisition))
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Images of one acquisition in parallel planes.
+    """Runs of one acquisition in parallel planes.
 
     Args:
-        kind: modality, magnitude or phase or other, scanning sequence.
-        is_cine: whether they show the heart moving.
-        images: in any order.
+        runs: in the order of their positions; several at one position are repeats.
+        motion: what all of them show.
+        subject: of another contrast than a cine's, "" where nothing says so.
     """
 
-    kind: tuple[str, ...]
-    is_cine: bool
-    images: tuple[DicomImage, ...]
+    runs: tuple[Run, ...]
+    motion: Motion
+    subject: str = ""
+
+    @cached_property
+    def images(self) -> list[DicomImage]:
+        return [image for run in self.runs for image in run.images]
 
     @property
     def plane(self) -> Plane:
@@ -47,19 +89,38 @@ class Group:
         return self.images[0].plane
 
     @cached_property
-    def positions(self) -> list[list[DicomImage]]:
-        """The images sorted along the normal, those at one position together."""
-        return positions_of(self.images)
+    def places(self) -> list[list[Run]]:
+        """The runs sorted along the normal, those at one position together."""
+        return at_positions(self.runs, lambda run: run.images[0].plane)
 
     @property
-    def is_stack(self) -> bool:
-        """Whether these are too many slices of a cine to be a long-axis view."""
-        return self.is_cine and len(self.positions) > MAX_VIEW_POSITIONS
+    def num_frames(self) -> int:
+        return max(len(run.images) for run in self.runs)
+
+    @property
+    def kind(self) -> tuple[str, str, str]:
+        return max((image.kind for image in self.images), key=lambda kind: sum(map(bool, kind)))
 
     @property
     def description(self) -> str:
         """What people call it."""
         return self.images[0].description or "a series without description"
+
+    @property
+    def series(self) -> list[tuple[float, str]]:
+        """Its series, each once, in order."""
+        return sorted({run.series for run in self.runs})
+
+    @property
+    def references(self) -> set[str]:
+        """The frames of reference that its images name."""
+        return {image.reference for image in self.images} - {""}
+
+    @property
+    def is_ssfp(self) -> bool:
+        """Whether the headers name the pulse sequence of a usual cine: steady state, free precession."""
+        variant, family = self.images[0].sequence
+        return "SS" in variant.split("\\") or family in ("tfi", "btfe", "fiesta", "trufi", "bssfp", "ssfp")
 
     def tilt_degrees(self, other: Group) -> float:
         """The angle between the planes of two groups."""
@@ -69,48 +130,124 @@ class Group:
         """Whether two groups are parallel but for what a crooked slice may be tilted."""
         return self.tilt_degrees(other) < STRAY_DEGREES
 
-    def is_same_kind(self, other: Group) -> bool:
+    def is_alike(self, other: Group) -> bool:
         """Whether two groups show the same by the same means, in whatever planes."""
-        return self.kind == other.kind and self.is_cine == other.is_cine
+        moving = ("cine", "phases")
+        return (
+            all(_is_same_word(a, b) for a, b in zip(self.kind, other.kind, strict=True))
+            and self.subject == other.subject
+            and (self.motion == other.motion or (self.motion in moving and other.motion in moving))
+        )
+
+    def latest(self) -> Group:
+        """The run at each position that is corrected for distortion, and of several such the last acquired.
+
+        Where no header tells which one is the last, a position keeps all of them.
+        """
+        runs = [run for place in self.places for run in place if run.rank == max(other.rank for other in place)]
+        return replace(self, runs=tuple(runs))
+
+    def findings(self) -> list:
+        """What keeps the planes of the group from being one straight and even stack."""
+        runs = [place[0] for place in self.places]
+        return plane_findings([run.images[0].plane for run in runs], [run.images[0].name for run in runs])
+
+
+def at_positions(things: Sequence, plane_of: Callable) -> list[list]:
+    """Things sorted along the normal of the first one's plane, those at one position together."""
+    along = geometry.positions_along(plane_of(things[0]).normal, [plane_of(thing) for thing in things])
+    order = np.argsort(along, kind="stable")
+    starts = np.flatnonzero(np.diff(along[order]) >= geometry.SAME_POSITION_MM) + 1
+    return [[things[index] for index in part] for part in np.split(order, starts)]
 
 
 def groups_of(images: Sequence[DicomImage]) -> list[Group]:
-    """Images of one acquisition in parallel planes, in the order of their series."""
-    alike: dict[tuple, list[DicomImage]] = {}
+    """Placed images as groups, in the order of their series."""
+    groups = []
+    for members in _of_one_contrast(images):
+        for part in _parallel(members):
+            groups += _by_motion(part)
+    parts = [part for group in groups for part in _untangled(group)]
+    return sorted(parts, key=lambda group: min((image.series, image.name) for image in group.images))
+
+
+# --- By contrast and size ---------------------------------------------------------------------------------------------
+
+
+def _of_one_contrast(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
+    """Images of one size and pixel spacing, taken by one pulse sequence; what a header leaves blank fits anything."""
+    by_series: dict[Hashable, list[DicomImage]] = {}
     for image in images:
-        alike.setdefault((image.kind, image.plane.size, *np.round(image.plane.spacing_mm, 3)), []).append(image)
-    groups = [group for members in alike.values() for part in _parallel(members) for group in _by_motion(part)]
-    return sorted(groups, key=lambda group: min((image.series, image.name) for image in group.images))
+        words = (*image.kind, *image.sequence, subject_of(image.description))
+        pixel = tuple(np.round(image.plane.spacing_mm, 4))
+        by_series.setdefault((image.series, image.plane.size, pixel, words), []).append(image)
+    parts = [(_Contrast.of(words, part), part) for (*_, words), part in by_series.items()]
+    # Those that say most, and are most, are the ones the others are compared with.
+    parts.sort(key=lambda part: (-sum(map(bool, part[0].words)), -len(part[1])))
+    clusters: list[tuple[_Contrast, list[DicomImage]]] = []
+    for contrast, members in parts:
+        fitting = [cluster for cluster in clusters if contrast.fits(cluster[0])]
+        if fitting:
+            max(fitting, key=lambda cluster: len(cluster[1]))[1].extend(members)
+        else:
+            clusters.append((contrast, list(members)))
+    return [members for _, members in clusters]
 
 
-def _by_motion(images: Sequence[DicomImage]) -> list[Group]:
-    """Parallel images of one kind, the moving ones apart from the still ones and those of another number of frames."""
-    moving: list[DicomImage] = []
-    still: list[DicomImage] = []
-    for position in positions_of(images):
-        is_cine = len(position) >= MIN_CINE_IMAGES or any(image.num_phases > 1 for image in position)
-        (moving if is_cine else still).extend(position)
-    parts = [*((part, True) for part in _by_frames(moving)), (still, False)]
-    return [Group(part[0].kind, is_cine, tuple(part)) for part, is_cine in parts if part]
+@dataclass(frozen=True)
+class _Contrast:
+    """What images of one acquisition agree in.
 
-
-def _by_frames(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """Moving images in parallel planes, those of series with another number of frames apart.
-
-    Only where every series holds whole cines: elsewhere the number of its images says nothing.
+    Args:
+        words: modality, frame type, scanning sequence, sequence variant and family, subject; "" where not given.
+        numbers: echo time and flip angle, NaN where not given.
+        plane: gives size and pixel spacing.
     """
-    if not images:
-        return []
-    counts: dict[tuple, set[int]] = {}
-    for position in positions_of(images):
-        for series, count in Counter(image.series for image in position).items():
-            counts.setdefault(series, set()).add(count)
-    if any(len(found) > 1 or min(found) < MIN_CINE_IMAGES for found in counts.values()):
-        return [list(images)]
-    parts: dict[int, list[DicomImage]] = {}
-    for image in images:
-        parts.setdefault(min(counts[image.series]), []).append(image)
-    return list(parts.values())
+
+    words: tuple[str, ...]
+    numbers: tuple[float, float]
+    plane: Plane
+
+    @classmethod
+    def of(cls, words: tuple[str, ...], images: Sequence[DicomImage]) -> _Contrast:
+        numbers = np.array([image.contrast[:2] for image in images])
+        echo, flip = (float(np.median(column)) for column in numbers.T)
+        return cls(words, (echo, flip), images[0].plane)
+
+    def fits(self, other: _Contrast) -> bool:
+        *words, subject = self.words
+        *others, other_subject = other.words
+        return (
+            subject == other_subject
+            and all(_is_same_word(a, b) for a, b in zip(words, others, strict=True))
+            and all(_is_near(a, b) for a, b in zip(self.numbers, other.numbers, strict=True))
+            and geometry.is_same_grid(self.plane, other.plane)
+        )
+
+
+def _is_same_word(first: str, second: str) -> bool:
+    return first == second or not first or not second
+
+
+def _is_near(first: float, second: float) -> bool:
+    """Whether two positive numbers are nearly the same; one that is not given fits any."""
+    if not (first > 0 and second > 0):
+        return True
+    return max(first, second) <= CONTRAST_RATIO * min(first, second)
+
+
+def subject_of(description: str) -> str:
+    """What contrast a description names, if it is not a cine's; "" where it names none.
+
+    Example:
+        >>> subject_of("SAX tagging"), subject_of("cine_trufi_retro")
+        ('tagging', '')
+    """
+    text = description.lower().replace("_", " ")
+    return next((name for name, words in SUBJECTS.items() if re.search(words, text)), "")
+
+
+# --- By direction -----------------------------------------------------------------------------------------------------
 
 
 def _parallel(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
@@ -130,9 +267,90 @@ def _is_parallel(first: DicomImage, second: DicomImage) -> bool:
     return geometry.tilt_degrees(first.plane, second.plane) <= geometry.PARALLEL_TOLERANCE_DEGREES
 
 
-def positions_of(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """Images sorted along the normal, those at one position together."""
-    along = geometry.positions_along(images[0].plane.normal, [image.plane for image in images])
-    order = np.argsort(along, kind="stable")
-    starts = np.flatnonzero(np.diff(along[order]) >= geometry.SAME_POSITION_MM) + 1
-    return [[images[index] for index in part] for part in np.split(order, starts)]
+# --- By motion --------------------------------------------------------------------------------------------------------
+
+
+def _by_motion(images: Sequence[DicomImage]) -> list[Group]:
+    """Parallel images of one contrast: a group for each kind of motion and number of frames."""
+    parts: dict[tuple[Motion, int], list[Run]] = {}
+    for position in at_positions(images, lambda image: image.plane):
+        for run in _runs(position):
+            count = len(run.images) if run.motion in ("cine", "phases", "unclear") else 0
+            parts.setdefault((run.motion, count), []).append(run)
+    subject = subject_of(images[0].description)
+    groups = {key: Group(tuple(runs), key[0], subject) for key, runs in parts.items()}
+    for key in [key for key in groups if key[0] == "unclear"]:
+        # A slice of a cine without times is one of its slices all the same, where the cine has no other.
+        cine = groups.get(("cine", key[1]))
+        if cine is not None and not _is_on(groups[key], cine):
+            groups["cine", key[1]] = replace(cine, runs=(*cine.runs, *groups.pop(key).runs))
+    return list(groups.values())
+
+
+def _is_on(group: Group, other: Group) -> bool:
+    """Whether a group has a position of another one, to which it is parallel."""
+    found, known = (
+        geometry.positions_along(other.plane.normal, [run.images[0].plane for run in part.runs])
+        for part in (group, other)
+    )
+    return bool((np.abs(known[:, None] - found) < geometry.SAME_POSITION_MM).any())
+
+
+def _runs(position: Sequence[DicomImage]) -> list[Run]:
+    """The images of one place, one run for each time they were taken: told apart by series, number, or image type."""
+    keys: tuple[Callable[[DicomImage], Hashable], ...] = (
+        lambda image: image.series,
+        lambda image: np.nan_to_num(image.acquisition),
+        lambda image: image.image_type,
+    )
+    for key in keys:
+        parts: dict[Hashable, list[DicomImage]] = {}
+        for image in position:
+            parts.setdefault(key(image), []).append(image)
+        if len(parts) > 1 and _are_repeats(position, list(parts.values())):
+            return [run for part in parts.values() for run in _runs(part)]
+    return [Run(tuple(part), motion_of(part)) for part in _copies(position)]
+
+
+def _copies(position: Sequence[DicomImage]) -> list[list[DicomImage]]:
+    """The images of one place, told apart by no header, as several acquisitions where every time is there as often."""
+    times = phase_times_ms(position)
+    if times is None:
+        is_pair = len(position) == 2 and phase_times_ms(position[:1]) is not None
+        return [[image] for image in position] if is_pair else [list(position)]
+    alike = [[image for image, own in zip(position, times, strict=True) if own == time] for time in np.unique(times)]
+    counts = {len(images) for images in alike}
+    return [list(images) for images in zip(*alike, strict=True)] if len(counts) == 1 else [list(position)]
+
+
+def _are_repeats(position: Sequence[DicomImage], parts: Sequence[Sequence[DicomImage]]) -> bool:
+    """Whether images of one place, in parts, are several acquisitions and not one that is spread over the parts.
+
+    Parts that have as many images each without times, or that lie between each other's times, show the same phases.
+    """
+    times = phase_times_ms(position)
+    if times is None:
+        times_of_parts = [phase_times_ms(part) for part in parts]
+        if any(found is not None for found in times_of_parts):
+            return True
+        return min(map(len, parts)) > 1 or len(position) == 2
+    within = [phase_times_ms(part) for part in parts] if min(map(len, parts)) > 1 else []
+    usual = [float(np.median(np.diff(np.sort(found)))) for found in within if found is not None]
+    return bool(np.diff(np.sort(times)).min() < 0.45 * min(usual, default=2 * MIN_PHASES_MS))
+
+
+# --- Acquisitions between each other's slices -------------------------------------------------------------------------
+
+
+def _untangled(group: Group) -> list[Group]:
+    """The group itself, or its parts by description or series where these make even stacks and the whole does not."""
+    if len(group.places) < 3 or not group.findings():
+        return [group]
+    for key in (lambda run: run.images[0].description, lambda run: run.series):
+        parts: dict[Hashable, list[Run]] = {}
+        for run in group.runs:
+            parts.setdefault(key(run), []).append(run)
+        split = [replace(group, runs=tuple(runs)) for runs in parts.values()]
+        if len(split) > 1 and any(len(part.places) > 2 and not part.findings() for part in split):
+            return split
+    return [group]

@@ -1,15 +1,15 @@
-"""A DICOM folder: its images sorted into the short-axis stack and the long-axis views.
+"""A DICOM folder: its images, found, told apart, and put together as the short-axis stack and the long-axis views.
 
-Images are told apart by what their headers say about space and time, never by file, series or description: a stack may
-be spread over one series per slice or per phase, or lie in one series, or in one multi-frame file. The short axis is
-the group of parallel planes with the most distinct positions, cines before still images, and of several cine stacks the
-one that the long-axis views cut at a right angle; the views are the images of the same kind in other planes.
+The story runs from top to bottom: every image below the folder is found (`_found_in`), those that belong together are
+grouped (`groups.py`), one group is chosen as the short axis (`choice.py`), its slices and phases are put in order
+(`assembly.py`, `times.py`), and whatever is not used is named.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ import numpy as np
 from calid import geometry
 from calid.errors import InputError
 from calid.images.assembly import count_findings, phase_findings, plane_findings
-from calid.images.checks import raise_first
-from calid.images.dicom import DicomImage, read_images, read_pixels
-from calid.images.groups import MAX_VIEW_POSITIONS, Group, groups_of, positions_of
+from calid.images.checks import TIMES_KEY, raise_first
+from calid.images.choice import RIGHT_ANGLE_DEGREES, Choice, choose, miss_of_right_angle, views_of
+from calid.images.dicom import DicomImage, fingerprint, read_images, read_pixels
+from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run, groups_of
+from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
+from calid.images.times import in_time, phase_times_ms
 from calid.images.vetting import colour_fault, narrowed, real_values
 from calid.stack import LaxImage, Stack
 
-MIN_LEAD_DEGREES = 10.0
-"""By so much nearer to a right angle must the long-axis views cut the short axis than any other stack."""
-
 NEAR_GAPS = 0.3
 """Slices nearer to one of the short axis than this share of its gaps are another acquisition, and not its own."""
+
+MIN_OWN_REFERENCES = 3
+"""So many series, each with a frame of reference of its own, were given them by a de-identifier and not by moving."""
 
 
 @dataclass(frozen=True)
@@ -40,44 +43,59 @@ class Study:
         sax: the short-axis stack.
         lax: the long-axis views, in the order of their series.
         left_out: one sentence for each group of images that is neither; also in the short axis' provenance.
+        overview: what each series is taken for.
     """
 
     sax: Stack
     lax: tuple[LaxImage, ...]
-    left_out: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Sorted:
-    """Images told apart: the short axis, the groups that hold long-axis views, and a sentence on each group left."""
-
-    sax: Group
-    views: tuple[Group, ...]
     left_out: tuple[str, ...]
-
-    def stack(self) -> Stack:
-        """The short axis, with a note of the series it was chosen from, where there was anything to choose from."""
-        chosen = {"series": self.sax.description, "left_out": list(self.left_out)} if self.left_out else {}
-        return _stack(self.sax.images).noted(**chosen)
+    overview: Overview
 
 
-def read_study(folder: Path) -> Study:
+def look(folder: Path, series: str | None = None) -> Overview:
+    """What a folder and its subfolders hold, by their headers alone.
+
+    Args:
+        folder: with DICOM files.
+        series: number or UID of a series that belongs to the short axis; None leaves the choice to the evidence.
+
+    Raises:
+        InputError: there are no images, one is damaged, or they are of several patients.
+        SettingsError: "unknown-series".
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("missing-file", f"{folder} is not a folder.", "Give the folder with the DICOM images.")
+    return _overview(*_found_in(folder), folder, series)
+
+
+def read_study(folder: Path, series: str | None = None) -> Study:
     """The short-axis stack and the long-axis views in a folder and its subfolders.
 
+    Args:
+        folder, series: as for `look`.
+
     Raises:
-        InputError: there are no images, one is damaged, or the slices of a stack or view do not fit together.
+        InputError: as for `look`; or no one can tell the short axis, or its slices do not fit together.
+        SettingsError: "unknown-series".
     """
-    found = _told_apart(_images_in(folder))
-    return Study(found.stack(), _views(found.views), found.left_out)
+    overview = look(folder, series)
+    sax = _short_axis(overview, is_asked=series is not None)
+    views, notes = _views(overview.choice.views)
+    return Study(sax.noted(**_left_out(overview, notes)), views, (*overview.left_out, *notes), overview)
 
 
-def read_sax(folder: Path) -> Stack:
+def read_sax(folder: Path, series: str | None = None) -> Stack:
     """The short-axis stack alone; the pixels of other images are not looked at.
 
+    Args:
+        folder, series: as for `look`.
+
     Raises:
-        InputError: as for `read_study`.
+        InputError, SettingsError: as for `read_study`.
     """
-    return _told_apart(_images_in(folder)).stack()
+    overview = look(folder, series)
+    return _short_axis(overview, is_asked=series is not None).noted(**_left_out(overview))
 
 
 def read_file(path: Path) -> Stack:
@@ -86,7 +104,8 @@ def read_file(path: Path) -> Stack:
     Raises:
         InputError: as for `read_study`.
     """
-    return _told_apart(_need_images(read_images(path, path.name), path)).stack()
+    overview = _overview(read_images(path, path.name), [], path, None)
+    return _short_axis(overview).noted(**_left_out(overview))
 
 
 def read_lax(folder: Path) -> tuple[LaxImage, ...]:
@@ -95,97 +114,192 @@ def read_lax(folder: Path) -> tuple[LaxImage, ...]:
     Raises:
         InputError: there are no images of long-axis views, or one is damaged.
     """
-    images = _images_in(folder)
-    found = _told_apart(images)
-    if len(found.sax.positions) > MAX_VIEW_POSITIONS:
-        views = _views(found.views)
+    choice = look(folder).choice
+    groups = [verdict.group for verdict in choice.verdicts]
+    if choice.doubt is None and _is_short_axis(choice.sax, groups):
+        found = choice.views
     else:
-        views = _views(group for group in groups_of(images) if not _why_no_view(group, found.sax))
+        planes = [group for group in groups if len(group.places) <= MAX_VIEW_POSITIONS]
+        first = max(planes, key=lambda group: (group.motion == "cine", len(group.images)), default=None)
+        found = [group for group in planes if first is not None and group.is_alike(first)]
+    views, _ = _views(found)
     if not views:
         remedy = "Choose the folder that holds the 2-, 3- or 4-chamber images."
         raise InputError("no-long-axis", f"{folder} holds no long-axis images.", remedy)
     return views
 
 
-# --- Telling images apart ---------------------------------------------------------------------------------------------
+def _is_short_axis(group: Group, groups: Sequence[Group]) -> bool:
+    """Whether a chosen group is a short axis, and not itself one of a few long-axis views."""
+    is_cut = len(views_of(group, groups)) > 1 and miss_of_right_angle(group, groups) < RIGHT_ANGLE_DEGREES
+    return len(group.places) > MAX_VIEW_POSITIONS or (len(group.places) > 1 and is_cut)
 
 
-def _images_in(folder: Path) -> list[DicomImage]:
-    """The headers of all images below a folder; files that are not DICOM are passed over."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    images = [image for path in paths for image in read_images(path, path.relative_to(folder).as_posix())]
-    return _need_images(images, folder)
+def _left_out(overview: Overview, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What a stack's provenance says of the choice: always which it was, and what it was chosen from if anything."""
+    left_out = [*overview.left_out, *notes]
+    chosen = {"series": overview.choice.sax.images[0].description, LEFT_OUT_KEY: left_out} if left_out else {}
+    return {CHOICE_KEY: overview.sentence(), **chosen}
 
 
-def _need_images(images: list[DicomImage], source: Path) -> list[DicomImage]:
-    """The images, if there are any, each once, and all of one patient."""
-    if not images:
+# --- Finding images ---------------------------------------------------------------------------------------------------
+
+
+def _found_in(folder: Path) -> tuple[list[DicomImage], list[str]]:
+    """The headers of all images below a folder, and a sentence on empty files; what is not DICOM is passed over."""
+    images: list[DicomImage] = []
+    empty: list[Path] = []
+    for path in sorted(_files_in(folder, folder)):
+        if path.stat().st_size == 0 and not path.suffix:
+            empty.append(path)
+        else:
+            images += read_images(path, path.relative_to(folder).as_posix())
+    patterns = {(image.path.parent, _pattern(image.path)) for image in images}
+    for path in empty:
+        if (path.parent, _pattern(path)) in patterns and _pattern(path) != path.name:
+            remedy = "Copy or export the file again, or remove it from the folder."
+            raise InputError("empty-file", f"{path.relative_to(folder).as_posix()} is empty (0 bytes).", remedy)
+    return images, [f"{path.relative_to(folder).as_posix()} is empty and was passed over." for path in empty]
+
+
+def _files_in(folder: Path, top: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files below a folder but hidden ones, through links too.
+
+    Raises:
+        InputError: a folder cannot be read; slices may be in it.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as err:
+        name = folder.relative_to(top).as_posix()
+        message = f"{folder if name == '.' else name}: the folder cannot be read ({err.strerror})."
+        raise InputError("unreadable", message, "Allow it to be read, or move it out of the folder.") from err
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if path.resolve() not in seen:
+                yield from _files_in(path, top, seen | {path.resolve()})
+        elif entry.is_file():
+            yield path
+
+
+def _pattern(path: Path) -> str:
+    """A file's name with a sign for each run of digits, by which the images of one export look alike."""
+    return re.sub(r"\d+", "#", path.name)
+
+
+def _overview(images: list[DicomImage], notes: list[str], source: Path, series: str | None) -> Overview:
+    """Images of one patient, each once, as an overview."""
+    placed = [image for image in images if image.plane is not None]
+    unplaced = tuple(image for image in images if image.plane is None)
+    if not placed:
         remedy = "Choose the folder with the DICOM images, or give a volume file itself."
         raise InputError("no-images", f"{source} holds no DICOM image with a place in space.", remedy)
-    patients = len({image.patient for image in images})
+    patients = len({image.patient for image in placed} - {""})
     if patients > 1:
         remedy = "Keep each patient in a folder of its own."
         raise InputError("mixed-patients", f"{source} holds images of {patients} patients.", remedy)
-    seen: dict[tuple[str, int], str] = {}
+    placed, copies = _each_once(placed)
+    placed, references = _comparable(placed)
+    choice = choose(groups_of(placed), series)
+    return Overview(choice, (*notes, *copies, *references, *_untimed(choice)), unplaced)
+
+
+def _untimed(choice: Choice) -> Iterator[str]:
+    """A sentence on the slices of the short axis whose frames are in order without times, beside others with times."""
+    runs = [] if choice.doubt else choice.sax.runs
+    names = [run.images[0].name for run in runs if phase_times_ms(run.images) is None]
+    if names and len(names) < len(runs) and choice.sax.num_frames > 1:
+        yield f"{len(names)} slices have no trigger times (the first with {names[0]}); their numbers put them in order."
+
+
+def _each_once(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
+    """Images without those that are copies of another: at one place and time, with the same pixels."""
+    alike: dict[tuple, list[DicomImage]] = {}
     for image in images:
-        first = seen.setdefault((image.uid, image.index), image.name)
-        if first != image.name:
-            remedy = "Remove one of the two files from the folder."
-            raise InputError("duplicate-images", f"{first} and {image.name} are the same image.", remedy)
-    return images
+        place = (*np.round(image.plane.origin_lps, 3), *np.round(image.plane.normal, 4))
+        alike.setdefault((place, image.size, image.kind, frozenset(image.when.items())), []).append(image)
+    copies: list[tuple[DicomImage, DicomImage]] = []
+    for members in (members for members in alike.values() if len(members) > 1):
+        first: dict[str, DicomImage] = {}
+        for image in members:
+            known = first.setdefault(fingerprint(image), image)
+            if known is not image:
+                copies.append((image, known))
+    if not copies:
+        return images, []
+    dropped = {id(image) for image, _ in copies}
+    image, known = copies[0]
+    note = f"{len(copies)} images are copies and were not used (the first is {image.name}, a copy of {known.name})."
+    return [image for image in images if id(image) not in dropped], [note]
 
 
-def _told_apart(images: Sequence[DicomImage]) -> _Sorted:
-    """The short axis with its flawed slices, if it has any, and what the other images are."""
-    groups = groups_of(images)
-    first = _short_axis(groups)
-    others = [group for group in groups if group is not first]
-    flawed = [group for group in others if _is_flawed_part(group, first)]
-    sax = replace(first, images=(*first.images, *(image for group in flawed for image in group.images)))
-    views: list[Group] = []
-    left: Counter[tuple[str, str]] = Counter()
-    for group in (group for group in others if group not in flawed):
-        reason = _why_no_view(group, sax)
-        if not reason and group.is_beside(sax):
-            reason = "another acquisition of the short axis"
-        if reason:
-            left[group.description, reason] += len(group.images)
-        else:
-            views.append(group)
-    sentences = (f"{count} images of {description}: {reason}." for (description, reason), count in left.items())
-    return _Sorted(sax, tuple(views), tuple(sentences))
+def _comparable(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
+    """Images without their frames of reference where these were made up: one for every series, or for every image."""
+    by_series: dict[tuple, set[str]] = {}
+    for image in images:
+        by_series.setdefault(image.series, set()).add(image.reference)
+    names = {image.reference for image in images}
+    is_own = all(len(found) == 1 for found in by_series.values()) and len(names) == len(by_series)
+    is_made_up = (is_own and len(names) >= MIN_OWN_REFERENCES) or len(names) == len(images) >= MIN_OWN_REFERENCES
+    if not is_made_up or names == {""}:
+        return images, []
+    note = "Every series has a frame of reference of its own, as de-identified ones do; they were taken for one."
+    return [replace(image, reference="") for image in images], [note]
 
 
-def _short_axis(groups: Sequence[Group]) -> Group:
-    """What looks most like the short axis.
+# --- The short axis ---------------------------------------------------------------------------------------------------
+
+
+def _short_axis(overview: Overview, *, is_asked: bool = False) -> Stack:
+    """The chosen group as a stack.
+
+    Args:
+        overview: of the study.
+        is_asked: the user named a series of it; what could continue it is then left out.
 
     Raises:
-        InputError: there are cine stacks in several directions, and no long-axis views that tell which one it is.
+        InputError: no one can tell the short axis, a slice of it is lost or crooked, or its slices do not fit together.
     """
-    stacks = [group for group in groups if group.is_stack]
-    if not stacks:
-        return max(groups, key=_rank)
-    others = [group for group in groups if not any(group.is_beside(stack) for stack in stacks)]
-    misses = [_miss_of_right_angle(stack, others) for stack in stacks]
-    best = stacks[int(np.argmin(misses))]
-    rivals = [miss for stack, miss in zip(stacks, misses, strict=True) if not stack.is_beside(best)]
-    if rivals and min(rivals) - min(misses) < MIN_LEAD_DEGREES:
-        named = ", ".join(f"{len(stack.images)} images of {stack.description}" for stack in stacks)
-        message = f"There are cine stacks in different directions, and no long-axis views tell the short axis: {named}."
-        remedy = "Keep the short axis alone in the folder, or add the long-axis views."
-        raise InputError("several-stacks", message, remedy)
-    return max((stack for stack in stacks if stack.is_beside(best)), key=_rank)
+    sax = overview.choice.sax
+    others = [verdict.group for verdict in overview.choice.left_out]
+    _need_one_of_each(sax)
+    if sax.findings():
+        # A slice that is missing may be there, crooked, of another size or with frames missing, and explain it.
+        flawed = [run for group in others if _is_flawed_part(group, sax) for run in group.latest().runs]
+        sax = replace(sax, runs=(*sax.runs, *flawed))
+    elif not is_asked:
+        for group in others:
+            if _continues(group, sax):
+                raise_first(_findings([*sax.runs, *group.latest().runs]))
+                raise _lost(group.images[0], "lies where the next slice of the short axis would")
+        for image in overview.unplaced:
+            looks = (sax.plane.size, sax.kind, sax.images[0].description)
+            if (image.size, image.kind, image.description) == looks:
+                raise _lost(image, "has no place in space, and else looks like a slice of the short axis")
+    return _stack([place[0] for place in sax.places])
 
 
-def _miss_of_right_angle(stack: Group, others: Sequence[Group]) -> float:
-    """By how many degrees the long-axis views miss a right angle with a stack on average; 90 without any."""
-    angles = [view.tilt_degrees(stack) for view in others if not _why_no_view(view, stack)]
-    return 90.0 - float(np.mean(angles)) if angles else 90.0
+def _lost(image: DicomImage, what: str) -> InputError:
+    remedy = "Export it again, remove it from the folder, or name the series to use with --series."
+    return InputError("lost-slice", f"{image.name} {what}, but does not belong to its images.", remedy)
 
 
-def _rank(group: Group) -> tuple:
-    """How much a group looks like the short axis: a cine stack, many positions, many images."""
-    return group.is_stack, len(group.positions), len(group.images)
+def _need_one_of_each(sax: Group) -> None:
+    """Return if every slice is there once.
+
+    Raises:
+        InputError: "duplicate-slices" or "duplicate-frames", naming all for which no header tells which to take.
+    """
+    unclear = [place for place in sax.places if len(place) > 1]
+    if unclear:
+        pairs = "; ".join(" and ".join(run.images[0].name for run in place) for place in unclear)
+        code = "duplicate-frames" if sax.num_frames > 1 else "duplicate-slices"
+        count = f"{len(unclear)} of {len(sax.places)} slices are"
+        message = f"{count} there more than once, and no header tells which was acquired last: {pairs}."
+        raise InputError(code, message, "Keep one image of each: remove the repeated series or file.")
 
 
 def _is_flawed_part(group: Group, sax: Group) -> bool:
@@ -193,111 +307,111 @@ def _is_flawed_part(group: Group, sax: Group) -> bool:
 
     Slices that lie between those of the short axis, or on them, are another acquisition instead.
     """
-    if not group.is_same_kind(sax) or not group.is_beside(sax):
+    if not group.is_alike(sax) or not group.is_beside(sax):
         return False
+    known, found, gap = _along(group, sax)
+    near_mm = NEAR_GAPS * gap if len(known) > 1 else geometry.SAME_POSITION_MM
+    return bool((np.abs(known[:, None] - found) >= near_mm).all())
+
+
+def _continues(group: Group, sax: Group) -> bool:
+    """Whether images lie beyond an end of the short axis where its next slice would.
+
+    Those of its kind may be crooked or of another size; others must lie on its very grid, with as many frames.
+    """
+    if not group.is_beside(sax) or len(sax.places) < 2 or group.motion != sax.motion:
+        return False
+    known, found, gap = _along(group, sax)
+    beyond = np.maximum(found - known.max(), known.min() - found)
+    if beyond.min() <= 0:
+        return False
+    if group.is_alike(sax) and sax.motion == "cine":
+        return bool(abs(beyond.min() - gap) < NEAR_GAPS * gap)
+    planes = [sax.places[0][0].images[0].plane, sax.places[-1][0].images[0].plane, group.plane]
+    offsets = np.linalg.norm(np.diff(geometry.lateral_offsets_mm(planes), axis=0), axis=1)
+    return bool(
+        abs(beyond.min() - gap) < geometry.GAP_TOLERANCE * gap
+        and geometry.is_same_grid(group.plane, sax.plane)
+        and group.tilt_degrees(sax) < geometry.PARALLEL_TOLERANCE_DEGREES
+        and offsets[1] < geometry.LATERAL_TOLERANCE_PIXELS * sax.plane.spacing_mm.min()
+        and group.num_frames == sax.num_frames
+    )
+
+
+def _along(group: Group, sax: Group) -> tuple[np.ndarray, np.ndarray, float]:
+    """Positions along the normal of the short axis in mm, its own and those of a group, and its usual gap."""
     known, found = (
-        geometry.positions_along(sax.plane.normal, [position[0].plane for position in part.positions])
+        geometry.positions_along(sax.plane.normal, [place[0].images[0].plane for place in part.places])
         for part in (sax, group)
     )
     gaps = np.diff(np.sort(known))
-    near_mm = NEAR_GAPS * geometry.typical_gap(gaps) if len(gaps) else geometry.SAME_POSITION_MM
-    return bool((np.abs(known[:, None] - found) >= near_mm).all())
+    return known, found, geometry.typical_gap(gaps) if len(gaps) else 0.0
 
 
 # --- Putting images together ------------------------------------------------------------------------------------------
 
 
-def _stack(images: Sequence[DicomImage]) -> Stack:
-    """Images of parallel planes as one stack, sorted along the normal and by time.
+def _stack(runs: Sequence[Run]) -> Stack:
+    """Runs of parallel planes as one stack, sorted along the normal and by time.
 
     Raises:
         InputError: the planes or phases do not fit together, or pixels cannot be decoded.
     """
-    positions = positions_of(images)
-    names = [position[0].name for position in positions]
-    planes = [position[0].plane for position in positions]
-    raise_first(plane_findings(planes, names))
-    _need_one_place(images, positions)
-    raise_first(count_findings(list(map(len, positions)), names))
-    phases, times_ms, guess = _in_time(positions)
-    raise_first(phase_findings(times_ms, names, list(map(_beat_ms, positions))))
-    thickness = images[0].thickness_mm if images[0].thickness_mm > 0 else 1.0
+    runs = _sorted(runs)
+    raise_first(_findings(runs))
+    phases, times_ms, guess = in_time([run.images for run in runs])
+    planes = [run.images[0].plane for run in runs]
+    first = runs[0].images[0]
     stack = Stack(
         voxels=_voxels(phases),
-        affine=geometry.affine_of(planes, thickness),
+        affine=geometry.affine_of(planes, first.thickness_mm if first.thickness_mm > 0 else 1.0),
         frame_times_ms=np.mean(times_ms, axis=0),
         beat_ms=images[0].interval_ms if len(phases[0]) > 1 and images[0].interval_ms > 0 else None,
         times_guess=guess,
     )
-    return stack.noted(**_facts(images[0], stack))
+    note = {TIMES_KEY: guess} if guess and stack.num_frames > 1 else {}
+    return stack.noted(**_facts(first, stack), **note)
 
 
-def _need_one_place(images: Sequence[DicomImage], positions: Sequence[Sequence[DicomImage]]) -> None:
+def _sorted(runs: Sequence[Run]) -> list[Run]:
+    planes = [run.images[0].plane for run in runs]
+    return [runs[index] for index in np.argsort(geometry.positions_along(planes[0].normal, planes), kind="stable")]
+
+
+def _findings(runs: Sequence[Run]) -> Iterator[Any]:
+    """What keeps runs from being one stack, question by question.
+
+    Raises:
+        InputError: the images are in color or cannot be compared in space or time.
+    """
+    runs = _sorted(runs)
+    names = [run.images[0].name for run in runs]
+    yield from plane_findings([run.images[0].plane for run in runs], names)
+    _need_one_place(runs)
+    yield from count_findings([len(run.images) for run in runs], names)
+    _, times_ms, _ = in_time([run.images for run in runs])
+    yield from phase_findings(times_ms, names, [_beat_ms(run.images) for run in runs])
+
+
+def _need_one_place(runs: Sequence[Run]) -> None:
     """Return if all images can be compared in space, and those of one slice show the same pixels."""
-    if len({image.reference for image in images}) > 1:
+    if len({image.reference for run in runs for image in run.images} - {""}) > 1:
         remedy = "Use images of one examination without repositioning the patient."
         raise InputError("mixed-references", "The slices refer to different origins (frames of reference).", remedy)
-    for position in positions:
-        for image in position:
-            if image.is_colour:
+    for run in runs:
+        for image in run.images:
+            if image.is_color:
                 raise colour_fault(image.name)
-            if not geometry.is_same_position(image.plane, position[0].plane):
-                message = f"{image.name} does not show the same pixels as {position[0].name} of the same slice."
+            if not geometry.is_same_position(image.plane, run.images[0].plane):
+                message = f"{image.name} does not show the same pixels as {run.images[0].name} of the same slice."
                 remedy = "Keep the images of one acquisition, or resample them to one grid first."
                 raise InputError("moved-frames", message, remedy)
 
 
-def _in_time(
-    positions: Sequence[Sequence[DicomImage]],
-) -> tuple[list[list[DicomImage]], list[np.ndarray], dict[str, str]]:
-    """The images of each position sorted by time, their times in ms, and what must be noted about these.
-
-    Raises:
-        InputError: neither times nor numbers say in which order the images were taken.
-    """
-    if all(map(_has_times, positions)):
-        phases = [sorted(position, key=lambda image: image.time_ms) for position in positions]
-        return phases, [np.array([image.time_ms for image in phase]) for phase in phases], ""
-    phases = _numbered(positions)
-    if max(map(len, phases)) == 1:
-        return phases, [np.zeros(1)] * len(phases), ""
-    intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
-    steps = [np.median(intervals) / len(phase) if intervals else 1.0 for phase in phases]
-    note = "from the heart beat's length" if intervals else "frame numbers"
-    times = [np.arange(len(phase)) * step for phase, step in zip(phases, steps, strict=True)]
-    return phases, times, note
-
-
-def _numbered(positions: Sequence[Sequence[DicomImage]]) -> list[list[DicomImage]]:
-    """The images of each position, sorted by the first kind of number that tells all of them apart.
-
-    Raises:
-        InputError: there is none.
-    """
-    for numbers in range(len(positions[0][0].orders)):
-        orders = [np.array([image.orders[numbers] for image in position]) for position in positions]
-        unclear = [index for index, order in enumerate(orders) if not (np.diff(np.sort(order)) > 0).all()]
-        if not unclear:
-            return [
-                [position[index] for index in np.argsort(order)]
-                for position, order in zip(positions, orders, strict=True)
-            ]
-    message = (
-        f"{positions[unclear[0]][0].name} and the other images of this slice have neither trigger times nor numbers."
-    )
-    raise InputError("unordered-frames", message, "Export the images with their trigger times.")
-
-
-def _beat_ms(position: Sequence[DicomImage]) -> float:
+def _beat_ms(images: Sequence[DicomImage]) -> float:
     """The length of the heart beat while the images of one slice were taken; NaN where no header notes it."""
-    noted = [image.interval_ms for image in position if image.interval_ms > 0]
+    noted = [image.interval_ms for image in images if image.interval_ms > 0]
     return float(np.median(noted)) if noted else np.nan
-
-
-def _has_times(position: Sequence[DicomImage]) -> bool:
-    """Whether all images have a time; some exports give the same one to all, which says nothing."""
-    times = {image.time_ms for image in position}
-    return bool(np.isfinite(list(times)).all()) and (len(position) == 1 or len(times) > 1)
 
 
 def _voxels(phases: Sequence[Sequence[DicomImage]]) -> np.ndarray:
@@ -325,32 +439,22 @@ def _facts(image: DicomImage, stack: Stack) -> dict[str, Any]:
 # --- Long-axis views --------------------------------------------------------------------------------------------------
 
 
-def _views(groups: Iterable[Group]) -> tuple[LaxImage, ...]:
-    """The long-axis views in groups of images that hold nothing else."""
+def _views(groups: Iterable[Group]) -> tuple[tuple[LaxImage, ...], list[str]]:
+    """The long-axis views in groups of images that hold nothing else, and a sentence on each that makes no image.
+
+    A view that was acquired again is a view of its own; one that was also corrected for distortion is not.
+    """
     views: list[LaxImage] = []
-    for images in (part for group in groups for position in group.positions for part in _acquisitions(position)):
-        views.append(LaxImage(_new_name(images[0], [view.name for view in views]), _stack(images)))
-    return tuple(views)
-
-
-def _why_no_view(group: Group, sax: Group) -> str:
-    """In words; empty if the group holds long-axis views."""
-    if not group.is_same_kind(sax):
-        return "another kind of image than the short axis"
-    if len(group.positions) > MAX_VIEW_POSITIONS:
-        return "another stack of parallel planes"
-    if {image.reference for image in group.images} != {image.reference for image in sax.images}:
-        return "not in the same frame of reference as the short axis"
-    return ""
-
-
-def _acquisitions(position: Sequence[DicomImage]) -> list[list[DicomImage]]:
-    """The images of one plane; series by series where the plane was acquired more than once."""
-    _, times_ms, _ = _in_time([position])
-    if not phase_findings(times_ms, [position[0].name]):
-        return [list(position)]
-    series = sorted({image.series for image in position})
-    return [[image for image in position if image.series == one] for one in series]
+    notes: list[str] = []
+    for place in (place for group in groups for place in group.places):
+        for run in (run for run in place if run.rank[0] == max(other.rank[0] for other in place)):
+            try:
+                raise_first(_findings([run]))
+            except InputError as error:
+                notes.append(f"{len(run.images)} images of {run.images[0].description}: {error.message}")
+                continue
+            views.append(LaxImage(_new_name(run.images[0], [view.name for view in views]), _stack([run])))
+    return tuple(views), notes
 
 
 def _new_name(image: DicomImage, taken: Sequence[str]) -> str:

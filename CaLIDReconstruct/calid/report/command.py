@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -22,6 +23,7 @@ from calid.heart.volumes import Function
 from calid.images.body import Body
 from calid.images.checks import warnings
 from calid.images.files import read_lax_folder, read_stack, read_study
+from calid.images.overview import told
 from calid.images.whole_file import check_output, whole_file
 from calid.labels import LABELS
 from calid.report import chapters, page
@@ -161,6 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `calid report`."""
     parser.add_argument("input", type=Path, help="sparse or dense stack: a volume file, or a folder of DICOM files")
     parser.add_argument("output", type=Path, help="the report, .html")
+    parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
     parser.add_argument("--lax", type=Path, metavar="DIR", help="folder of long-axis images (DICOM or volume files)")
     parser.add_argument("--labels", type=Path, metavar="PATH", help="labels of the dense stack, instead of a model's")
     parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
@@ -183,10 +186,12 @@ def run(options: argparse.Namespace) -> int:
     figures.check_json_output(options)
     body = figures.body_from(options)
     if options.input.is_dir():
-        study = read_study(options.input)
+        study = read_study(options.input, options.series)
         stack, lax = study.sax, study.lax
     else:
-        stack, lax = read_stack(options.input), ()
+        stack, lax = read_stack(options.input, options.series), ()
+    for line in told(stack):
+        print(f"calid: {line}", file=sys.stderr)
     if options.lax is not None:
         lax = read_lax_folder(options.lax)
     labels = None if options.labels is None else read_stack(options.labels)  # before the work, not after it

@@ -21,6 +21,7 @@ from calid.images.dicom_objects import need_highdicom, write_maps
 from calid.images.dicom_out import check_folder, find_sources, need_dicom, write_series
 from calid.images.files import check_fits, check_output, pending_stack, read_stack, write_stack
 from calid.images.memory import free_system_bytes
+from calid.images.overview import told
 from calid.method.bisection import Plan, plan_bisection
 from calid.method.weights import Entry, check_file, read_manifest
 from calid.run.batches import Interpolator
@@ -52,6 +53,7 @@ class Job:
         overwrite: whether existing files may be replaced.
         models_folder: where the manifest lies; None takes the bundled models.
         as_dicom: whether outputs are folders of DICOM files, in the study of the source.
+        series: number or UID of a series of the short axis in a DICOM folder; None leaves the choice to the evidence.
     """
 
     source: Path
@@ -61,6 +63,7 @@ class Job:
     overwrite: bool = False
     models_folder: Path | None = None
     as_dicom: bool = False
+    series: str | None = None
 
     def run(
         self,
@@ -68,8 +71,15 @@ class Job:
         progress: Callable[[Progress], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
         on_frame: Callable[[int, Stack], None] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> Reconstruction:
         """Do it. Outputs are checked before the work, so that no minutes are lost to a read-only folder or a format.
+
+        Args:
+            progress: function told how far the run is.
+            is_cancelled: asked at every network evaluation.
+            on_frame: function given each dense frame when it is complete.
+            tell: function told, line by line, which images of a folder are used, before the work begins.
 
         Raises:
             CalidError: whatever is wrong with input, settings, weights, machine or output.
@@ -77,13 +87,13 @@ class Job:
         """
         self._check_outputs()
         made = upsample(
-            read_stack(self.source),
+            read_stack(self.source, self.series),
             self.settings,
             models_folder=self.models_folder,
             uncertainty=self.uncertainty is not None,
             progress=progress,
             is_cancelled=is_cancelled,
-            on_plan=self._check_fits,
+            on_plan=partial(self._begin, tell),
             on_frame=on_frame,
             source=self.source.name,
         )
@@ -116,7 +126,9 @@ class Job:
         if self.uncertainty is not None and made.uncertainty is not None:
             write_maps(made.uncertainty, sources, self.uncertainty, overwrite=self.overwrite)
 
-    def _check_fits(self, planned: Reconstruction) -> None:
+    def _begin(self, tell: Callable[[str], None] | None, planned: Reconstruction) -> None:
+        for line in told(planned.stack) if tell is not None else ():
+            tell(line)
         if self.as_dicom:
             return  # every stack that was read from DICOM fits into it
         check_fits(planned.stack, self.output)
