@@ -19,7 +19,7 @@ import numpy as np
 from calid import geometry
 from calid.errors import InputError
 from calid.images.assembly import count_findings, phase_findings, plane_findings
-from calid.images.checks import TIMES_KEY, raise_first
+from calid.images.checks import raise_first
 from calid.images.choice import RIGHT_ANGLE_DEGREES, Choice, choose, miss_of_right_angle, views_of
 from calid.images.dicom import DicomImage, fingerprint, read_images, read_pixels
 from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run, groups_of
@@ -366,11 +366,10 @@ def _stack(runs: Sequence[Run]) -> Stack:
         voxels=_voxels(phases),
         affine=geometry.affine_of(planes, first.thickness_mm if first.thickness_mm > 0 else 1.0),
         frame_times_ms=np.mean(times_ms, axis=0),
-        beat_ms=images[0].interval_ms if len(phases[0]) > 1 and images[0].interval_ms > 0 else None,
+        beat_ms=first.interval_ms if len(phases[0]) > 1 and first.interval_ms > 0 else None,
         times_guess=guess,
     )
-    note = {TIMES_KEY: guess} if guess and stack.num_frames > 1 else {}
-    return stack.noted(**_facts(first, stack), **note)
+    return stack.noted(**_facts(first, stack))
 
 
 def _sorted(runs: Sequence[Run]) -> list[Run]:
