@@ -144,7 +144,9 @@ def is_same_grid(first: Plane, second: Plane) -> bool:
         >>> is_same_grid(plane(1.5625), plane(1.563)), is_same_grid(plane(1.5625), plane(1.57))
         (True, False)
     """
-    return first.size == second.size and np.allclose(first.spacing_mm, second.spacing_mm, rtol=SPACING_TOLERANCE, atol=0)
+    return first.size == second.size and np.allclose(
+        first.spacing_mm, second.spacing_mm, rtol=SPACING_TOLERANCE, atol=0
+    )
 
 
 def typical_plane(planes: Sequence[Plane]) -> int:
