@@ -63,6 +63,7 @@ MODULES = {
     "align": ("calid.heart.alignment_command", "tell how far slices of different breath-holds are off, and move them"),
     "segment": ("calid.heart.segmentation", "label LV cavity, LV myocardium and RV cavity"),
     "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
+    "mesh": ("calid.heart.meshes", "surfaces, walls and tetrahedra of labels"),
     "cohort": ("calid.cohort.command", "many hearts into one table, on one machine or a cluster"),
     "demo": ("calid.report.demo", "upsample the bundled heart and show it"),
 }

@@ -1,0 +1,276 @@
+"""Meshes for engineers: the closed wall of both ventricles with tags, its tetrahedra, and `calid mesh`.
+
+The wall is the solid between the endocardia and the epicardium, cut off by a plane near the base, so that both cavities
+are open there. The RV's wall is not in the labels: it is taken as `RV_WALL_MM` thick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to_numpy
+from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
+from vtkmodules.vtkCommonDataModel import (
+    VTK_TETRA,
+    vtkCellArray,
+    vtkImageData,
+    vtkMultiBlockDataSet,
+    vtkPolyData,
+    vtkUnstructuredGrid,
+)
+from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D, vtkImplicitPolyDataDistance
+from vtkmodules.vtkIOGeometry import vtkGLTFWriter
+from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
+
+from calid.errors import InputError, OutputError, ResourceError, SettingsError
+from calid.heart.anatomy import heart_axes
+from calid.heart.surfaces import surfaces, write_surface
+from calid.images.files import read_stack
+from calid.images.whole_file import whole_file
+from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
+from calid.stack import Stack
+
+RV_WALL_MM = 3.0
+"""The free wall of a normal right ventricle measures 2 to 5 mm."""
+
+BASE_CUT_MM = 3.0
+"""The wall ends so far below the middle of the most basal slice with LV cavity, where surfaces are not rounded yet."""
+
+GRID_MM = 1.5
+MARGIN_MM = 8.0
+TAGS = {"lv_endo": 1, "rv_endo": 2, "epi": 3, "base": 4}
+FORMATS = ("vtp", "stl", "obj", "glb")
+_MM_PER_M = 1000.0
+
+
+def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
+    """The closed surface of the ventricles' wall, in LPS mm, each triangle with a `tag` of `TAGS`.
+
+    Args:
+        labels: 1 LV cavity, 2 LV myocardium, 3 RV cavity; cleaned, sparse or dense.
+        frame: index.
+
+    Raises:
+        InputError: a structure is missing in this frame, or base and apex cannot be told apart.
+    """
+    closed = surfaces(labels, frame)
+    missing = [label.name for label in LABELS if label.value not in closed]
+    if missing:
+        message = f"Frame {frame} has no surface of {' and '.join(missing)}."
+        raise InputError("label-missing", message, "Choose a frame in which both ventricles and the wall are labeled.")
+    origin, step, shape, places = _grid(closed)
+    lv, wall, rv = (_depth(closed[label.value], places) for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY))
+    apexward, base = _base_plane(labels, frame)
+    fields = {
+        "lv_endo": -lv,
+        "rv_endo": -rv,
+        "epi": np.maximum(np.maximum(lv, wall), rv + RV_WALL_MM),
+        "base": (places - base) @ apexward,
+    }
+    grids = {name: values.reshape(shape) for name, values in fields.items()}
+    mesh = _zero_level(_largest_piece(np.minimum.reduce(list(grids.values()))), origin, step)
+    return _tagged(mesh, grids, origin, step)
+
+
+def _grid(closed: Mapping[int, vtkPolyData]) -> tuple[np.ndarray, float, tuple[int, int, int], np.ndarray]:
+    """Origin, step, shape (z, y, x) and points of a grid around all surfaces."""
+    bounds = np.array([mesh.GetBounds() for mesh in closed.values()])
+    low, high = bounds[:, ::2].min(axis=0) - MARGIN_MM, bounds[:, 1::2].max(axis=0) + MARGIN_MM
+    counts = np.ceil((high - low) / GRID_MM).astype(int) + 1
+    shape = (int(counts[2]), int(counts[1]), int(counts[0]))
+    z, y, x = np.indices(shape)
+    return low, GRID_MM, shape, low + GRID_MM * np.stack([x, y, z], axis=-1).reshape(-1, 3)
+
+
+def _depth(mesh: vtkPolyData, places: np.ndarray) -> np.ndarray:
+    """(N,) mm of the points below a closed surface, negative outside."""
+    distance = vtkImplicitPolyDataDistance()
+    distance.SetInput(mesh)
+    found = vtkDoubleArray()
+    distance.EvaluateFunction(numpy_to_vtk(places, deep=True), found)
+    return -vtk_to_numpy(found)
+
+
+def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal of the slices, pointing to the apex, and a point of the plane that cuts the wall off."""
+    found = np.flatnonzero((labels.voxels[frame] == LV_CAVITY.value).any(axis=(1, 2)))
+    normal = labels.directions_lps[:, 2]
+    is_apexward = bool(normal @ heart_axes(labels).apexward > 0)
+    apexward = normal if is_apexward else -normal
+    basal = labels.to_lps(np.array([0, 0, found[0] if is_apexward else found[-1]]))
+    return apexward, basal + BASE_CUT_MM * apexward
+
+
+def _largest_piece(field: np.ndarray) -> np.ndarray:
+    """The field with everything but its largest positive region made negative."""
+    parts, count = ndimage.label(field > 0)
+    if count < 2:
+        return field
+    largest = 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return np.where((parts > 0) & (parts != largest), -1e-3, field)
+
+
+def _zero_level(field: np.ndarray, origin: np.ndarray, step: float) -> vtkPolyData:
+    image = vtkImageData()
+    image.SetDimensions(*field.shape[::-1])
+    image.SetOrigin(*origin)
+    image.SetSpacing(step, step, step)
+    image.GetPointData().SetScalars(numpy_to_vtk(field.ravel(), deep=True))
+    edges = vtkFlyingEdges3D()
+    edges.SetInputData(image)
+    edges.SetValue(0, 0.0)
+    edges.ComputeNormalsOff()
+    edges.ComputeScalarsOff()
+    edges.Update()
+    return edges.GetOutput()
+
+
+def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarray, step: float) -> vtkPolyData:
+    """The mesh with the tag of the nearest border on each triangle."""
+    points, triangles = _arrays(mesh)
+    where = ((points[triangles].mean(axis=1) - origin) / step).T[::-1]
+    away = [np.abs(ndimage.map_coordinates(grids[name], where, order=1)) for name in TAGS]
+    tags = np.array(list(TAGS.values()), np.int32)[np.argmin(away, axis=0)]
+    carried = numpy_to_vtk(tags, deep=True)
+    carried.SetName("tag")
+    mesh.GetCellData().AddArray(carried)
+    return mesh
+
+
+def _arrays(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
+    """(P, 3) points and (N, 3) point indices."""
+    points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(float)
+    return points, vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
+
+
+def tetrahedra(mesh: vtkPolyData) -> vtkUnstructuredGrid:
+    """A closed surface filled with tetrahedra of good shape, by TetGen.
+
+    Raises:
+        ResourceError: "no-tetgen" if it is not installed.
+    """
+    try:
+        import tetgen
+    except ImportError as error:
+        raise ResourceError("no-tetgen", "TetGen is not installed.", "pip install calid[mesh]") from error
+    points, triangles = _arrays(mesh)
+    made = tetgen.TetGen(points, triangles.astype(np.int32)).tetrahedralize(order=1, mindihedral=10, minratio=1.5)
+    nodes, cells = np.asarray(made[0], float), np.asarray(made[1], np.int64)
+    grid, carried, array = vtkUnstructuredGrid(), vtkPoints(), vtkCellArray()
+    carried.SetData(numpy_to_vtk(nodes, deep=True))
+    array.SetData(
+        numpy_to_vtkIdTypeArray(np.arange(0, 4 * len(cells) + 1, 4, dtype=np.int64), deep=True),
+        numpy_to_vtkIdTypeArray(cells.ravel(), deep=True),
+    )
+    grid.SetPoints(carried)
+    grid.SetCells(VTK_TETRA, array)
+    return grid
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_gltf(meshes: Mapping[str, vtkPolyData], path: Path, *, overwrite: bool = False) -> None:
+    """Write surfaces as binary glTF, in meters, the head up and the chest to the front, as glTF has it.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    scene = vtkMultiBlockDataSet()
+    for number, mesh in enumerate(meshes.values()):
+        inner = vtkMultiBlockDataSet()
+        inner.SetBlock(0, _in_gltf_axes(mesh))
+        scene.SetBlock(number, inner)
+    with whole_file(path, (".glb",), overwrite=overwrite) as draft:
+        writer = vtkGLTFWriter()
+        writer.SetInputData(scene)
+        writer.SetInlineData(True)
+        writer.SetFileName(str(draft))
+        if not writer.Write() or not draft.is_file():
+            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
+
+
+def _in_gltf_axes(mesh: vtkPolyData) -> vtkPolyData:
+    """Left, head and front as x, y and z; meters."""
+    points, _ = _arrays(mesh)
+    turned, moved = vtkPolyData(), vtkPoints()
+    turned.DeepCopy(mesh)
+    moved.SetData(numpy_to_vtk((points[:, [0, 2, 1]] * [1, 1, -1] / _MM_PER_M).astype(np.float32), deep=True))
+    turned.SetPoints(moved)
+    return turned
+
+
+def _write_tetrahedra(grid: vtkUnstructuredGrid, path: Path, *, overwrite: bool) -> None:
+    with whole_file(path, (".vtu",), overwrite=overwrite) as draft:
+        writer = vtkXMLUnstructuredGridWriter()
+        writer.SetInputData(grid)
+        writer.SetFileName(str(draft))
+        if not writer.Write():
+            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `calid mesh`."""
+    parser.add_argument("input", type=Path, help="labels, as `calid segment` writes them")
+    parser.add_argument("output", type=Path, help="folder for the meshes, made if it is not there")
+    parser.add_argument("--format", default="vtp", choices=FORMATS, help="of the surfaces (default vtp)")
+    parser.add_argument("--frame", type=int, action="append", metavar="N", help="only this frame; may be repeated")
+    parser.add_argument(
+        "--wall", action="store_true", help="also the closed wall of both ventricles, tagged: frameNNNN-wall.vtp"
+    )
+    parser.add_argument("--tetrahedra", action="store_true", help="also the wall's tetrahedra: frameNNNN-wall.vtu")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the meshes of each frame; exit code 0."""
+    labels = read_stack(options.input)
+    known = [0, *(label.value for label in LABELS)]
+    if not np.isin(labels.voxels, known).all():
+        raise InputError("not-labels", f"{options.input.name} holds no labels.", "Make them first: calid segment.")
+    labels = labels.with_voxels(labels.voxels.astype(np.uint8))
+    frames = range(labels.num_frames) if options.frame is None else options.frame
+    for frame in frames:
+        if not 0 <= frame < labels.num_frames:
+            remedy = f"Choose from 0 to {labels.num_frames - 1}."
+            raise SettingsError("frames", f"There is no frame {frame}.", remedy)
+    try:
+        options.output.mkdir(exist_ok=True)
+    except OSError as error:
+        message = f"The folder {options.output} cannot be made ({error.strerror})."
+        raise OutputError("unwritable", message, "Choose another.") from error
+    count = sum(_write_frame(labels, frame, options) for frame in frames)
+    print(f"{options.output}: {count} meshes of {len(frames)} frame(s), in LPS mm{_units(options.format)}.")
+    return 0
+
+
+def _units(form: str) -> str:
+    return "; .glb in meters, y to the head" if form == "glb" else ""
+
+
+def _write_frame(labels: Stack, frame: int, options: argparse.Namespace) -> int:
+    """Write what is asked for of one frame; returns the number of files."""
+    keys = {label.value: label.key for label in LABELS}
+    meshes = {keys[value]: mesh for value, mesh in surfaces(labels, frame).items()}
+    stem, kept = f"frame{frame:04d}", {"overwrite": options.overwrite}
+    for key, mesh in meshes.items():
+        path = options.output / f"{stem}-{key}.{options.format}"
+        if options.format == "glb":
+            write_gltf({key: mesh}, path, **kept)
+        else:
+            write_surface(mesh, path, **kept)
+    if not (options.wall or options.tetrahedra):
+        return len(meshes)
+    wall = biventricular_wall(labels, frame)
+    write_surface(wall, options.output / f"{stem}-wall.vtp", **kept)
+    if options.tetrahedra:
+        _write_tetrahedra(tetrahedra(wall), options.output / f"{stem}-wall.vtu", **kept)
+    return len(meshes) + 1 + options.tetrahedra
