@@ -1,4 +1,4 @@
-"""The command line: `calid upsample`, `align`, `segment`, `report`, `demo`, `info` and `serve`."""
+"""The command line: `calid upsample`, `info`, `serve`, `completion`, and the commands of `MODULES`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled, InputError, is_out_of_memory, out_of_memory
+from calid.errors import CalidError, Cancelled, InputError, ResourceError, is_out_of_memory, out_of_memory
+from calid.run.logs import set_up_logging
 from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
 from calid.run.signals import ended_by_signals
 
@@ -30,11 +31,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 an error the user can mend, 1 an error of ours."""
+    """Run one command and return its exit code, see `docs/command-line.md`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no Unicode
     options = build_parser(arguments).parse_args(arguments)
+    set_up_logging(verbosity=options.verbose - options.quiet, as_json=options.log_json)
     try:
         with ended_by_signals():
             return options.run(options)
@@ -70,9 +72,13 @@ MODULES = {
 
 
 def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
-    """The parser of all commands, complete for the one that `arguments` name."""
+    """The parser of all commands, complete for the one that `arguments` name; for all of them without any."""
+    typed = next((word for word in arguments if not word.startswith("-")), None)
     parser = _Parser(prog="calid", description="Whole hearts from sparse cardiac short-axis MR stacks.")
     parser.add_argument("--version", action="version", version=f"calid {__version__}")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; before the command")
+    parser.add_argument("-q", "--quiet", action="count", default=0, help="say errors only, and show no progress")
+    parser.add_argument("--log-json", action="store_true", help="log as lines of JSON on stderr")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
     info = commands.add_parser(
@@ -85,9 +91,12 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     for name, (module, summary) in MODULES.items():
         command = commands.add_parser(name, help=summary)
-        if name in arguments[:1]:
+        if typed in (name, "completion"):
             import_module(module).add_arguments(command)
     commands.add_parser("serve", help="serve requests on stdin (for 3D Slicer)").set_defaults(run=_serve)
+    completion = commands.add_parser("completion", help="print what makes a shell complete calid's words")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=lambda chosen: _completion(parser, chosen.shell))
     return parser
 
 
@@ -227,6 +236,15 @@ def _tell_of(path: Path, series: str | None) -> dict[str, Any]:
             raise
         print(f"No stack can be made of it: {error}")
     return facts
+
+
+def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ResourceError("no-shtab", "Completion needs the package shtab.", "pip install shtab") from error
+    print(shtab.complete(parser, shell=shell))
+    return 0
 
 
 def _serve(_: argparse.Namespace) -> int:
