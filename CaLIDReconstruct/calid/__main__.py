@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from calid import __version__
 from calid.errors import CalidError, Cancelled, InputError, ResourceError, is_out_of_memory, out_of_memory
 from calid.run.logs import set_up_logging
-from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
+from calid.run.settings import add_flags, from_flags
 from calid.run.signals import ended_by_signals
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
@@ -33,13 +33,20 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code, see `docs/command-line.md`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_missing_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no Unicode
     options = build_parser(arguments).parse_args(arguments)
     set_up_logging(verbosity=options.verbose - options.quiet, as_json=options.log_json)
     try:
         with ended_by_signals():
-            return options.run(options)
+            code = options.run(options)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        # Who read our words has gone, as `| head` does; the files are written. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CalidError as error:
         return _fail(str(error), EXIT_ERROR)
     except (Cancelled, KeyboardInterrupt):
@@ -53,6 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         said = " ".join(str(error).split())
         return _fail(f"unexpected {type(error).__name__}: {said} Set {DEBUG_VARIABLE}=1 to see where.", EXIT_INTERNAL)
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without stdout or stderr (`2>&-`) ones that lead nowhere.
+
+    Their numbers would otherwise go to the next files that are opened, and our words into these.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _fail(message: str, code: int) -> int:
@@ -86,7 +106,7 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     )
     info.add_argument("input", type=Path, nargs="?", help="a folder of DICOM files, or a volume file")
     info.add_argument("--series", metavar="NUMBER_OR_UID", help=SERIES_HELP)
-    info.add_argument("--device", default="auto", choices=DEVICES)
+    add_flags(info, ["device"])
     info.add_argument("--json", type=Path, metavar="FILE", help="also write it as a file, see docs/figures.md")
     info.set_defaults(run=_info)
     for name, (module, summary) in MODULES.items():
@@ -112,27 +132,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
         help="dicom: OUTPUT is a folder for a derived series in the study of the DICOM input, and so is --uncertainty",
     )
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help=SERIES_HELP)
-    parser.add_argument("--factor", default="isotropic", type=_factor, help="2, 4, 8, 16 or isotropic (default)")
-    parser.add_argument("--method", default="calid+", choices=METHODS)
-    parser.add_argument(
-        "--model",
-        default="auto",
-        choices=MODELS,
-        help="2d: every frame by itself; 2d+t: all frames together; auto (default): 2d+t for a cine",
-    )
-    parser.add_argument(
-        "--mode",
-        default="detail",
-        choices=MODES,
-        help="detail: one draw (default); fidelity: the mean of all draws, least error, softer, predicted by one step "
-        "in --samples mirrored views; with --uncertainty it is the mean of --samples whole draws, another result",
-    )
-    parser.add_argument("--samples", type=int, help="draws for fidelity and uncertainty (default 8)")
-    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--roi", type=_roi, metavar="x0:x1,y0:y1", help="columns and rows in which to generate")
-    parser.add_argument("--frames", type=_range, metavar="A:B", help="frames A to B-1, counted from 0")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_flags(parser)
     parser.add_argument(
         "--uncertainty",
         type=Path,
@@ -146,20 +146,6 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_upsample)
 
 
-def _factor(text: str) -> int | str:
-    return text if text == "isotropic" else int(text)
-
-
-def _range(text: str) -> tuple[int, int]:
-    first, end = (int(part) for part in text.split(":"))
-    return first, end
-
-
-def _roi(text: str) -> tuple[int, int, int, int]:
-    columns, rows = text.split(",")
-    return (*_range(columns), *_range(rows))
-
-
 def _upsample(options: argparse.Namespace) -> int:
     from calid.heart import figures
     from calid.images.checks import warnings
@@ -168,11 +154,10 @@ def _upsample(options: argparse.Namespace) -> int:
     from calid.stack import acquired_slices
 
     figures.check_json_output(options)
-    names = ("factor", "method", "model", "mode", "samples", "steps", "seed", "roi", "frames", "device")
     job = Job(
         source=options.input,
         output=options.output,
-        settings=Settings(**{name: getattr(options, name) for name in names}),
+        settings=from_flags(options),
         uncertainty=options.uncertainty,
         overwrite=options.overwrite,
         as_dicom=options.format == "dicom",

@@ -10,26 +10,30 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from calid import __version__
 from calid.errors import CalidError, Cancelled, SettingsError, is_out_of_memory, out_of_memory
-from calid.run.settings import Settings
+from calid.run.settings import OPTIONS, checked, from_json
 
 PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
 SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
-SETTINGS = tuple(field.name for field in fields(Settings))
+SETTINGS = tuple(OPTIONS)
+FLAGS = ("overwrite", "raw", "uncertainty")
+MAX_LINE = 1 << 20  # bytes of a request; it holds names of files, and no voxels
+MAX_FRAMES = 10_000  # of a cine whose length an estimate is told
 Request = dict[str, Any]
 Emit = Callable[..., None]
 
@@ -38,12 +42,12 @@ def main() -> int:
     """Serve stdin until it ends. Whatever else prints to stdout is sent to stderr, so that the events stay clean."""
     events = os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
     os.dup2(2, 1)
-    Server(events).serve(sys.stdin)
+    Server(events).serve(sys.stdin.buffer)
     return 0
 
 
 class Server:
-    """Takes requests from lines of text and answers with events.
+    """Takes requests from lines and answers with events.
 
     Args:
         events: where events are written.
@@ -55,10 +59,10 @@ class Server:
         self._stops: dict[str, threading.Event] = {}
         self._closed = threading.Event()
 
-    def serve(self, lines: Iterable[str]) -> None:
-        """Answer requests until the lines end or a `shutdown` comes."""
+    def serve(self, stream: BinaryIO) -> None:
+        """Answer requests until the stream ends or a `shutdown` comes."""
         logging.getLogger().addHandler(_LogEvents(self.emit))
-        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
         self.emit("ready", protocol=PROTOCOL, version=__version__)
         while (waiting := self._requests.get()) is not None:
             self._answer(*waiting)
@@ -70,34 +74,40 @@ class Server:
             with self._lock:
                 self._events.write(line + "\n")
                 self._events.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             self._closed.set()
+            self._requests.put(None)
 
-    def _read(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                request = json.loads(line)
-                command = request["command"]
-            except (ValueError, TypeError, KeyError):
-                self.emit(
-                    "error",
-                    id=None,
-                    code="bad-request",
-                    message=f"Not a request: {line.strip()[:200]}",
-                    remedy="Send one JSON object with a 'command' per line.",
-                )
-                continue
-            if command == "shutdown":
-                break
-            if command == "cancel":
-                self._stops.get(str(request.get("target")), threading.Event()).set()
-            else:
-                stop = self._stops[str(request.get("id"))] = threading.Event()
-                self._requests.put((request, stop))
-        self._closed.set()
-        self._requests.put(None)
+    def _read(self, stream: BinaryIO) -> None:
+        """Take in requests until there are no more; whatever the lines hold, their end ends the engine."""
+        try:
+            while (line := stream.readline(MAX_LINE)) and self._take(line, stream):
+                pass
+        finally:
+            self._closed.set()
+            self._requests.put(None)
+
+    def _take(self, line: bytes, stream: BinaryIO) -> bool:
+        """Take in one line; whether there may be more."""
+        if not line.strip():
+            return True
+        try:
+            if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                remedy = "Send names of files, not what is in them."
+                raise _bad_request(f"A line of more than {MAX_LINE} bytes is no request.", remedy)
+            request = _parsed(line)
+        except SettingsError as error:
+            self._refuse(None, error)
+            return True
+        command, name = request["command"], str(request.get("id"))
+        if command == "cancel":
+            self._stops.get(str(request.get("target")), threading.Event()).set()
+        elif command != "shutdown":
+            stop = self._stops[name] = threading.Event()
+            self._requests.put((request, stop))
+        return command != "shutdown"
 
     def _answer(self, request: Request, stop: threading.Event) -> None:
         """Serve one request; a cancel that comes after its answer must not stop a later one of the same name."""
@@ -141,6 +151,31 @@ class Server:
         return lambda event, **values: self.emit(event, id=identity, **values)
 
 
+def _parsed(line: bytes) -> Request:
+    """The request on a line.
+
+    Raises:
+        SettingsError: "bad-request" if there is none.
+    """
+    try:
+        request = json.loads(line.decode("utf-8"))
+        if isinstance(request["command"], str) and _is_name(request.get("id")):
+            return request
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    shown = line.strip()[:200].decode("ascii", "backslashreplace")
+    raise _bad_request(
+        f"Not a request: {shown}", "Send one JSON object with a 'command' per line, its 'id' a text or a number."
+    )
+
+
+def _is_name(identity: Any) -> bool:
+    """Whether an id can be sent back in JSON and told from others."""
+    if isinstance(identity, float):
+        return math.isfinite(identity)
+    return identity is None or isinstance(identity, str | int)
+
+
 class _LogEvents(logging.Handler):
     """Log records as `log` events."""
 
@@ -157,7 +192,7 @@ Answer = Callable[[Request, Callable[[], bool], Emit], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Command:
-    """What a request may ask.
+    """What a request may ask, field by field.
 
     Args:
         answer: does it.
@@ -175,7 +210,8 @@ class Command:
         """A misspelt field would otherwise be a setting that is silently not used.
 
         Raises:
-            SettingsError: "bad-request" naming what is missing, unknown or no path.
+            SettingsError: "bad-request" naming what is missing, unknown, no path, no flag or no number, or the name of
+                a setting that is not possible.
         """
         missing = [key for key in self.required if not request.get(key)]
         if missing:
@@ -184,9 +220,30 @@ class Command:
         unknown = sorted(request.keys() - known)
         if unknown:
             raise _bad_request(f"The request has unknown fields: {', '.join(unknown)}.", f"Known: {sorted(known)}.")
-        for key in (*self.required, *self.paths):
-            if not isinstance(request.get(key), str | None):
-                raise _bad_request(f"'{key}' is no path: {request[key]!r}.", "Send a text.")
+        for key, value in request.items():
+            if value is not None and key in known - {"id", "command"}:
+                self._check_field(key, value)
+
+    def _check_field(self, key: str, value: Any) -> None:
+        """Settings are checked by `settings.checked`; paths, flags and numbers here."""
+        if key in (*self.required, *self.paths):
+            if not isinstance(value, str) or not _is_file_name(value):
+                raise _bad_request(f"'{key}' is no path: {str(value)[:200]!r}.", "Send a text.")
+        elif key in SETTINGS:
+            checked(key, value)
+        elif key in FLAGS:
+            if not isinstance(value, bool):
+                raise _bad_request(f"'{key}' is neither true nor false: {str(value)[:200]!r}.", "Send one of both.")
+        elif key == "num_frames" and not (type(value) is int and 1 <= value <= MAX_FRAMES):
+            message = f"'num_frames' is {str(value)[:200]!r}."
+            raise _bad_request(message, f"Send a whole number from 1 to {MAX_FRAMES}.")
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _bad_request(message: str, remedy: str) -> SettingsError:
@@ -207,27 +264,13 @@ def _path(request: Request, key: str) -> Path | None:
     return Path(request[key]) if request.get(key) else None
 
 
-def _settings(request: Request) -> Settings:
-    values = {key: request[key] for key in SETTINGS if request.get(key) is not None}
-    for key in ("roi", "frames"):
-        if key in values:
-            values[key] = _whole_numbers(values[key], key)
-    return Settings(**values)
-
-
-def _whole_numbers(values: Any, key: str) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
-        raise _bad_request(f"'{key}' is no list of whole numbers: {values!r}.", "Send [first, end, ...].")
-    return tuple(values)
-
-
 def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
     from calid.run.job import Job
 
     job = Job(
         source=Path(request["input"]),
         output=Path(request["output"]),
-        settings=_settings(request),
+        settings=from_json(request),
         uncertainty=_path(request, "uncertainty"),
         overwrite=bool(request.get("overwrite", False)),
         models_folder=_path(request, "models"),
@@ -236,7 +279,7 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
     folder = _path(request, "frames_folder")
     show_frame = None if folder is None else partial(_show_frame, folder, emit)
     made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame, tell=_log_to(emit))
-    return {"output": str(job.output), "provenance": dict(made.stack.provenance)}
+    return {"output": str(job.output), "provenance": made.stack.history}
 
 
 def _show_frame(folder: Path, emit: Emit, index: int, frame: Any) -> None:
@@ -318,7 +361,7 @@ def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> di
 
     return estimate(
         read_stack(Path(request["input"]), _series(request)),
-        _settings(request),
+        from_json(request),
         uncertainty=bool(request.get("uncertainty")),
         models_folder=_path(request, "models"),
         num_frames=request.get("num_frames"),

@@ -225,6 +225,21 @@ def test_the_command_runs_as_a_module_in_a_process_of_its_own(sparse, tmp_path):
     assert read_stack(out).num_slices == 5
 
 
+def run_calid(*arguments: str, shell: str = "") -> subprocess.CompletedProcess:
+    """A process of its own, from a shell where streams are closed or piped."""
+    command = " ".join([f'"{sys.executable}" -m calid', *arguments, shell])
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("shell", ["2>&-", ">&-", ">&- 2>&-", "| true"])
+def test_a_run_whose_words_nobody_reads_is_done_all_the_same(sparse, tmp_path, shell):
+    out = tmp_path / "dense.nrrd"
+    done = run_calid("upsample", str(sparse), str(out), "--method", "linear", "--factor", "2", shell=shell)
+    assert done.returncode == 0, done.stderr
+    assert read_stack(out).num_slices == 5
+    assert "Traceback" not in done.stderr
+
+
 def test_info_names_device_and_models(random_models, monkeypatch, capsys):
     monkeypatch.setenv("CALID_MODELS", str(random_models))
     assert main(["info", "--device", "cpu"]) == 0

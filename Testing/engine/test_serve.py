@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import file_phantoms
 import pytest
+from calid.errors import SettingsError
 from calid.images.files import read_stack, write_stack
 from calid.labels import LABELS
+from calid.run.settings import OPTIONS
+from calid.serve import COMMANDS
 from phantoms import heart_labels, pictured
 from test_reconstruct import cine
 
@@ -215,18 +219,19 @@ def test_labels_come_with_closed_surfaces_of_every_frame(engine, tmp_path):
         {"command": "upsample", "output": "x.nrrd"},
         {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "stpes": 8},
         {"command": "upsample", "input": 7, "output": "x.nrrd"},
-        {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "roi": "abc"},
+        {"command": "upsample", "input": "a\0.nrrd", "output": "x.nrrd"},
+        {"command": "upsample", "input": "\ud800.nrrd", "output": "x.nrrd"},
+        {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "overwrite": "no"},
+        {"command": "estimate", "input": "a.nrrd", "num_frames": 100_000_000},
+        {"command": "estimate", "input": "a.nrrd", "num_frames": "8"},
+        {"command": ["upsample"]},
+        {"command": {}},
     ],
-    ids=["no input", "misspelt", "no path", "no region"],
+    ids=["no input", "misspelt", "no path", "null", "surrogate", "no flag", "too many", "text", "list", "object"],
 )
 def test_a_request_that_makes_no_sense_says_so(engine, request_):
     engine.send(id=1, **request_)
     assert engine.until("error")[-1]["code"] == "bad-request"
-
-
-def test_a_setting_of_the_wrong_kind_is_named(engine, sparse, tmp_path):
-    engine.send(id=1, command="upsample", input=str(sparse), output=str(tmp_path / "x.nrrd"), steps="8")
-    assert engine.until("error")[-1]["code"] == "steps"
 
 
 def test_a_study_is_told_and_written_as_sequences_with_their_times(engine, tmp_path):
@@ -250,3 +255,76 @@ def test_a_study_is_told_and_written_as_sequences_with_their_times(engine, tmp_p
     engine.send(id=2, command="study", input=str(tmp_path / "in"), series=7)
     error = engine.until("error")[-1]
     assert (error["code"], "40" in error["message"]) == ("unknown-series", True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *[("steps", value) for value in ("8", 8.0, True, [8], {}, 0, 10**30, -1)],
+        *[("factor", value) for value in (3, "2", True, [], 2.0)],
+        *[("roi", value) for value in ("abc", [1, 2], [1, 2, 3, "4"], 7, {"x": 1})],
+        *[("device", value) for value in ("abacus", 1, ["cpu"])],
+        *[("seed", value) for value in (2**32, "0", [])],
+        *[("mode", value) for value in (0, "sharp", ["detail"])],
+    ],
+)
+def test_a_setting_that_is_not_possible_is_named(setting, value):
+    request = {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", setting: value}
+    with pytest.raises(SettingsError) as caught:
+        COMMANDS["upsample"].check(request)
+    assert caught.value.code == setting
+    assert len(str(caught.value)) < 300
+
+
+def test_an_unknown_device_is_refused_by_every_command(engine, sparse, tmp_path):
+    engine.send(id=1, command="info", device="abacus")
+    assert engine.until("error")[-1]["code"] == "device"
+    engine.send(id=2, command="segment", input=str(sparse), output=str(tmp_path / "x.nrrd"), device="abacus")
+    assert engine.until("error")[-1]["code"] == "device"
+
+
+BAD_LINES = (
+    b"\xff\xfe{\n",
+    b"[" * 100_000 + b"\n",
+    b'{"command":' * 20_000 + b"\n",
+    b'{"id": {}, "command": "info"}\n',
+    b'{"id": NaN, "command": "info"}\n',
+    b'{"id": 1, "command": null}\n',
+    b"[]\n",
+    b"7\n",
+    b'"upsample"\n',
+    b"\x00\x00\n",
+    b'{"command": "info"' + b" " * (3 << 20) + b"}\n",
+)
+
+
+def test_any_bytes_get_an_answer_and_the_end_of_stdin_ends_the_engine():
+    """Each damaged line is answered by one error; the engine still answers then, and ends when its stdin does."""
+    engine = Engine()
+    engine.until("ready")
+    pipe = engine.process.stdin.buffer
+    for line in BAD_LINES:
+        pipe.write(line)
+        pipe.flush()
+        assert engine.until("error")[-1]["code"] == "bad-request", line[:40]
+    engine.send(id="still there", command="dance")
+    assert engine.until("error")[-1] | {"message": "", "remedy": ""} == {
+        **{"event": "error", "id": "still there", "code": "unknown-command"},
+        **{"message": "", "remedy": ""},
+    }
+    pipe.write(b'\xff{"command": ')
+    engine.process.stdin.close()
+    assert engine.process.wait(TIMEOUT_S) == 0
+
+
+def test_the_protocol_page_names_every_field_and_every_choice():
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(" `"): line for line in text.splitlines() if line.startswith("| `")}
+    for name, command in COMMANDS.items():
+        fields = {*command.required, *command.paths, *command.others}
+        said = set(re.findall(r"`([a-z_]+)`", rows[name].split("|")[3]))
+        assert said >= (set(command.others) - set(OPTIONS) if "as `upsample`" in rows[name] else fields), name
+    for name in OPTIONS:
+        for choice in OPTIONS[name].choices:
+            shown = f'"{choice}"' if isinstance(choice, str) else str(choice)
+            assert name == "device" or shown in rows["upsample"], (name, choice)

@@ -30,7 +30,7 @@ from calid.images.checks import check_stack, warnings
 from calid.method.weights import Entry, built_for, config_from, find_model, load_model
 from calid.run.device import Device, choose_device
 from calid.run.progress import Progress, Watch, progress_bar, shown_on
-from calid.run.settings import DEVICES
+from calid.run.settings import add_flags
 from calid.stack import Stack
 
 DEFAULT_MODEL = "segmenter"
@@ -323,7 +323,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_flags(parser, ["device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     figures.add_json_argument(parser)
     figures.add_body_arguments(parser)

@@ -31,7 +31,7 @@ from calid.report.case import Case, Missing, Tools, gather
 from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
-from calid.run.settings import DEVICES, METHODS, Settings
+from calid.run.settings import add_flags, from_flags
 from calid.stack import Stack
 
 DEFAULT_TITLE = "A heart, upsampled"
@@ -166,11 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
     parser.add_argument("--lax", type=Path, metavar="DIR", help="folder of long-axis images (DICOM or volume files)")
     parser.add_argument("--labels", type=Path, metavar="PATH", help="labels of the dense stack, instead of a model's")
-    parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
-    parser.add_argument("--method", default="calid+", choices=METHODS)
-    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_flags(parser, ["factor", "method", "steps", "seed", "device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument("--title", default=DEFAULT_TITLE, help="the report's heading; name no patient")
     figures.add_json_argument(parser)
@@ -208,11 +204,7 @@ def _tools(options: argparse.Namespace, stack: Stack, labels: Stack | None) -> T
     """The engine's model and segmenter as the command line asks for them, or the labels that are given."""
     from calid.report.tools import engine_tools
 
-    factor: Any = int(options.factor) if options.factor.isdigit() else options.factor
-    settings = Settings(
-        factor=factor, method=options.method, steps=options.steps, seed=options.seed, device=options.device
-    )
-    tools = engine_tools(stack, settings, models_folder=options.models)
+    tools = engine_tools(stack, from_flags(options), models_folder=options.models)
     return tools if labels is None else dataclasses.replace(tools, segment=partial(_fitting, labels))
 
 

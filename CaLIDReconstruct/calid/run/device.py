@@ -8,6 +8,7 @@ import torch
 
 from calid.errors import ResourceError
 from calid.images.memory import free_system_bytes
+from calid.run.settings import checked
 
 CPU_BATCH_PIXELS = 12 * 128 * 128  # what a processor's cache likes; larger batches are slower for each image
 BYTES_PER_PIXEL = 1600  # peak working memory of the widest step per image pixel, see Testing/benchmarks/upsampling.py
@@ -61,7 +62,9 @@ def choose_device(request: str = "auto") -> Device:
 
     Raises:
         ResourceError: "no-device" if the one asked for is not usable, with the reason.
+        SettingsError: "device" if there is no such kind.
     """
+    checked("device", request)
     if request == "cpu":
         return _cpu("as asked")
     if request == "cuda":

@@ -239,9 +239,10 @@ class Generation:
 
     def _inverted_between(self, seen: Sequence[torch.Tensor], window: Window) -> list[torch.Tensor]:
         """z_T of both neighbors of gaps, inverted under the condition of the gap they serve."""
+        model: Any = self.interpolator.model
 
         def invert(images: torch.Tensor, *neighbors: torch.Tensor) -> torch.Tensor:
-            return self.interpolator.model.invert(images, neighbors=neighbors, **self._options(window))
+            return model.invert(images, neighbors=neighbors, **self._options(window))
 
         before, after = (self._batch(tensor) for tensor in seen)
         inverted = (self.interpolator.batched(invert, x, before, after, tick=self.watch.tick) for x in (before, after))

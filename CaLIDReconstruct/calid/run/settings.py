@@ -1,10 +1,19 @@
-"""What the user can choose, checked when it is chosen."""
+"""What the user can choose: every setting once, with its default, choices, limits and words.
+
+`Settings` is the one place where a setting is described. The command line's flags and their help are made from it
+(`add_flags`, `from_flags`), requests of `calid serve` are checked by it (`from_json`), the Slicer panel takes its
+choices and limits, and tests hold README and docs/protocol.md against it. A new setting is one more field here, and
+its use. Nothing heavy is imported: Slicer reads this before anything is installed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, Literal, get_args
 
 from calid.errors import SettingsError
 from calid.method.bisection import FACTORS, Factor
@@ -12,18 +21,48 @@ from calid.method.bisection import FACTORS, Factor
 Method = Literal["calid", "calid+", "linear"]
 Mode = Literal["detail", "fidelity"]
 Model = Literal["auto", "2d", "2d+t"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
-METHODS: tuple[Method, ...] = ("calid", "calid+", "linear")
-MODES: tuple[Mode, ...] = ("detail", "fidelity")
-MODELS: tuple[Model, ...] = ("auto", "2d", "2d+t")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+METHODS: tuple[Method, ...] = get_args(Method)
+MODES: tuple[Mode, ...] = get_args(Mode)
+MODELS: tuple[Model, ...] = get_args(Model)
+DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
 MAX_STEPS, MAX_SAMPLES, MAX_SEED = 1000, 64, 2**32 - 1
 DEFAULT_SAMPLES = 8  # the mean of 8 draws is 0.5 dB from the mean of all
 
 
 @dataclass(frozen=True)
+class Option:
+    """What may be chosen for a setting, and how it is told.
+
+    Args:
+        help: one phrase for the command line's help.
+        choices: all values there are; empty where numbers are asked for.
+        low, high: limits of a whole number, or of each one in a list.
+        count: how many whole numbers a list has; 0 for a value that is no list.
+        metavar: how the command line writes a list, such as "A:B".
+        unit: of the numbers.
+    """
+
+    help: str
+    choices: tuple[object, ...] = ()
+    low: int = 0
+    high: int = 2**31 - 1
+    count: int = 0
+    metavar: str | None = None
+    unit: str = ""
+
+
+def _told(help: str, **limits: Any) -> dict[str, Option]:  # noqa: A002 (argparse's word)
+    """The metadata of a field of `Settings`."""
+    return {"option": Option(help, **limits)}
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of one run; whether they fit a stack is checked when it is known.
+
+    Lists become tuples, so that what JSON holds can be given as it is.
 
     Args:
         factor: 2, 4, 8 or 16 new gaps for each, or "isotropic": slices about as far apart as pixels.
@@ -33,7 +72,7 @@ class Settings:
             Where the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
-        seed: of every random number; same seed, same device: same voxels.
+        seed: of all noise. CaLID+ starts its first draw from its neighbors' latents and not from noise.
         roi: (x0, x1, y0, y1) half-open columns and rows in which slices are generated; linear around it.
         frames: (first, last + 1) frames to keep; None keeps all.
         device: "auto", "cpu", "cuda" or "mps".
@@ -42,27 +81,51 @@ class Settings:
         SettingsError: if a value is not possible; its code is the setting's name.
     """
 
-    factor: Factor = "isotropic"
-    method: Method = "calid+"
-    model: Model = "auto"
-    mode: Mode = "detail"
-    samples: int | None = None
-    steps: int = 8
-    seed: int = 0
-    roi: tuple[int, int, int, int] | None = None
-    frames: tuple[int, int] | None = None
-    device: str = "auto"
+    factor: Factor = field(
+        default="isotropic",
+        metadata=_told(
+            "how many gaps each gap between slices becomes; isotropic makes them about as wide as pixels",
+            choices=(*FACTORS, "isotropic"),
+        ),
+    )
+    method: Method = field(
+        default="calid+",
+        metadata=_told(
+            "calid+: from the neighbors' inverted latents; calid: from noise; linear: without a model", choices=METHODS
+        ),
+    )
+    model: Model = field(
+        default="auto",
+        metadata=_told("2d: every frame by itself; 2d+t: all frames together; auto: 2d+t for a cine", choices=MODELS),
+    )
+    mode: Mode = field(
+        default="detail",
+        metadata=_told(
+            "detail: one draw; fidelity: the mean of all draws, least error, softer, predicted by one step in "
+            "--samples mirrored views; with --uncertainty it is the mean of --samples whole draws, another result",
+            choices=MODES,
+        ),
+    )
+    samples: int | None = field(
+        default=None,
+        metadata=_told(f"draws for fidelity and uncertainty (default: {DEFAULT_SAMPLES})", low=1, high=MAX_SAMPLES),
+    )
+    steps: int = field(default=8, metadata=_told("DDIM steps", low=1, high=MAX_STEPS))
+    seed: int = field(
+        default=0, metadata=_told("of all noise; the first draw of calid+ starts from no noise", high=MAX_SEED)
+    )
+    roi: tuple[int, int, int, int] | None = field(
+        default=None,
+        metadata=_told("columns and rows in which to generate", count=4, metavar="x0:x1,y0:y1", unit="pixels"),
+    )
+    frames: tuple[int, int] | None = field(
+        default=None, metadata=_told("frames A to B-1, counted from 0", count=2, metavar="A:B")
+    )
+    device: DeviceName = field(default="auto", metadata=_told("where the networks run", choices=DEVICES))
 
     def __post_init__(self) -> None:
-        _require_choice("factor", self.factor, (*FACTORS, "isotropic"))
-        _require_choice("method", self.method, METHODS)
-        _require_choice("model", self.model, MODELS)
-        _require_choice("mode", self.mode, MODES)
-        _require_choice("device", self.device, DEVICES)
-        _require_range("steps", self.steps, 1, MAX_STEPS)
-        _require_range("seed", self.seed, 0, MAX_SEED)
-        if self.samples is not None:
-            _require_range("samples", self.samples, 1, MAX_SAMPLES)
+        for name in OPTIONS:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
 
     def resolved(self, *, uncertainty: bool) -> Settings:
         """The settings a run really uses: fidelity takes the best estimator of the mean of all draws.
@@ -82,13 +145,84 @@ class Settings:
         return 1
 
 
-def _require_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise SettingsError(
-            name, f"The {name} '{value}' is not possible.", f"Choose one of: {', '.join(map(str, choices))}."
+OPTIONS: dict[str, Option] = {setting.name: setting.metadata["option"] for setting in fields(Settings)}
+DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(Settings)}
+
+
+def checked(name: str, value: Any) -> Any:
+    """A value of the setting `name`, if it is possible; a list becomes a tuple.
+
+    Raises:
+        SettingsError: if it is not; its code is the setting's name.
+    """
+    option = OPTIONS[name]
+    if value is None and DEFAULTS[name] is None:
+        return None
+    if option.choices:
+        if not any(value == choice and type(value) is type(choice) for choice in option.choices):
+            remedy = f"Choose one of: {', '.join(map(str, option.choices))}."
+            raise SettingsError(name, f"The {name} '{_shown(value)}' is not possible.", remedy)
+        return value
+    numbers = value if option.count else [value]
+    is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) == (option.count or 1)
+    if not is_list or not all(type(number) is int and option.low <= number <= option.high for number in numbers):
+        what = f"{option.count} whole numbers" if option.count else "a whole number"
+        remedy = f"Give {what} from {option.low} to {option.high}."
+        raise SettingsError(name, f"{name} is {_shown(value)!r}.", remedy)
+    return tuple(numbers) if option.count else value
+
+
+def _shown(value: Any) -> Any:
+    """A value short enough for one line."""
+    return value if isinstance(value, int | float) and abs(value) < 1e15 else str(value)[:60]
+
+
+def from_json(values: Mapping[str, Any]) -> Settings:
+    """The settings among the fields of a request; what is missing or null takes its default.
+
+    Raises:
+        SettingsError: if a value is not possible.
+    """
+    return Settings(**{name: values[name] for name in OPTIONS if values.get(name) is not None})
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(OPTIONS)) -> None:
+    """Give a command the flags of settings, as `Settings` describes them."""
+    for name in names:
+        option, default = OPTIONS[name], DEFAULTS[name]
+        parser.add_argument(
+            f"--{name}",
+            type=partial(_parsed, name),
+            default=default,
+            metavar=option.metavar or (f"{{{','.join(map(str, option.choices))}}}" if option.choices else "N"),
+            help=option.help if default is None else f"{option.help} (default: {default})",
         )
 
 
-def _require_range(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(name, f"{name} is {value!r}.", f"Give a whole number from {low} to {high}.")
+def from_flags(options: argparse.Namespace) -> Settings:
+    """The settings of a parsed command line, whose command may have only some of the flags.
+
+    Raises:
+        SettingsError: if a value is not possible.
+    """
+    return Settings(**{name: getattr(options, name) for name in OPTIONS if hasattr(options, name)})
+
+
+def _parsed(name: str, text: str) -> Any:
+    """A flag's text as a value.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is not possible.
+    """
+    option = OPTIONS[name]
+    try:
+        if option.choices:
+            named = {str(choice): choice for choice in option.choices}
+            return checked(name, named.get(text, text))
+        found = re.fullmatch(re.sub("[A-Za-z][0-9]?", "(-?[0-9]{1,18})", option.metavar or "N"), text)
+        if found is None:
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} does not look like {option.metavar or 'a whole number'}")
+        numbers = [int(number) for number in found.groups()]
+        return checked(name, numbers if option.count else numbers[0])
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
