@@ -35,6 +35,7 @@ ARROWS = {
     "run": {"method", "images", *NOUNS},
     "heart": {"run", "method", "images", *NOUNS},
     "report": {"heart", "run", "images", *NOUNS},
+    "cohort": {"report", "heart", "run", "images", "method", *NOUNS},
 }
 """Which wings of the engine may import which; `__main__`, `serve` and `library` stand at the door and may use all."""
 

@@ -15,7 +15,7 @@ from calid.cohort.store import Store
 from calid.cohort.work import KEEP, Plan
 from calid.errors import SettingsError
 from calid.run.progress import case_bar
-from calid.run.settings import DEVICES, METHODS, MODELS, MODES, Settings
+from calid.run.settings import add_flags, from_flags
 
 STATUS = "status"
 MAX_WORKERS = 256
@@ -48,14 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-segment", action="store_true", help="label nothing, measure no function")
     parser.add_argument("--no-trust", action="store_true", help="do not try the model on left-out slices")
     parser.add_argument("--report", action="store_true", help="also write a report of each case")
-    parser.add_argument("--factor", default="isotropic", help="2, 4, 8, 16 or isotropic (default)")
-    parser.add_argument("--method", default="calid+", choices=METHODS)
-    parser.add_argument("--model", default="auto", choices=MODELS)
-    parser.add_argument("--mode", default="detail", choices=MODES)
-    parser.add_argument("--samples", type=int, help="draws for fidelity (default 8)")
-    parser.add_argument("--steps", type=int, default=8, help="DDIM steps (default 8)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_flags(parser, ["factor", "method", "model", "mode", "samples", "steps", "seed", "device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes on this machine (default: by its GPUs, cores)"
@@ -110,10 +103,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    factor: Any = int(options.factor) if options.factor.isdigit() else options.factor
-    names = ("method", "model", "mode", "samples", "steps", "seed", "device")
     return Plan(
-        settings=Settings(factor=factor, **{name: getattr(options, name) for name in names}),
+        settings=from_flags(options),
         is_upsampled=not options.no_upsample,
         is_segmented=not options.no_segment,
         is_tried=not options.no_trust,
