@@ -78,7 +78,7 @@ def test_every_text_file_ends_lines_with_lf():
 
 
 def test_there_is_a_licence_in_the_root():
-    assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in (REPOSITORY / "LICENSE.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"])

@@ -15,7 +15,9 @@ from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
 from calid.stack import LaxImage, Stack
 
-CASE_FOLDER = Path(__file__).parents[2] / "Resources" / "Demo"
+_HERE = Path(__file__).parents[1]
+BUNDLED_FOLDERS = (_HERE.parent / "Resources" / "Demo", _HERE / "Demo")  # in the extension; in an installed package
+CASE_FOLDER = next((folder for folder in BUNDLED_FOLDERS if folder.is_dir()), BUNDLED_FOLDERS[0])
 SAX_NAME, DENSE_NAME = "sax.seq.nrrd", "dense.seq.nrrd"
 SHEET_NAME, MOVIE_NAME, INDEX_NAME = "lax.png", "lax.gif", "index.html"
 SETTINGS = Settings(factor=8, method="calid+")
