@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 import vtk
-from calid.images import checks
 from calid.stack import Stack
 
-from . import Nodes
-from .Messages import ModuleError, engineFailure, failure
+from . import MultiVolumes, Nodes
+from .Messages import ModuleError, failure
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ def resolve(node) -> Input:
     """
     if node is None:
         raise ModuleError(failure("no-input"))
+    if MultiVolumes.isMultiVolume(node):
+        raise ModuleError(failure("multi-volume", node.GetName()))
     if node.IsA("vtkMRMLSequenceNode"):
         return _fromSequence(node)
     browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
@@ -81,23 +82,6 @@ def readStack(chosen: Input, *, allFrames: bool = True) -> Stack:
         return Nodes.stackFromVolume(chosen.volume)
     stack = Nodes.stackFromSequence(chosen.sequence)
     return stack if allFrames else stack.frame(chosen.frame)
-
-
-def blockingFailure(stack: Stack, name: str):
-    """The first reason why this stack cannot be upsampled, as a `Failure`, or None."""
-    for finding in checks.findings(stack):
-        if finding.severity == "error":
-            return engineFailure(finding.code, f"{name}: {finding.message}", finding.remedy)
-    return None
-
-
-def warnings(stack: Stack) -> list[str]:
-    """What is unusual but does not stop a run."""
-    return [
-        engineFailure(finding.code, finding.message, finding.remedy).text()
-        for finding in checks.findings(stack)
-        if finding.severity != "error"
-    ]
 
 
 def regionInVoxels(region, volumeNode, transformNode) -> list[int] | None:

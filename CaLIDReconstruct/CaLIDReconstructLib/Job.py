@@ -15,7 +15,7 @@ from calid.images import files
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from . import Inputs, Nodes
+from . import Inputs, Nodes, Suitability
 from .EngineClient import EngineClient
 from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError
 from .Results import ResultNodes, resultName
@@ -110,7 +110,7 @@ class UpsampleJob:
     def _begin(self) -> None:
         self.chosen = Inputs.resolve(self.node)
         stack = Inputs.readStack(self.chosen, allFrames=self.settings.allFrames)
-        reason = Inputs.blockingFailure(stack, self.chosen.name)
+        reason = Suitability.blockingFailure(stack, self.chosen.name)
         if reason:
             raise ModuleError(reason)
         self._isCine = stack.num_frames > 1

@@ -1,4 +1,4 @@
-"""The RAS door: MRML volumes and sequences <-> `Stack`. The only place of the module where RAS and LPS change.
+"""The RAS door: MRML volumes and sequences <-> `Stack`.
 
 A transform above a node is not part of its stack: the engine works in the node's own space and results are put under
 the same transform, so that linear and non-linear transforms alike are respected.
@@ -10,11 +10,13 @@ import numpy as np
 import slicer
 import vtk
 from calid.geometry import lps_to_ras, ras_to_lps
+from calid.images.checks import TIMES_KEY
 from calid.stack import Stack
+from slicer.i18n import tr as _
 
+from .FrameTimes import GUESSED, NUMBERED, frameTimes
 from .Messages import ModuleError, failure
 
-MILLISECONDS = {"ms": 1.0, "s": 1000.0, "sec": 1000.0, "msec": 1.0}
 SAME_PLACE_MM = 1e-3
 
 
@@ -50,34 +52,56 @@ def stackFromVolume(volumeNode) -> Stack:
 
 
 def stackFromSequence(sequenceNode) -> Stack:
-    """A cine stack of all items of a sequence of volumes, in item order."""
-    nodes = [sequenceNode.GetNthDataNode(index) for index in range(sequenceNode.GetNumberOfDataNodes())]
+    """A cine stack of all items of a sequence of volumes, in item order.
+
+    Raises:
+        ModuleError: the items are no images, lie in several places, or are not the frames of a cine.
+    """
+    nodes = items(sequenceNode)
     if not nodes or not all(hasImage(node) for node in nodes):
         raise ModuleError(failure("not-an-image", sequenceNode.GetName()))
-    affine = affineLps(nodes[0])
-    shape = slicer.util.arrayFromVolume(nodes[0]).shape
-    for index, node in enumerate(nodes):
-        samePlace = np.allclose(affineLps(node), affine, atol=SAME_PLACE_MM)
-        if not samePlace or slicer.util.arrayFromVolume(node).shape != shape:
-            raise ModuleError(failure("frames-differ", f"{sequenceNode.GetName()}, 1 / {index + 1}"))
+    times = frameTimes(sequenceNode)
+    if times.differsBy:
+        raise ModuleError(failure("not-a-cine", f"{sequenceNode.GetName()}: {times.differsBy}."))
+    _requireOnePlace(sequenceNode.GetName(), nodes)
+    if times.ms is not None and not times.areSorted:
+        raise ModuleError(failure("unsorted-frames", sequenceNode.GetName()))
     voxels = np.stack([slicer.util.arrayFromVolume(node) for node in nodes])
-    return Stack(voxels, affine, frameTimesMs(sequenceNode))
+    stack = Stack(voxels, affineLps(nodes[0]), frameTimesMs(sequenceNode))
+    return stack.noted(**{TIMES_KEY: times.guess}) if times.guess and len(nodes) > 1 else stack
+
+
+def items(sequenceNode) -> list:
+    """The data nodes of a sequence, in the order of their index."""
+    return [sequenceNode.GetNthDataNode(index) for index in range(sequenceNode.GetNumberOfDataNodes())]
+
+
+def _requireOnePlace(name: str, nodes: list) -> None:
+    affine, shape = affineLps(nodes[0]), nodes[0].GetImageData().GetDimensions()
+    away = [
+        index
+        for index, node in enumerate(nodes)
+        if not np.allclose(affineLps(node), affine, atol=SAME_PLACE_MM) or node.GetImageData().GetDimensions() != shape
+    ]
+    if not away:
+        return
+    if all(node.GetImageData().GetDimensions()[2] == 1 for node in nodes):
+        positions = len({tuple(np.round(affineLps(node)[:3, 3], 1)) for node in nodes})
+        places = _("{name}: {count} images at {positions} places.")
+        places = places.format(name=name, count=len(nodes), positions=positions)
+        raise ModuleError(failure("mixed-positions", places))
+    raise ModuleError(failure("frames-differ", f"{name}, 1 / {away[0] + 1}"))
 
 
 def frameTimesMs(sequenceNode) -> np.ndarray:
-    """(T,) the index values in milliseconds; where they are no increasing times, the frame numbers."""
-    count = sequenceNode.GetNumberOfDataNodes()
-    scale = MILLISECONDS.get(sequenceNode.GetIndexUnit() or "", 1.0)
-    try:
-        times = np.array([float(sequenceNode.GetNthIndexValue(index)) for index in range(count)]) * scale
-    except ValueError:
-        return np.arange(count, dtype=float)
-    return times if count < 2 or (np.diff(times) > 0).all() else np.arange(count, dtype=float)
+    """(T,) the frames' times in milliseconds; where they are no increasing times, the frame numbers."""
+    times = frameTimes(sequenceNode)
+    return times.ms if times.areSorted else np.arange(sequenceNode.GetNumberOfDataNodes(), dtype=float)
 
 
 def hasTimes(sequenceNode) -> bool:
-    """True when the sequence's index values are times in a known unit."""
-    return (sequenceNode.GetIndexUnit() or "") in MILLISECONDS
+    """True when it is known when the frames of the sequence were taken."""
+    return frameTimes(sequenceNode).areSorted
 
 
 def fillVolume(volumeNode, stack: Stack, frame: int = 0) -> None:
@@ -108,8 +132,10 @@ def addStack(stack: Stack, name: str):
     if stack.num_frames == 1:
         return addVolume(stack, name), None
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", slicer.mrmlScene.GenerateUniqueName(name))
-    sequence.SetIndexName("time")
-    sequence.SetIndexUnit("ms")
+    guess = stack.provenance.get(TIMES_KEY, "")
+    sequence.SetIndexName("frame" if guess == NUMBERED else "time")
+    sequence.SetIndexUnit("" if guess == NUMBERED else "ms")
+    sequence.SetAttribute(GUESSED, guess or None)
     for frame, time_ms in enumerate(stack.frame_times_ms):
         sequence.SetDataNodeAtValue(dataNode(stack, name, frame), f"{time_ms:.6g}")
     browser = addBrowser(sequence)

@@ -9,7 +9,7 @@ import slicer
 from calid.errors import CalidError
 from slicer.i18n import tr as _
 
-from . import DemoCase, Inputs, Installation, Licenses, SaxAssembly
+from . import DemoCase, Inputs, Installation, Licenses, SaxAssembly, Suitability
 from .Logic import Reconstruction
 from .Messages import Failure, ModuleError, memoryText, timeText
 from .PrivateLog import PrivateLog
@@ -133,8 +133,8 @@ class Panel:
             chosen = Inputs.resolve(node)
             isCine = chosen.isCine
             stack = Inputs.readStack(chosen)
-            self.problem = Inputs.blockingFailure(stack, chosen.name)
-            text = "\n".join([_describe(stack), *Inputs.warnings(stack)])
+            self.problem = Suitability.blockingFailure(stack, chosen.name)
+            text = "\n".join([_describe(stack), *Suitability.warnings(stack)])
         except ModuleError as error:
             self.problem = error.failure
         self.ui.inputLabel.text = self.problem.text() if self.problem else text
@@ -374,7 +374,7 @@ def _state(node) -> tuple:
 def _reasonAgainst(node) -> Failure | None:
     try:
         chosen = Inputs.resolve(node)
-        return Inputs.blockingFailure(Inputs.readStack(chosen), chosen.name)
+        return Suitability.blockingFailure(Inputs.readStack(chosen), chosen.name)
     except ModuleError as error:
         return error.failure
 

@@ -12,6 +12,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
+from .FrameTimes import keepTimes
 from .Inputs import Input
 from .Transaction import Transaction
 
@@ -135,10 +136,7 @@ class ResultNodes:
         scene = slicer.mrmlScene
         self.sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", scene.GenerateUniqueName(self.name))
         self.name = self.sequence.GetName()
-        self.sequence.SetIndexName(source.GetIndexName())
-        self.sequence.SetIndexUnit(source.GetIndexUnit())
-        self.sequence.SetIndexType(source.GetIndexType())
-        self.sequence.SetNumericIndexValueTolerance(source.GetNumericIndexValueTolerance())
+        keepTimes(source, self.sequence)
         self.browser = self.chosen.browser or Nodes.addBrowser(source)
 
     def _startProxy(self) -> None:

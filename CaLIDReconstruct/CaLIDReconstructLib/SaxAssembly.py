@@ -1,61 +1,94 @@
-"""One stack from many: short-axis cines that were loaded as one volume or sequence per position, the common failure."""
+"""One stack from many: a short-axis cine that was loaded as loose slices or as a multi-volume, the common failure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import slicer
 from calid.errors import InputError
-from calid.geometry import Plane, affine_of, order_along_normal, plane_of, positions_along, tilt_degrees, typical_gap
+from calid.geometry import Plane, affine_of, order_along_normal, positions_along, tilt_degrees, typical_gap
 from calid.images import checks
 from calid.images.assembly import phase_findings, plane_findings
+from calid.images.checks import TIMES_KEY
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from . import Inputs, Nodes
+from . import MultiVolumes, Nodes
+from .FrameTimes import NUMBERED
+from .LooseSlices import SAME_ORIENTATION_DEGREES, LooseSlice, findSlices
 from .Messages import Failure, ModuleError, engineFailure
-from .Results import copyWindowLevel, isGenerated, placeInStudy
+from .Results import copyWindowLevel, placeInStudy
 
-SAME_ORIENTATION_DEGREES = 1.0
 FEWEST_SLICES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SaxGroup:
-    """Single-slice inputs of one orientation and size, lowest position first."""
+    """Single slices of one orientation and size, lowest position first."""
 
-    inputs: tuple[Inputs.Input, ...]
-    planes: tuple[Plane, ...]
+    slices: tuple[LooseSlice, ...]
+
+    @property
+    def planes(self) -> list[Plane]:
+        return [each.plane for each in self.slices]
 
     @property
     def numFrames(self) -> int:
-        return max(_numFrames(chosen) for chosen in self.inputs)
+        return max(len(each.frames) for each in self.slices)
+
+    @property
+    def name(self) -> str:
+        return self.slices[0].name
+
+    @property
+    def shown(self):
+        """A node that the first slice can be seen in."""
+        return self.slices[0].shown
 
     def label(self) -> str:
         positions = positions_along(self.planes[0].normal, self.planes)
         gap = typical_gap(np.abs(np.diff(positions)))
         return _("{slices} slices, {frames} frames, {gap} mm apart: {first} ...").format(
-            slices=len(self.inputs), frames=self.numFrames, gap=f"{gap:.1f}", first=self.inputs[0].name
+            slices=len(self.slices), frames=self.numFrames, gap=f"{gap:.1f}", first=self.name
         )
 
+    def stack(self) -> Stack:
+        """All slices as one stack.
 
-def findGroups() -> list[SaxGroup]:
-    """The groups of parallel single-slice volumes and cines in the scene, largest first."""
-    groups: list[list[tuple[Inputs.Input, Plane]]] = []
-    for chosen in _singleSlices():
-        plane = _plane(chosen)
+        Raises:
+            InputError: they do not make one, with the engine's own reason.
+            ModuleError: they lie under different transforms.
+        """
+        _requireOneTransform(self.slices)
+        names = [each.name for each in self.slices]
+        times, areGuessed = frameTimesOf(self.slices)
+        checks.raise_first([*plane_findings(self.planes, names), *phase_findings(times, names)])
+        voxels = np.concatenate([each.voxels() for each in self.slices], axis=1)
+        thickness_mm = float(Nodes.stackFromVolume(self.slices[0].frames[0]).spacing_mm[2])
+        stack = Stack(voxels, affine_of(self.planes, thickness_mm), np.median(times, axis=0))
+        return stack.noted(**{TIMES_KEY: NUMBERED}) if areGuessed else stack
+
+
+Group = SaxGroup | MultiVolumes.MultiVolume
+
+
+def findGroups() -> list[Group]:
+    """What can be made a stack: parallel single slices, the largest group first, and multi-volumes."""
+    groups: list[list[LooseSlice]] = []
+    for found in findSlices():
         for group in groups:
-            if _belongs(plane, group[0][1]):
-                group.append((chosen, plane))
+            if _belongs(found.plane, group[0].plane):
+                group.append(found)
                 break
         else:
-            groups.append([(chosen, plane)])
-    found = [_sorted(group) for group in groups if len(group) >= FEWEST_SLICES]
-    return sorted(found, key=lambda group: -len(group.inputs))
+            groups.append([found])
+    sorted_ = [_sorted(group) for group in groups if len(group) >= FEWEST_SLICES]
+    return [*sorted(sorted_, key=lambda group: -len(group.slices)), *MultiVolumes.find()]
 
 
-def assemble(group: SaxGroup):
+def assemble(group: Group):
     """Make one volume or cine of a group, beside its first slice in the study; the slices stay as they are.
 
     Returns:
@@ -64,46 +97,38 @@ def assemble(group: SaxGroup):
     Raises:
         ModuleError: the slices do not make a stack, with the engine's own reason, or lie under different transforms.
     """
-    name = _("{first} stack").format(first=group.inputs[0].name)
-    transform = _commonTransform(group)
+    name = _("{first} stack").format(first=group.name)
     try:
-        stack = _stack(group)
+        stack = group.stack()
         checks.check_stack(stack, source=name)
     except InputError as error:
         raise ModuleError(engineFailure(error.code, error.message, error.remedy)) from error
     node, _sequence = Nodes.addStack(stack, name)
-    node.SetAndObserveTransformNodeID(transform)
-    first = group.inputs[0].volume or group.inputs[0].reference
-    placeInStudy(node, first)
-    copyWindowLevel(first, node)
+    shown = group.shown
+    if shown.IsA("vtkMRMLVolumeNode"):
+        node.SetAndObserveTransformNodeID(shown.GetTransformNodeID())
+        copyWindowLevel(shown, node)
+    placeInStudy(node, shown)
     return node
 
 
-def _singleSlices() -> list[Inputs.Input]:
-    found, taken = [], set()
-    nodes = [
-        *slicer.util.getNodesByClass("vtkMRMLSequenceNode"),
-        *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"),
-    ]
-    for node in nodes:
-        try:
-            chosen = Inputs.resolve(node)
-        except ModuleError:
-            continue
-        key = chosen.nodes[0].GetID()
-        if key not in taken and chosen.reference.GetImageData().GetDimensions()[2] == 1 and not isGenerated(node):
-            taken.add(key)
-            found.append(chosen)
-    return found
+def frameTimesOf(slices: Sequence[LooseSlice]) -> tuple[list[np.ndarray], bool]:
+    """The times of each slice's frames, and whether they are only numbers.
 
-
-def _numFrames(chosen: Inputs.Input) -> int:
-    return chosen.sequence.GetNumberOfDataNodes() if chosen.sequence is not None else 1
-
-
-def _plane(chosen: Inputs.Input) -> Plane:
-    """Where a slice lies without the transform above it, which is one and the same for all slices of a stack."""
-    return plane_of(Nodes.stackFromVolume(chosen.reference))
+    A slice that has none takes those of the others, which show the same phases; without any times frames are counted
+    in each slice from the first: a scanner's numbers may run on from slice to slice.
+    """
+    known = [each.times_ms for each in slices if each.times_ms is not None]
+    if not known:
+        return [np.arange(len(each.frames), dtype=float) for each in slices], len(slices[0].frames) > 1
+    usual = np.median([times for times in known if len(times) == len(known[0])], axis=0)
+    times = []
+    for each in slices:
+        own = each.times_ms
+        if own is None:
+            own = usual if len(each.frames) == len(usual) else np.arange(len(each.frames), dtype=float)
+        times.append(own)
+    return times, False
 
 
 def _belongs(plane: Plane, other: Plane) -> bool:
@@ -114,31 +139,16 @@ def _belongs(plane: Plane, other: Plane) -> bool:
     )
 
 
-def _commonTransform(group: SaxGroup) -> str | None:
-    """The ID of the transform above all slices, or None."""
-    nodes = [chosen.volume or chosen.reference for chosen in group.inputs]
-    first, *others = [node.GetTransformNodeID() for node in nodes]
-    for chosen, other in zip(group.inputs[1:], others, strict=True):
-        if other != first:
-            names = f"{group.inputs[0].name} / {chosen.name}"
+def _requireOneTransform(slices: Sequence[LooseSlice]) -> None:
+    shown = [each.shown for each in slices if each.shown.IsA("vtkMRMLVolumeNode")]
+    for other in shown[1:]:
+        if other.GetTransformNodeID() != shown[0].GetTransformNodeID():
+            names = f"{shown[0].GetName()} / {other.GetName()}"
             title = _("The slices do not lie under the same transform.")
             remedy = _("Put all slices under one transform, or harden the transforms.")
             raise ModuleError(Failure("mixed-transforms", title, names, remedy))
-    return first
 
 
-def _sorted(group: list[tuple[Inputs.Input, Plane]]) -> SaxGroup:
-    planes = [plane for _, plane in group]
-    order = order_along_normal(planes)
-    inputs = tuple(group[index][0] for index in order)
-    return SaxGroup(inputs, tuple(planes[index] for index in order))
-
-
-def _stack(group: SaxGroup) -> Stack:
-    names = [chosen.name for chosen in group.inputs]
-    stacks = [Inputs.readStack(chosen) for chosen in group.inputs]
-    times_ms = [stack.frame_times_ms for stack in stacks]
-    checks.raise_first([*plane_findings(group.planes, names), *phase_findings(times_ms, names)])
-    voxels = np.concatenate([stack.voxels for stack in stacks], axis=1)
-    thickness_mm = float(stacks[0].spacing_mm[2])
-    return Stack(voxels, affine_of(group.planes, thickness_mm), np.median(times_ms, axis=0))
+def _sorted(group: list[LooseSlice]) -> SaxGroup:
+    order = order_along_normal([each.plane for each in group])
+    return SaxGroup(tuple(group[index] for index in order))

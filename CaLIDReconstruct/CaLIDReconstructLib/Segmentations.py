@@ -16,6 +16,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
+from .FrameTimes import keepTimes
 from .Results import ResultNodes, generatedSlices, noteProvenance, placeInStudy, readProvenance
 from .Transaction import Transaction
 
@@ -189,11 +190,7 @@ class SegmentationNodes:
         scene, browser = slicer.mrmlScene, self.result.browser
         if self.sequence is None:
             self.sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", scene.GenerateUniqueName(self.name))
-            source = self.result.sequence
-            self.sequence.SetIndexName(source.GetIndexName())
-            self.sequence.SetIndexUnit(source.GetIndexUnit())
-            self.sequence.SetIndexType(source.GetIndexType())
-            self.sequence.SetNumericIndexValueTolerance(source.GetNumericIndexValueTolerance())
+            keepTimes(self.result.sequence, self.sequence)
         item = slicer.vtkMRMLSegmentationNode()
         item.SetName(self.name)
         self._fill(item, frame)

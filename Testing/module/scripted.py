@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import hearts
@@ -85,7 +86,7 @@ def upsample(request: dict) -> list[dict]:
 def segment(request: dict) -> list[dict]:
     """The phantom's own labels on the grid of the result, with a provenance like the segmenter's."""
     stack = files.read_stack(Path(request["input"]))
-    sparse = hearts.labels(stack.num_frames)
+    sparse = replace(hearts.labels(stack.num_frames), frame_times_ms=stack.frame_times_ms)
     factor = (stack.num_slices - 1) // (sparse.num_slices - 1)
     files.write_labels(hearts.dense(sparse, factor).noted(segmenter=SEGMENTER), Path(request["output"]))
     return [progress(0.5), {"event": "result", "output": request["output"]}]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import slicer
-from CaLIDReconstructLib import DemoCase, Inputs, LaxPlanes
+from CaLIDReconstructLib import DemoCase, Inputs, LaxPlanes, Suitability
 
 SOURCE = Path(os.environ.get("CALID_SLICER_SOURCE", "."))
 SAMPLE_DATA = SOURCE / "Modules" / "Scripted" / "SampleData" / "SampleData.py"
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not DemoCase.isThere(), reason="the demo case is
 def test_the_case_is_a_cine_that_can_be_upsampled():
     chosen = Inputs.resolve(DemoCase.load().sax)
     assert chosen.isCine
-    assert Inputs.blockingFailure(Inputs.readStack(chosen), chosen.name) is None
+    assert Suitability.blockingFailure(Inputs.readStack(chosen), chosen.name) is None
 
 
 def test_all_its_long_axis_images_are_found_as_planes():

@@ -9,7 +9,7 @@ import pytest
 import slicer
 import vtk
 from calid.stack import Stack
-from CaLIDReconstructLib import Inputs, Nodes
+from CaLIDReconstructLib import Inputs, Nodes, Suitability
 from CaLIDReconstructLib.Messages import ModuleError
 
 
@@ -46,13 +46,13 @@ def test_what_is_no_image_is_refused_in_words(make, code):
 def test_a_single_slice_is_refused_with_the_engines_reason():
     stack = hearts.picture()
     single = Stack(stack.voxels[:, :1], stack.affine)
-    reason = Inputs.blockingFailure(single, "LAX")
+    reason = Suitability.blockingFailure(single, "LAX")
     assert reason.code == "one-slice"
     assert "LAX" in reason.text()
 
 
 def test_a_heart_is_not_refused():
-    assert Inputs.blockingFailure(hearts.picture(), "SAX") is None
+    assert Suitability.blockingFailure(hearts.picture(), "SAX") is None
 
 
 def boxAround(window: list[int], stack: Stack, transform=None):

@@ -47,8 +47,8 @@ def test_long_axis_images_and_whole_stacks_are_left_out():
     Nodes.addStack(hearts.longAxis(stack, np.linalg.qr(stack.directions_lps)[0]), "LAX")
     Nodes.addStack(stack, "whole")
     (group,) = SaxAssembly.findGroups()
-    assert len(group.inputs) == stack.num_slices
-    assert {chosen.name for chosen in group.inputs} == {f"series {index}" for index in range(stack.num_slices)}
+    assert len(group.slices) == stack.num_slices
+    assert {chosen.name for chosen in group.slices} == {f"series {index}" for index in range(stack.num_slices)}
 
 
 def test_a_missing_slice_is_named_with_its_neighbours():
