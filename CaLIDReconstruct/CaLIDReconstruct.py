@@ -23,6 +23,8 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+DOCUMENTATION = "https://github.com/CaLID-MR/SlicerCaLID/blob/main/docs/slicer.md"
+
 
 class CaLIDReconstruct(ScriptedLoadableModule):
     def __init__(self, parent) -> None:
@@ -34,6 +36,9 @@ class CaLIDReconstruct(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Fills in the missing slices of a cardiac short-axis stack or cine with a latent diffusion model. "
             "Generated slices are synthetic and marked; acquired slices are kept bit by bit. Not for diagnosis."
+        )
+        self.parent.helpText += '<p><a href="{url}">{words}</a></p>'.format(
+            url=DOCUMENTATION, words=_("Documentation and tutorial")
         )
         self.parent.acknowledgementText = _("Built on 3D Slicer, PyTorch and MONAI.")
         slicer.app.connect("startupCompleted()", onStartup)

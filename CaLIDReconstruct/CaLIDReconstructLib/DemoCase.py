@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import slicer
 from slicer.i18n import tr as _
 
-from . import Nodes
+from . import Nodes, Views
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Demo"
 CATEGORY = "CaLID"
-SAMPLE_NAME = "CaLIDDemoCase"
+SAMPLE_NAME = "CaLID demo case"
 STUDY_NAME = "CaLID demo case"
+SHORT_AXIS = "sax"
 
 
 @dataclass
@@ -34,8 +36,8 @@ def load(folder: Path = DEMO_FOLDER) -> DemoNodes:
 
     sax, lax = None, {}
     item = _studyItem()
-    for path in sorted(folder.rglob("*.nrrd")):
-        name = path.name.split(".")[0]
+    for path in _files(folder):
+        name = _name(path)
         node, sequence = Nodes.addStack(files.read_stack(path), name)
         _move(node, sequence, item)
         node.GetDisplayNode().AutoWindowLevelOn()
@@ -47,23 +49,39 @@ def load(folder: Path = DEMO_FOLDER) -> DemoNodes:
 
 
 def register(iconsFolder: Path) -> None:
-    """Offer the case in the Sample Data module; called once the application has started."""
+    """Offer the case in the Sample Data module; called once the application has started.
+
+    A click on its button loads and shows it (`customDownloader`); `SampleData.downloadSample` asks for files with
+    addresses instead, and gets those that are bundled, the short axis first.
+    """
     import SampleData
 
+    files = _files()
     SampleData.SampleDataLogic.registerCustomSampleDataCategory(CATEGORY, title=_("CaLID"))
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category=CATEGORY,
         sampleName=SAMPLE_NAME,
         thumbnailFileName=str(iconsFolder / "CaLIDDemoCase.png"),
-        uris=[],
-        fileNames=[],
-        nodeNames=[],
+        uris=[path.as_uri() for path in files],
+        fileNames=[f"CaLID-{path.name}" for path in files],
+        nodeNames=[_name(path) for path in files],
+        checksums=[f"SHA256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files],
+        loadFileTypes=["SequenceFile"] * len(files),
         customDownloader=_loadSource,
     )
 
 
 def _loadSource(_source) -> None:
-    load()
+    Views.showVolume(load().sax)
+
+
+def _files(folder: Path = DEMO_FOLDER) -> list[Path]:
+    """The case's images, the short axis first."""
+    return sorted(folder.rglob("*.nrrd"), key=lambda path: (_name(path) != SHORT_AXIS, path.name))
+
+
+def _name(path: Path) -> str:
+    return path.name.split(".")[0]
 
 
 def _studyItem() -> int:

@@ -89,6 +89,15 @@ class EngineClient:
             self._pending[requestId].handler = lambda _event: None
             self.cancel(requestId)
 
+    def withdraw(self, requestId: str) -> None:
+        """Ask for the end of a request that something more important has come after; the engine is given its time.
+
+        It may be loading what the other one needs as well, and must not be ended for that.
+        """
+        if requestId in self._pending:
+            self._pending[requestId].handler = lambda _event: None
+            self._transport.send({"id": f"cancel-{requestId}", "command": "cancel", "target": requestId})
+
     def poll(self) -> None:
         """Hand out what arrived since the last call and enforce the deadlines."""
         if self._transport is None:

@@ -19,9 +19,12 @@ import numpy as np
 MILLISECONDS = {"ms": 1.0, "msec": 1.0, "s": 1000.0, "sec": 1000.0}
 FRAME_TIMES = "CaLID.FrameTimesMs"
 GUESSED = "CaLID.GuessedTimes"
+BEAT = "CaLID.BeatMs"
 NUMBERED = "frame numbers"
 TRIGGER_TIME = "DICOM.triggerTime"
-LABELS, TAG, UNIT = (f"MultiVolume.{name}" for name in ("FrameLabels", "FrameIdentifyingDICOMTagName", "FrameIdentifyingDICOMTagUnits"))
+LABELS = "MultiVolume.FrameLabels"
+TAG = "MultiVolume.FrameIdentifyingDICOMTagName"
+UNIT = "MultiVolume.FrameIdentifyingDICOMTagUnits"
 TIME_TAGS = ("Time", "TriggerTime", "AcquisitionTime", "ContentTime", "SeriesTime", "DeltaStartTime")
 """What MultiVolumeImporter tells the frames of a cine apart by; EchoTime, in ms as well, is no time in the beat."""
 
@@ -84,6 +87,18 @@ def keepTimes(source, target) -> None:
     if times.ms is not None:
         target.SetAttribute(FRAME_TIMES, ",".join(f"{time:.10g}" for time in times.ms))
         target.SetAttribute(GUESSED, times.guess or None)
+    noteBeat(target, beatMs(source))
+
+
+def beatMs(sequence) -> float | None:
+    """Length of the heart beat that the scanner noted; None where no file said it."""
+    found = _numbers([sequence.GetAttribute(BEAT) or ""], 1)
+    return None if found is None else float(found[0])
+
+
+def noteBeat(sequence, beat_ms: float | None) -> None:
+    """Keep the length of the beat on a sequence."""
+    sequence.SetAttribute(BEAT, None if beat_ms is None else f"{beat_ms:.10g}")
 
 
 def triggerTime(dataNode) -> float | None:

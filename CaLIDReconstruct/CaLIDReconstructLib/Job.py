@@ -17,10 +17,12 @@ from slicer.i18n import tr as _
 
 from . import Inputs, Nodes, Suitability
 from .EngineClient import EngineClient
-from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError
+from .Figures import FigureNodes, Subject, updateFigures
+from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError, stageText
+from .Recomputation import noteDigests
 from .Results import ResultNodes, resultName
 from .RunResult import RunResult
-from .Segmentations import SegmentationNodes, addFunctionNodes
+from .Segmentations import SegmentationNodes
 from .Settings import RunSettings
 from .Transaction import Transaction
 from .Workspace import Workspace
@@ -208,19 +210,12 @@ class UpsampleJob:
     def _finishSegmentation(self) -> None:
         self._segmentations.finish()
         self.result.segmentation = self._segmentations.node
-        if self._isCine:
-            self._addFunction()
+        subject = Subject(self._nodes.name, self._nodes.volume, self._isCine and Nodes.hasTimes(self._nodes.sequence))
+        figures = FigureNodes()
+        self._warnings += updateFigures(figures, subject, self._labels, self._transaction)
+        self.result.keepFigures(figures)
+        noteDigests(self.result.node, self._labels)
         self._steps.append(self._finish)
-
-    def _addFunction(self) -> None:
-        from calid.errors import CalidError
-
-        try:
-            nodes = addFunctionNodes(self._nodes, self._labels, self._transaction)
-        except CalidError as error:
-            self._warnings.append(str(error))
-            return
-        self.result.functionTable, self.result.functionChart = nodes
 
     def _finish(self) -> None:
         self.result.keep(self._transaction.nodes, self._warnings)
@@ -234,7 +229,7 @@ class UpsampleJob:
         kind = event["event"]
         if kind == "progress":
             fraction = start + share * float(event.get("fraction", 0.0))
-            self.listener.progressed(fraction, str(event.get("stage", "")), event.get("seconds_left"))
+            self.listener.progressed(fraction, stageText(str(event.get("stage", ""))), event.get("seconds_left"))
         elif kind == "log":
             self.listener.logged(str(event.get("level", "info")), str(event.get("message", "")))
         elif kind == "error":

@@ -12,6 +12,8 @@ from calid.heart.longaxis import nearest_frames
 from slicer.i18n import tr as _
 
 from . import Inputs, Nodes
+from .AcquiredRegion import AcquiredRegion
+from .FrameTimes import beatMs, frameTimes
 from .LaxPlanes import LaxPlane, crossingPair
 from .Messages import ModuleError, failure
 
@@ -29,11 +31,17 @@ def viewTag(row: int, column: str) -> str:
     return f"CaLID{row + 1}{column.capitalize()}"
 
 
-def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str]) -> str:
-    """The layout's description: a row per plane on the left, the 3D view on the right."""
+def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str], title: str) -> str:
+    """The layout's description: a row per plane on the left, the 3D view on the right.
+
+    Args:
+        planes: one row each.
+        columns: what stands beside each other.
+        title: heading of the upsampled column.
+    """
     rows = "".join(
         '<item><layout type="horizontal">'
-        + "".join(_viewXml(row, plane, column) for column in columns)
+        + "".join(_viewXml(row, column, _viewLabel(plane, column, title)) for column in columns)
         + "</layout></item>"
         for row, plane in enumerate(planes)
     )
@@ -47,10 +55,10 @@ def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str]) -> str:
     )
 
 
-def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
+def _viewXml(row: int, column: str, label: str) -> str:
     properties = (
         ("orientation", "Axial"),
-        ("viewlabel", _viewLabel(plane, column)),
+        ("viewlabel", label),
         ("viewcolor", COLORS[row % len(COLORS)]),
         ("viewgroup", str(FIRST_VIEW_GROUP + row)),
     )
@@ -60,12 +68,9 @@ def _viewXml(row: int, plane: LaxPlane, column: str) -> str:
     return f'<item><view class="vtkMRMLSliceNode" singletontag="{viewTag(row, column)}">{inside}</view></item>'
 
 
-def _viewLabel(plane: LaxPlane, column: str) -> str:
-    return f"{plane.name} {_columnTitle(column)}"
-
-
-def _columnTitle(column: str) -> str:
-    return {"acquired": _("acquired"), "original": _("original"), "upsampled": _("CaLID")}[column]
+def _viewLabel(plane: LaxPlane, column: str, title: str) -> str:
+    heading = {"acquired": _("acquired"), "original": _("original, smoothed by Slicer"), "upsampled": title}[column]
+    return f"{plane.name} {heading}"
 
 
 class LaxComparison:
@@ -77,6 +82,7 @@ class LaxComparison:
         planes: what to look at; see `LaxPlanes.acquiredPlanes` and `LaxPlanes.derivedPlanes`.
         generatedMask: labelmap of the generated slices, or None.
         onLayoutChanged: called when another layout takes the place of ours.
+        title: how the method that made the upsampled volume is called.
     """
 
     def __init__(
@@ -86,11 +92,14 @@ class LaxComparison:
         planes: Sequence[LaxPlane],
         generatedMask=None,
         onLayoutChanged: Callable[[], None] = lambda: None,
+        *,
+        title: str = "CaLID",
     ) -> None:
         if not planes:
             raise ModuleError(failure("no-long-axis"))
         self.original, self.upsampled, self.planes = original, upsampled, list(planes)
-        self.generatedMask = generatedMask
+        self.generatedMask, self.title = generatedMask, title
+        self._region = AcquiredRegion(original)
         self.onLayoutChanged = onLayoutChanged
         self._previousLayout: int | None = None
         self._observed: list[tuple] = []
@@ -123,15 +132,19 @@ class LaxComparison:
         self.planes = list(planes)
         self._arrange()
 
-    def showResult(self, upsampled, generatedMask) -> None:
+    def showResult(self, upsampled, generatedMask, title: str = "CaLID") -> None:
         """Show another result of the same input; planes, zoom and the places of the views stay."""
-        self.upsampled, self.generatedMask = upsampled, generatedMask
+        self.upsampled, self.generatedMask, self.title = upsampled, generatedMask, title
+        for row, plane in enumerate(self.planes):
+            sliceNode = _sliceNode(row, "upsampled")
+            if sliceNode is not None:
+                sliceNode.SetLayoutLabel(_viewLabel(plane, "upsampled", title))
         self.showOriginal(False)
         self.tintGenerated(False)
 
     def _arrange(self) -> None:
         layoutNode = _layoutNode()
-        xml = layoutXml(self.planes, self.columns)
+        xml = layoutXml(self.planes, self.columns, self.title)
         if layoutNode.IsLayoutDescription(LAYOUT_ID):
             layoutNode.SetLayoutDescription(LAYOUT_ID, xml)
         else:
@@ -159,10 +172,13 @@ class LaxComparison:
                 sliceNode = _sliceNode(row, column)
                 if sliceNode is not None:
                     sliceNode.SetSliceVisible(column == "upsampled" and row in shownIn3d)
+        shown = [_sliceNode(row, column) for row in range(len(self.planes)) for column in self.columns]
+        self._region.showIn([node for node in shown if node is not None])
 
     def leave(self) -> None:
         """Give the user's own layout back where ours is still shown."""
         self._release()
+        self._region.remove()
         if not self._observed:
             return
         for observed, tag in self._observed:
@@ -186,7 +202,7 @@ class LaxComparison:
                 composite.SetBackgroundVolumeID(shown.GetID())
 
     def tintGenerated(self, isTinted: bool) -> None:
-        """Colour what was generated in the upsampled views."""
+        """Color what was generated in the upsampled views."""
         mask = self.generatedMask.GetID() if isTinted and self.generatedMask is not None else None
         for row in range(len(self.planes)):
             composite = _compositeNode(row, "upsampled")
@@ -199,7 +215,7 @@ class LaxComparison:
         if sliceNode is None:
             return
         # A view that is there already keeps the label of the plane that it showed before.
-        sliceNode.SetLayoutLabel(_viewLabel(plane, column))
+        sliceNode.SetLayoutLabel(_viewLabel(plane, column, self.title))
         sliceNode.SetViewGroup(FIRST_VIEW_GROUP + row)
         right, _up, normal, center = plane.sliceToRas[:3].T
         sliceNode.SetSliceToRASByNTP(*normal, *right, *center, 0)
@@ -239,8 +255,10 @@ class FrameLink:
         """Move every follower to the leader's phase."""
         times_ms = Nodes.frameTimesMs(self._leader.sequence)
         for follower in self._followers:
-            frames = nearest_frames(Nodes.frameTimesMs(follower.sequence), times_ms)
-            wanted = int(frames[min(self._leader.frame, len(frames) - 1)])
+            times, items = _timesInOrder(follower.sequence)
+            beats = {"beat_ms": beatMs(follower.sequence), "at_beat_ms": beatMs(self._leader.sequence)}
+            frames = nearest_frames(times, times_ms, **beats)
+            wanted = int(items[frames[min(self._leader.frame, len(frames) - 1)]])
             if follower.browser.GetSelectedItemNumber() != wanted:
                 follower.browser.SetSelectedItemNumber(wanted)
 
@@ -248,6 +266,16 @@ class FrameLink:
         if self._tag is not None:
             self._leader.browser.RemoveObserver(self._tag)
             self._tag = None
+
+
+def _timesInOrder(sequence) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) increasing times or numbers of a sequence's items, and the items' indices in that order."""
+    times = frameTimes(sequence).ms
+    if times is None or len(np.unique(times)) < len(times):
+        count = sequence.GetNumberOfDataNodes()
+        return np.arange(count, dtype=float), np.arange(count)
+    order = np.argsort(times)
+    return times[order], order
 
 
 def _layoutNode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from slicer.i18n import tr as _
@@ -200,6 +201,21 @@ def failureFromOSError(error: OSError, *, otherwise: str = "result-unreadable") 
     import errno
 
     return failure("disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise, str(error))
+
+
+def stageText(stage: str) -> str:
+    """What the engine is doing, in words; a stage that is not known stands as the engine says it."""
+    level = re.fullmatch(r"level (\d+) of (\d+)", stage)
+    if level:
+        return _("Filling the gaps, round {number} of {count}").format(number=level[1], count=level[2])
+    words = {
+        "starting": _("Starting"),
+        "inverting the acquired slices": _("Reading the acquired slices"),
+        "interpolating": _("Interpolating"),
+        "segmenting": _("Finding the ventricles"),
+        "surfaces": _("Making 3D surfaces"),
+    }
+    return words.get(stage, stage)
 
 
 def timeText(seconds: float) -> str:

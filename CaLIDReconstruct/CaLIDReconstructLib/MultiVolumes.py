@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
-from calid.images.checks import TIMES_KEY
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
@@ -49,7 +48,7 @@ class MultiVolume:
         times = labelTimes(self.node, self.numFrames)
         if times is None or not (np.diff(times) > 0).all():
             numbers = np.arange(self.numFrames, dtype=float)
-            return Stack(np.array(voxels), Nodes.affineLps(self.node), numbers).noted(**{TIMES_KEY: NUMBERED})
+            return Stack(np.array(voxels), Nodes.affineLps(self.node), numbers, times_guess=NUMBERED)
         return Stack(np.array(voxels), Nodes.affineLps(self.node), times)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import slicer
 import vtk
 from calid.geometry import lps_to_ras, ras_to_lps
-from calid.images.checks import TIMES_KEY
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from .FrameTimes import GUESSED, NUMBERED, frameTimes
+from .FrameTimes import GUESSED, NUMBERED, beatMs, frameTimes, noteBeat
 from .Messages import ModuleError, failure
 
 SAME_PLACE_MM = 1e-3
@@ -67,8 +66,13 @@ def stackFromSequence(sequenceNode) -> Stack:
     if times.ms is not None and not times.areSorted:
         raise ModuleError(failure("unsorted-frames", sequenceNode.GetName()))
     voxels = np.stack([slicer.util.arrayFromVolume(node) for node in nodes])
-    stack = Stack(voxels, affineLps(nodes[0]), frameTimesMs(sequenceNode))
-    return stack.noted(**{TIMES_KEY: times.guess}) if times.guess and len(nodes) > 1 else stack
+    return Stack(
+        voxels,
+        affineLps(nodes[0]),
+        frameTimesMs(sequenceNode),
+        beat_ms=beatMs(sequenceNode),
+        times_guess=times.guess if len(nodes) > 1 else "",
+    )
 
 
 def items(sequenceNode) -> list:
@@ -132,10 +136,11 @@ def addStack(stack: Stack, name: str):
     if stack.num_frames == 1:
         return addVolume(stack, name), None
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", slicer.mrmlScene.GenerateUniqueName(name))
-    guess = stack.provenance.get(TIMES_KEY, "")
+    guess = stack.times_guess
     sequence.SetIndexName("frame" if guess == NUMBERED else "time")
     sequence.SetIndexUnit("" if guess == NUMBERED else "ms")
     sequence.SetAttribute(GUESSED, guess or None)
+    noteBeat(sequence, stack.beat_ms)
     for frame, time_ms in enumerate(stack.frame_times_ms):
         sequence.SetDataNodeAtValue(dataNode(stack, name, frame), f"{time_ms:.6g}")
     browser = addBrowser(sequence)

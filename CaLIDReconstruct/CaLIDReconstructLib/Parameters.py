@@ -6,9 +6,12 @@ import enum
 from typing import Annotated
 
 import qt
+from calid.run import settings as engine
 from slicer import vtkMRMLMarkupsROINode, vtkMRMLScalarVolumeNode, vtkMRMLSequenceNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from .Settings import DEFAULTS
 
 
 class Factor(enum.Enum):
@@ -33,9 +36,9 @@ class Method(enum.Enum):
 
     def label(self) -> str:
         return {
-            Method.CALID_PLUS: _("CaLID+ (starts from the neighbours)"),
+            Method.CALID_PLUS: _("CaLID+ (starts from the neighbors)"),
             Method.CALID: _("CaLID (starts from noise)"),
-            Method.LINEAR: _("Linear interpolation (no model, for comparison)"),
+            Method.LINEAR: _("Linear (no model, to compare with)"),
         }[self]
 
 
@@ -58,8 +61,8 @@ class Mode(enum.Enum):
 
     def label(self) -> str:
         return {
-            Mode.DETAIL: _("Detail (one sample, sharp)"),
-            Mode.FIDELITY: _("Fidelity (mean of several samples)"),
+            Mode.DETAIL: _("Sharp: looks like an MR slice"),
+            Mode.FIDELITY: _("Smooth: least error on average"),
         }[self]
 
 
@@ -101,12 +104,12 @@ class CaLIDReconstructParameterNode:
 
     inputNode: vtkMRMLScalarVolumeNode | vtkMRMLSequenceNode | None
     frames: Frames = Frames.ALL
-    factor: Factor = Factor.ISOTROPIC
-    method: Method = Method.CALID_PLUS
-    model: Model = Model.AUTO
-    mode: Mode = Mode.DETAIL
-    samples: Annotated[int, WithinRange(1, 64)] = 8
-    steps: Annotated[int, WithinRange(1, 1000)] = 8
+    factor: Factor = Factor(DEFAULTS.factor)
+    method: Method = Method(DEFAULTS.method)
+    model: Model = Model(DEFAULTS.model)
+    mode: Mode = Mode(DEFAULTS.mode)
+    samples: Annotated[int, WithinRange(1, engine.MAX_SAMPLES)] = engine.DEFAULT_SAMPLES
+    steps: Annotated[int, WithinRange(1, engine.MAX_STEPS)] = DEFAULTS.steps
     seed: Annotated[int, WithinRange(0, 2147483647)] = 0
     region: vtkMRMLMarkupsROINode
     device: Device = Device.AUTO

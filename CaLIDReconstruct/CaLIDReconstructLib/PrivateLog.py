@@ -8,6 +8,8 @@ from pathlib import Path
 
 import slicer
 
+from .Workspace import temporaryFolder
+
 NAMED_CLASSES = ("vtkMRMLVolumeNode", "vtkMRMLSequenceNode")
 
 
@@ -26,7 +28,9 @@ class PrivateLog:
     def report(self, head: list[str]) -> str:
         """The head and all lines, with "[node]", "[temp]" and "[home]" in place of names and folders."""
         text = "\n".join([*head, "", *self._lines])
-        for folder, mark in ((Path(tempfile.gettempdir()), "[temp]"), (Path.home(), "[home]")):
+        temporary = {temporaryFolder(), tempfile.gettempdir()}
+        marks = [*((Path(folder), "[temp]") for folder in temporary), (Path.home(), "[home]")]
+        for folder, mark in sorted(marks, key=lambda each: -len(str(each[0]))):
             if folder.name:
                 for spelling in _spellings(str(folder)):
                     text = text.replace(spelling, mark)

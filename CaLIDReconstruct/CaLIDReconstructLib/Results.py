@@ -21,6 +21,7 @@ GENERATED = "CaLID.GeneratedSlices"
 SOURCE = "CaLID.Source"
 LICENSE = "CaLID.License"
 RESULT = "CaLID.Result"
+METHOD_TITLES = {"calid+": "CaLID+", "calid": "CaLID", "linear": "linear"}
 GENERATED_COLOR = (0.30, 0.75, 0.95)
 
 
@@ -30,21 +31,27 @@ def resultName(chosen: Input, method: str, factor: int | str) -> str:
 
 
 def resultLabel(node) -> str:
-    """A result's name and what made it, such as "SAX CaLID+ x8 (fidelity)" or "mine (CaLID+ x8, fidelity)".
+    """A result's name and what made it, such as "SAX CaLID+ x8 (sharp)" or "mine (CaLID+ x8, smooth)".
 
     Args:
         node: the node that stands for the result.
     """
     name, requested = node.GetName(), readProvenance(node)["requested"]
     title = _title(requested["method"], requested["factor"])
-    mode = {"detail": _("detail"), "fidelity": _("fidelity")}.get(requested["mode"], requested["mode"])
+    mode = {"detail": _("sharp"), "fidelity": _("smooth")}.get(requested["mode"], requested["mode"])
     details = [title] if title not in name else []
     details += [mode] if requested["method"] != "linear" else []
     return f"{name} ({', '.join(details)})" if details else name
 
 
+def methodTitle(node) -> str:
+    """How the method that made a result is called: "CaLID+", "CaLID" or "linear"."""
+    requested = readProvenance(node).get("requested", {})
+    return METHOD_TITLES.get(requested.get("method"), _("upsampled"))
+
+
 def _title(method: str, factor: int | str) -> str:
-    title = {"calid+": "CaLID+", "calid": "CaLID"}.get(method, method)
+    title = METHOD_TITLES.get(method, method)
     return f"{title} {factor if factor == 'isotropic' else f'x{factor}'}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import slicer
 from calid.stack import Stack
 
+from .Figures import FigureNodes
 from .Results import RESULT
 from .Segmentations import readLabels
 from .Transaction import Transaction, isHelper
@@ -41,6 +42,7 @@ class RunResult:
     segmentation = _Part("CaLID.Segmentation")
     functionTable = _Part("CaLID.FunctionTable")
     functionChart = _Part("CaLID.FunctionChart")
+    segmentTable = _Part("CaLID.SegmentTable")
 
     def __init__(self, node) -> None:
         self.node = node
@@ -83,6 +85,15 @@ class RunResult:
         for node in (self.node, *others):
             self.node.AddNodeReferenceID(self.MADE, node.GetID())
         self.node.SetAttribute(RESULT, json.dumps(warnings))
+
+    def keepFigures(self, nodes: FigureNodes, made: Iterable = ()) -> None:
+        """Refer to the nodes of the figures, and note which of them are new."""
+        for role in ("functionTable", "functionChart", "segmentTable"):
+            if getattr(nodes, role) is not None:
+                setattr(self, role, getattr(nodes, role))
+        for node in made:
+            if not isHelper(node):
+                self.node.AddNodeReferenceID(self.MADE, node.GetID())
 
     def remove(self) -> None:
         """Take every node of the run out of the scene again."""

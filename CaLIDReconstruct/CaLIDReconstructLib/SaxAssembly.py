@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import slicer
 from calid.errors import InputError
 from calid.geometry import Plane, affine_of, order_along_normal, positions_along, tilt_degrees, typical_gap
 from calid.images import checks
 from calid.images.assembly import phase_findings, plane_findings
-from calid.images.checks import TIMES_KEY
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
@@ -67,8 +65,8 @@ class SaxGroup:
         checks.raise_first([*plane_findings(self.planes, names), *phase_findings(times, names)])
         voxels = np.concatenate([each.voxels() for each in self.slices], axis=1)
         thickness_mm = float(Nodes.stackFromVolume(self.slices[0].frames[0]).spacing_mm[2])
-        stack = Stack(voxels, affine_of(self.planes, thickness_mm), np.median(times, axis=0))
-        return stack.noted(**{TIMES_KEY: NUMBERED}) if areGuessed else stack
+        guess = NUMBERED if areGuessed else ""
+        return Stack(voxels, affine_of(self.planes, thickness_mm), np.median(times, axis=0), times_guess=guess)
 
 
 Group = SaxGroup | MultiVolumes.MultiVolume

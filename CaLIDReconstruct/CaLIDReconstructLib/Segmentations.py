@@ -1,4 +1,4 @@
-"""Labels -> segmentation nodes with names, colours, terminology and surfaces; volumes over time as table and plot."""
+"""Labels -> segmentation nodes with names, colors, terminology and surfaces, and back again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import slicer
 import vtk
 import vtk.util.numpy_support
 from calid.geometry import lps_to_ras
-from calid.heart.volumes import cardiac_function
-from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY, Label
+from calid.labels import LABELS, MYOCARDIUM, Label
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
@@ -91,11 +90,11 @@ def readLabels(node, volume) -> Stack:
         node: segmentation node; the shown one of a cine stands for all frames.
         volume: the result's volume node, which gives the grid and the marks of generated slices.
     """
-    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
-    sequence = browser.GetSequenceNode(node) if browser is not None else None
+    browser, sequence = _playing(node)
     frames = [node]
     if sequence is not None:
-        frames = [sequence.GetNthDataNode(index) for index in range(sequence.GetNumberOfDataNodes())]
+        frames = Nodes.items(sequence)
+        frames[_shownFrame(browser, len(frames))] = node  # what the user has just changed may be in the shown node only
     shape = volume.GetImageData().GetDimensions()[::-1]
     voxels = np.zeros((len(frames), *shape), np.uint8)
     labels = Stack(
@@ -109,6 +108,30 @@ def readLabels(node, volume) -> Stack:
     for frame, segmentationNode in zip(voxels, frames, strict=True):
         _paint(frame, segmentationNode.GetSegmentation(), grid)
     return labels
+
+
+def nodesOfFrame(node, frame: int) -> list:
+    """The segmentation nodes that hold one frame: the item of the sequence, and the shown node where it shows it.
+
+    Args:
+        node: segmentation node; the shown one of a cine.
+        frame: index; 0 for a static one.
+    """
+    browser, sequence = _playing(node)
+    if sequence is None:
+        return [node]
+    isShown = _shownFrame(browser, sequence.GetNumberOfDataNodes()) == frame
+    return [sequence.GetNthDataNode(frame), *([node] if isShown else [])]
+
+
+def _playing(node) -> tuple:
+    """(browser, sequence) of a shown segmentation; Nones for a static one."""
+    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(node)
+    return browser, browser.GetSequenceNode(node) if browser is not None else None
+
+
+def _shownFrame(browser, count: int) -> int:
+    return min(max(0, browser.GetSelectedItemNumber()), count - 1)
 
 
 def _paint(voxels: np.ndarray, segmentation, grid) -> None:
@@ -128,11 +151,17 @@ def readSurface(path: Path):
     """A surface of the engine (LPS mm) as polygons in RAS mm."""
     reader = vtk.vtkXMLPolyDataReader()
     reader.SetFileName(str(path))
-    toRas = vtk.vtkTransform()
-    toRas.Scale(-1, -1, 1)  # a half turn: triangles keep facing outwards
+    reader.Update()
+    return turned(reader.GetOutput())
+
+
+def turned(mesh):
+    """A surface in RAS mm as one in LPS mm, or the other way round: a half turn, so triangles keep facing outwards."""
+    halfTurn = vtk.vtkTransform()
+    halfTurn.Scale(-1, -1, 1)
     turn = vtk.vtkTransformPolyDataFilter()
-    turn.SetTransform(toRas)
-    turn.SetInputConnection(reader.GetOutputPort())
+    turn.SetTransform(halfTurn)
+    turn.SetInputData(mesh)
     turn.Update()
     return turn.GetOutput()
 
@@ -198,6 +227,7 @@ class SegmentationNodes:
         if self.node is None:
             browser.AddSynchronizedSequenceNode(self.sequence)
             browser.SetOverwriteProxyName(self.sequence, False)
+            browser.SetSaveChanges(self.sequence, True)  # else contours that are changed are lost with the next frame
             self.node = browser.GetProxyNode(self.sequence) or browser.AddProxyNode(item, self.sequence)
             self.node.SetName(self.sequence.GetName())
             self._prepare(self.node)
@@ -213,70 +243,3 @@ class SegmentationNodes:
         node.SetAndObserveTransformNodeID(self.result.volume.GetTransformNodeID())
         node.SetReferenceImageGeometryParameterFromVolumeNode(self.result.volume)
         placeInStudy(node, self.result.volume)
-
-
-def addFunctionNodes(result: ResultNodes, labels: Stack, transaction: Transaction):
-    """Table and plot of the ventricles' volumes over the cycle; returns (table node, chart node).
-
-    Args:
-        result: gives names and place.
-        labels: (T, Z, Y, X) labels, T > 1.
-        transaction: told about the new nodes.
-    """
-    function = cardiac_function(labels)
-    with transaction.recording():
-        table = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode", f"{result.name} volumes")
-        slicer.util.updateTableFromArray(table, _columns(function, labels), _columnNames(result))
-        table.SetDescription(functionText(function))
-        noteProvenance(table, labels.provenance)
-        placeInStudy(table, result.volume)
-        chart = _chart(result, table)
-    return table, chart
-
-
-def functionText(function) -> str:
-    """The figures, one line per ventricle and one for the mass; what cannot be measured is a dash."""
-    pattern = _("{ventricle}: EDV {edv} ml, ESV {esv} ml, SV {sv} ml, EF {ef} %")
-    lines = [
-        pattern.format(
-            ventricle=title,
-            edv=_figure(ventricle.edv_ml),
-            esv=_figure(ventricle.esv_ml),
-            sv=_figure(ventricle.sv_ml),
-            ef=_figure(ventricle.ef_percent),
-        )
-        for title, ventricle in ((_("LV"), function.lv), (_("RV"), function.rv))
-    ]
-    return "\n".join([*lines, _("LV mass {mass} g").format(mass=_figure(function.mass_g))])
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _columns(function, labels: Stack) -> list[np.ndarray]:
-    return [np.asarray(labels.frame_times_ms), np.asarray(function.lv.volumes_ml), np.asarray(function.rv.volumes_ml)]
-
-
-def _columnNames(result: ResultNodes) -> list[str]:
-    time = _("time (ms)") if Nodes.hasTimes(result.sequence) else _("frame")
-    return [time, _("LV (ml)"), _("RV (ml)")]
-
-
-def _chart(result: ResultNodes, table):
-    chart = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotChartNode", f"{result.name} volume curves")
-    names = _columnNames(result)
-    for name, label in ((names[1], LV_CAVITY), (names[2], RV_CAVITY)):
-        series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLPlotSeriesNode", f"{result.name} {name}")
-        series.SetAndObserveTableNodeID(table.GetID())
-        series.SetXColumnName(names[0])
-        series.SetYColumnName(name)
-        series.SetPlotType(series.PlotTypeScatter)
-        series.SetMarkerStyle(series.MarkerStyleNone)
-        series.SetLineWidth(2)
-        series.SetColor(*color(label))
-        chart.AddAndObservePlotSeriesNodeID(series.GetID())
-    chart.SetTitle(result.name)
-    chart.SetXAxisTitle(names[0])
-    chart.SetYAxisTitle(_("volume (ml)"))
-    return chart

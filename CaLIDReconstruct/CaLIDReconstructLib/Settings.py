@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-FACTORS = ("isotropic", 2, 4, 8, 16)
-METHODS = ("calid+", "calid", "linear")
-MODELS = ("auto", "2d", "2d+t")
-MODES = ("detail", "fidelity")
-DEVICES = ("auto", "cuda", "mps", "cpu")
+from calid.run import settings as engine
+
+FACTORS = ("isotropic", *engine.FACTORS)
+METHODS, MODELS, MODES, DEVICES = engine.METHODS, engine.MODELS, engine.MODES, engine.DEVICES
+DEFAULTS = engine.Settings()
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class RunSettings:
         modelsFolder: folder of other weights; empty for the bundled ones.
     """
 
-    factor: int | str = "isotropic"
-    method: str = "calid+"
-    model: str = "auto"
-    mode: str = "detail"
-    samples: int = 8
-    steps: int = 8
-    seed: int = 0
-    device: str = "auto"
+    factor: int | str = DEFAULTS.factor
+    method: str = DEFAULTS.method
+    model: str = DEFAULTS.model
+    mode: str = DEFAULTS.mode
+    samples: int = engine.DEFAULT_SAMPLES
+    steps: int = DEFAULTS.steps
+    seed: int = DEFAULTS.seed
+    device: str = DEFAULTS.device
     region: object | None = None
     allFrames: bool = True
     segment: bool = False

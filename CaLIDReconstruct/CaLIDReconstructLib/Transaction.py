@@ -84,9 +84,9 @@ def _leaveBrowsers(node) -> None:
 
 
 def removeWithItem(scene, node) -> None:
-    """Remove a node and its entry in the subject hierarchy."""
+    """Remove a node and its entry in the subject hierarchy, which the application removes by itself for most nodes."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     item = hierarchy.GetItemByDataNode(node) if hierarchy is not None and node is not hierarchy else 0
     scene.RemoveNode(node)
-    if item:
+    if item and hierarchy.GetItemByDataNode(node) == item:
         hierarchy.RemoveItem(item, False, False)

@@ -8,10 +8,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import slicer
+
 from .Messages import ModuleError, failureFromOSError
 
 _PREFIX = "CaLID-"
 _NAME = re.compile(rf"{_PREFIX}(\d+)-")
+
+
+def temporaryFolder() -> str:
+    """Slicer's own, which the user can set in its preferences; the system's where Slicer has none."""
+    folder = getattr(slicer.app, "temporaryPath", "")
+    return folder if folder and Path(folder).is_dir() else tempfile.gettempdir()
 
 
 class Workspace:
@@ -23,7 +31,7 @@ class Workspace:
 
     def __init__(self, parent: str | None = None) -> None:
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent or temporaryFolder()))
         except OSError as error:
             raise ModuleError(failureFromOSError(error, otherwise="unwritable")) from error
 
@@ -42,7 +50,7 @@ class Workspace:
 def removeStale(parent: str | None = None) -> int:
     """Remove folders whose process is gone; returns how many were removed."""
     removed = 0
-    for folder in Path(parent or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for folder in Path(parent or temporaryFolder()).glob(f"{_PREFIX}*"):
         owner = _NAME.match(folder.name)
         if owner and folder.is_dir() and not _isAlive(int(owner.group(1))):
             shutil.rmtree(folder, ignore_errors=True)

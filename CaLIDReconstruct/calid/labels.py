@@ -13,7 +13,7 @@ class Label:
         value: of its voxels.
         key: short and stable, for identifiers and file names.
         name: as people read it.
-        rgb: 0 to 255, the colour of Slicer's own terminology for this structure.
+        rgb: 0 to 255: red for the left side, blue for the right, the wall neutral, as cardiologists draw them.
         snomed: its SNOMED CT code.
         meaning: the code's meaning in the terminology.
     """
@@ -37,7 +37,7 @@ class Label:
 
 
 BACKGROUND = 0
-LV_CAVITY = Label(1, "LV", "Left ventricle", (152, 55, 13), "87878005", "Left ventricle")
-MYOCARDIUM = Label(2, "MYO", "LV myocardium", (206, 110, 84), "74281007", "Myocardium")
-RV_CAVITY = Label(3, "RV", "Right ventricle", (181, 85, 57), "53085002", "Right ventricle")
+LV_CAVITY = Label(1, "LV", "Left ventricle", (204, 51, 47), "87878005", "Left ventricle")
+MYOCARDIUM = Label(2, "MYO", "LV myocardium", (189, 178, 166), "74281007", "Myocardium")
+RV_CAVITY = Label(3, "RV", "Right ventricle", (52, 113, 196), "53085002", "Right ventricle")
 LABELS = (LV_CAVITY, MYOCARDIUM, RV_CAVITY)

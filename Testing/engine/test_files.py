@@ -434,9 +434,9 @@ def test_a_segmentation_names_colours_and_codes_its_segments(tmp_path):
     for (name, value, colour, tags), (title, code, rgb) in zip(
         segments,
         (
-            ("Left ventricle", "87878005", (152, 55, 13)),
-            ("LV myocardium", "74281007", (206, 110, 84)),
-            ("Right ventricle", "53085002", (181, 85, 57)),
+            ("Left ventricle", "87878005", (204, 51, 47)),
+            ("LV myocardium", "74281007", (189, 178, 166)),
+            ("Right ventricle", "53085002", (52, 113, 196)),
         ),
         strict=True,
     ):

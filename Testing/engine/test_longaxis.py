@@ -90,6 +90,45 @@ def test_an_excerpt_of_a_cycle_is_matched_by_time_and_not_stretched():
     np.testing.assert_array_equal(longaxis.nearest_frames(cycle, excerpt), np.arange(5))
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0, 101.0, 451.0, 12_000.0])
+def test_numbers_or_times_that_begin_elsewhere_are_the_same_phases(start):
+    short_axis = np.arange(25) * 34.0
+    for step in (1.0, 36.0):  # frame numbers, and milliseconds
+        long_axis = start + step * np.arange(25)
+        np.testing.assert_array_equal(longaxis.nearest_frames(long_axis, short_axis), np.arange(25))
+        np.testing.assert_array_equal(longaxis.nearest_frames(short_axis, long_axis), np.arange(25))
+
+
+def test_a_cut_of_a_long_axis_image_with_offset_numbers_shows_its_own_phases():
+    times = np.arange(10) * 80.0
+    frames = np.arange(10, dtype=np.float32)
+    stack = Stack(np.broadcast_to(frames[:, None, None, None], (10, 4, 30, 30)).copy(), np.diag([1.0, 1, 8, 1]), times)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]]).T
+    affine[:3, 3] = [0, 10, 0]
+    plane = Stack(np.zeros((10, 1, 20, 20)), affine, 201.0 + np.arange(10))
+    shown = longaxis.cut(stack, plane)
+    np.testing.assert_allclose(np.nanmean(shown, axis=(1, 2)), frames)
+
+
+def test_an_excerpt_of_a_noted_beat_is_not_taken_for_a_whole_one():
+    whole, excerpt = np.arange(25) * 36.0, 72.0 + np.arange(20) * 36.0
+    found = longaxis.nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=900.0)
+    np.testing.assert_array_equal(found, 2 + np.arange(20))
+
+
+def test_an_excerpt_at_another_heart_rate_is_matched_by_its_share_of_the_noted_beat():
+    whole, excerpt = np.arange(25) * 36.0, np.arange(5, 10) * 40.0
+    found = longaxis.nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=1000.0)
+    np.testing.assert_array_equal(found, np.arange(5, 10))
+
+
+def test_a_cine_that_ends_before_the_beat_is_not_stretched_where_the_beat_is_noted():
+    triggered, whole = np.arange(23) * 40.0, np.arange(25) * 40.0
+    found = longaxis.nearest_frames(triggered, whole, beat_ms=1000.0, at_beat_ms=1000.0)
+    np.testing.assert_array_equal(found[:23], np.arange(23))
+
+
 def test_a_long_axis_cine_is_reduced_to_the_phases_of_a_shorter_stack():
     plane = crossing_plane(51, frames=25, step_ms=33.0)
     stack = Stack(np.zeros((2, 3, 4, 4)), np.eye(4), np.array([0.0, 300.0]))

@@ -37,16 +37,22 @@ def pytest_pycollect_makemodule(module_path: Path, parent):
 
 
 @pytest.fixture(autouse=True)
-def scene():
-    """The scene, emptied before and after every test."""
+def scene(request):
+    """The scene, emptied before and after every test; a test fails on any error that VTK prints meanwhile."""
     if not host.isAvailable():
         yield None
         return
     import slicer
+    import vtk
 
+    window = vtk.vtkStringOutputWindow()
+    vtk.vtkOutputWindow.SetInstance(window)
     slicer.mrmlScene.Clear()
     yield slicer.mrmlScene
     slicer.mrmlScene.Clear()
+    errors = [part.strip() for part in window.GetOutput().split("\n\n") if "ERR" in part]
+    if errors and request.node.get_closest_marker("vtk_errors") is None:
+        pytest.fail(f"{len(errors)} VTK errors:\n" + "\n".join(errors[:4]), pytrace=False)
 
 
 @pytest.fixture(scope="session")

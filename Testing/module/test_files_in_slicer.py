@@ -74,7 +74,7 @@ def test_a_segmentation_has_names_colours_terminology_and_voxels(scene, tmp_path
     segmentation = node.GetSegmentation()
     assert segmentation.GetNumberOfSegments() == 3 * frames
     names = ("Left ventricle", "LV myocardium", "Right ventricle")
-    colours = ((152, 55, 13), (206, 110, 84), (181, 85, 57))
+    colours = ((204, 51, 47), (189, 178, 166), (52, 113, 196))
     for index in range(3 * frames):
         frame, value = divmod(index, 3)
         identifier = segmentation.GetNthSegmentID(index)

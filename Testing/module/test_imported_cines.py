@@ -5,10 +5,11 @@ from __future__ import annotations
 import hearts
 import imported_nodes
 import numpy as np
+import phantoms
 import pytest
 import slicer
 from calid.stack import Stack
-from CaLIDReconstructLib import FrameTimes, Inputs, MultiVolumes, Nodes, SaxAssembly, Suitability
+from CaLIDReconstructLib import FrameTimes, Inputs, LaxLayout, MultiVolumes, Nodes, SaxAssembly, Suitability
 from CaLIDReconstructLib.Messages import ModuleError
 
 FRAMES = 5
@@ -210,3 +211,78 @@ def test_a_result_keeps_the_times_of_an_imported_cine(heart, opened):
     assert np.allclose(result.labels.frame_times_ms, TIMES_MS)
     table = slicer.util.arrayFromTableColumn(result.functionTable, "time (ms)")
     assert np.allclose(table, TIMES_MS)
+
+
+# --- phases of short and long axis ---
+
+
+@pytest.mark.parametrize("start", [1, 101])
+def test_a_long_axis_cine_with_other_numbers_follows_the_phase_of_the_short_axis(heart, views, start):
+    """DICOMImageSequencePlugin indexes by instance numbers, which begin anywhere and are no milliseconds."""
+    assert views is not None
+    volume, _ = imported_nodes.multiVolumeSequence(heart, TIMES_MS)
+    view = hearts.longAxis(heart, phantoms.heart_frame(3))
+    images = [(start + frame, view.frame(frame), None) for frame in range(FRAMES)]
+    shown, sequence = imported_nodes.imageSequence(images, "MR 4ch")
+    browser = Inputs.resolve(shown).browser
+    link = LaxLayout.FrameLink(volume, [shown])
+    for frame in (2, 4, 1):
+        Inputs.resolve(volume).browser.SetSelectedItemNumber(frame)
+        assert browser.GetSelectedItemNumber() == frame
+        assert sequence.GetNthIndexValue(browser.GetSelectedItemNumber()) == str(start + frame)
+    link.remove()
+
+
+def test_a_long_axis_cine_out_of_order_follows_by_its_trigger_times(heart, views):
+    assert views is not None
+    volume, _ = imported_nodes.multiVolumeSequence(heart, TIMES_MS)
+    view = hearts.longAxis(heart, phantoms.heart_frame(3))
+    order = (2, 0, 4, 1, 3)
+    images = [(number + 1, view.frame(frame), 1.05 * TIMES_MS[frame]) for number, frame in enumerate(order)]
+    shown, _ = imported_nodes.imageSequence(images, "MR 4ch")
+    link = LaxLayout.FrameLink(volume, [shown])
+    for frame in range(FRAMES):
+        Inputs.resolve(volume).browser.SetSelectedItemNumber(frame)
+        assert order[Inputs.resolve(shown).browser.GetSelectedItemNumber()] == frame
+    link.remove()
+
+
+# --- what the panel says of them ---
+
+
+def test_the_panel_explains_what_it_does_not_choose(heart, opened):
+    times = varied(heart)
+    imported_nodes.imageSequence(imported_nodes.images(heart, times, "slices"))
+    panel = opened()
+    assert panel.parameters.inputNode is None
+    assert "several positions" in panel.ui.inputLabel.text
+    assert panel.ui.assembleButton.isVisibleTo(panel.widget.parent)
+    panel.ui.assembleButton.click()
+    assert panel.ui.upsampleButton.enabled
+    made = Inputs.resolve(panel.parameters.inputNode).sequence
+    assert np.allclose(Nodes.frameTimesMs(made), np.median(times, axis=0))
+
+
+def test_phases_read_as_slices_are_explained_and_never_chosen(opened):
+    heart = hearts.picture(12)
+    affine = heart.affine.copy()
+    node = imported_nodes.scalarVolume(heart.voxels[:, 4], affine)
+    panel = opened()
+    assert panel.parameters.inputNode is None
+    assert "time was loaded as a third axis" in panel.ui.inputLabel.text
+    panel.parameters.inputNode = node
+    assert not panel.ui.upsampleButton.enabled
+    assert "\u2716" in panel.ui.inputLabel.text
+    assert panel.commands == []
+
+
+def test_an_axial_stack_is_offered_and_not_chosen_by_itself(opened):
+    heart = hearts.picture()
+    node = Nodes.addVolume(Stack(heart.voxels, np.diag([1.5, 1.5, 8.0, 1.0])), "T2 brain")
+    panel = opened()
+    assert panel.parameters.inputNode is None
+    assert "T2 brain" in panel.ui.inputLabel.text
+    panel.parameters.inputNode = node
+    assert panel.ui.upsampleButton.enabled
+    assert "axial" in panel.ui.inputLabel.text
+    assert "\u26a0" in panel.ui.inputLabel.text

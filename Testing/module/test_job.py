@@ -325,7 +325,7 @@ def test_a_segmentation_has_names_colours_terminology_and_surfaces(frames):
     names = [segmentation.GetNthSegment(index).GetName() for index in range(3)]
     assert names == ["LV cavity", "LV myocardium", "RV cavity"]
     myocardium = segmentation.GetSegment("MYO")
-    assert np.allclose(myocardium.GetColor(), np.array([206, 110, 84]) / 255)
+    assert np.allclose(myocardium.GetColor(), np.array([189, 178, 166]) / 255)
     entry = vtk.reference("")
     assert myocardium.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), entry)
     assert "SCT^74281007^Myocardium" in str(entry)

@@ -158,12 +158,12 @@ def test_a_second_result_gets_a_name_of_its_own():
 @pytest.mark.parametrize(
     ("name", "requested", "label"),
     [
-        ("SAX CaLID+ x8", ("calid+", 8, "detail"), "SAX CaLID+ x8 (detail)"),
-        ("SAX CaLID+ x8_1", ("calid+", 8, "fidelity"), "SAX CaLID+ x8_1 (fidelity)"),
-        ("SAX CaLID isotropic", ("calid", "isotropic", "detail"), "SAX CaLID isotropic (detail)"),
+        ("SAX CaLID+ x8", ("calid+", 8, "detail"), "SAX CaLID+ x8 (sharp)"),
+        ("SAX CaLID+ x8_1", ("calid+", 8, "fidelity"), "SAX CaLID+ x8_1 (smooth)"),
+        ("SAX CaLID isotropic", ("calid", "isotropic", "detail"), "SAX CaLID isotropic (sharp)"),
         ("SAX linear x4", ("linear", 4, "detail"), "SAX linear x4"),  # it has no samples, so no mode
-        ("mine", ("calid+", 2, "fidelity"), "mine (CaLID+ x2, fidelity)"),
-        ("SAX CaLID+ x2", ("calid", 2, "detail"), "SAX CaLID+ x2 (CaLID x2, detail)"),  # renamed to what it is not
+        ("mine", ("calid+", 2, "fidelity"), "mine (CaLID+ x2, smooth)"),
+        ("SAX CaLID+ x2", ("calid", 2, "detail"), "SAX CaLID+ x2 (CaLID x2, sharp)"),  # renamed to what it is not
     ],
 )
 def test_a_result_is_named_with_what_made_it(scene, name, requested, label):

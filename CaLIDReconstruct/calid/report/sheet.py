@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid.heart.longaxis import at_phases_of, crossing_views, cut, heart_centre, intersection_lines, nearest_frames
+from calid.heart.longaxis import (
+    at_phases_of,
+    crossing_views,
+    cut,
+    frames_at_phases_of,
+    heart_centre,
+    intersection_lines,
+)
 from calid.report import page
 from calid.report.comparison import (
     HEART_RADIUS_MM,
@@ -197,7 +204,7 @@ def _fine(plane: Stack) -> Stack:
 def _at_moment(plane: Stack, shown: Stack, moment_ms: float) -> Stack:
     """The LAX image's frame in the phase of the frame of `shown` nearest to `moment_ms`."""
     frame = int(np.abs(shown.frame_times_ms - moment_ms).argmin())
-    matched = nearest_frames(plane.frame_times_ms, shown.frame_times_ms)[frame]
+    matched = frames_at_phases_of(plane, shown)[frame]
     return replace(plane.frame(int(matched)), frame_times_ms=shown.frame_times_ms[frame : frame + 1])
 
 

@@ -29,11 +29,8 @@ from calid.stack import Stack
 
 GROUND_RGB = (13, 17, 23)
 TRIANGLES_PER_SURFACE = 4000
-_LOOKS = {  # clearer side by side than the terminology's own three browns
-    LV_CAVITY.value: ((222, 84, 76), 1.0),
-    MYOCARDIUM.value: ((232, 178, 138), 0.28),
-    RV_CAVITY.value: ((84, 132, 232), 1.0),
-}
+_OPACITIES = {LV_CAVITY: 1.0, MYOCARDIUM: 0.28, RV_CAVITY: 1.0}
+_LOOKS = {label.value: (label.rgb, opacity) for label, opacity in _OPACITIES.items()}
 _NAMES = {label.value: label.name for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY)}
 _LARGEST = 65535
 

@@ -27,7 +27,19 @@ LOGICS = {
     "subjecthierarchy": (slicer.vtkSlicerSubjectHierarchyModuleLogic, "SubjectHierarchy"),
     "sequences": (slicer.vtkSlicerSequencesLogic, "Sequences"),
     "markups": (slicer.vtkSlicerMarkupsLogic, "Markups"),
+    "plots": (slicer.vtkSlicerPlotsLogic, "Plots"),
 }
+
+OWNED_BY_PLUGINS = (
+    "vtkMRMLScalarVolumeNode",
+    "vtkMRMLSegmentationNode",
+    "vtkMRMLTableNode",
+    "vtkMRMLPlotChartNode",
+    "vtkMRMLPlotSeriesNode",
+    "vtkMRMLTransformNode",
+    "vtkMRMLMarkupsNode",
+    "vtkMRMLModelNode",
+)
 
 _running: Application | None = None
 
@@ -154,6 +166,32 @@ def _startLogics(scene):
     return logic
 
 
+class SubjectHierarchyPlugins:
+    """What the application does with items when nodes come and go, see qSlicerSubjectHierarchyPluginLogic."""
+
+    def __init__(self, scene) -> None:
+        self.scene = scene
+        scene.AddObserver(scene.NodeAddedEvent, self._onNodeAdded)
+        scene.AddObserver(scene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAdded(self, _caller, _event, node) -> None:
+        isOwned = any(node.IsA(name) for name in OWNED_BY_PLUGINS)
+        if self.scene.IsImporting() or node.GetHideFromEditors() or not isOwned:
+            return
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
+        hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAboutToBeRemoved(self, _caller, _event, node) -> None:
+        if self.scene.IsClosing() or node.IsA("vtkMRMLSubjectHierarchyNode"):
+            return
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(self.scene)
+        item = hierarchy.GetItemByDataNode(node)
+        if item:
+            hierarchy.RemoveItem(item, False, False)
+
+
 def startApplication() -> Application:
     """Build scene, logics and widgets once for the whole test process."""
     global _running
@@ -171,6 +209,7 @@ def startApplication() -> Application:
     logic = _startLogics(scene)
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene, True)
     slicer.app = _running = Application(scene, logic, qtApplication)
+    _running.hierarchyPlugins = SubjectHierarchyPlugins(scene)
     _useSlicerPython()
     sys.path.insert(0, str(MODULE_FOLDER))
     return _running
