@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
-import slicer
 from slicer.i18n import tr as _
 
-from . import Nodes, Views
+from . import Views
+from .StudyNodes import StudyNodes, addStudy
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "Resources" / "Demo"
 CATEGORY = "CaLID"
@@ -18,34 +17,15 @@ STUDY_NAME = "CaLID demo case"
 SHORT_AXIS = "sax"
 
 
-@dataclass
-class DemoNodes:
-    """The nodes of the demo case: the short-axis cine's shown node, and the long-axis images' by name."""
-
-    sax: object
-    lax: dict
-
-
 def isThere(folder: Path = DEMO_FOLDER) -> bool:
     return folder.is_dir() and any(folder.rglob("*.nrrd"))
 
 
-def load(folder: Path = DEMO_FOLDER) -> DemoNodes:
+def load(folder: Path = DEMO_FOLDER) -> StudyNodes:
     """Load the case into the scene, in a study of its own."""
     from calid.images import files
 
-    sax, lax = None, {}
-    item = _studyItem()
-    for path in _files(folder):
-        name = _name(path)
-        node, sequence = Nodes.addStack(files.read_stack(path), name)
-        _move(node, sequence, item)
-        node.GetDisplayNode().AutoWindowLevelOn()
-        if node.GetImageData().GetDimensions()[2] > 1:
-            sax = node
-        else:
-            lax[name] = node
-    return DemoNodes(sax, lax)
+    return addStudy(STUDY_NAME, ((_name(path), files.read_stack(path)) for path in _files(folder)))
 
 
 def register(iconsFolder: Path) -> None:
@@ -82,17 +62,3 @@ def _files(folder: Path = DEMO_FOLDER) -> list[Path]:
 
 def _name(path: Path) -> str:
     return path.name.split(".")[0]
-
-
-def _studyItem() -> int:
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    return hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), STUDY_NAME) if hierarchy is not None else 0
-
-
-def _move(node, sequence, studyItem: int) -> None:
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    for moved in (node, sequence):
-        if hierarchy is None or moved is None:
-            continue
-        item = hierarchy.GetItemByDataNode(moved) or hierarchy.CreateItem(studyItem, moved)
-        hierarchy.SetItemParent(item, studyItem)

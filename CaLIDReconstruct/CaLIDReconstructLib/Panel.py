@@ -19,6 +19,7 @@ from .ResultPanel import ResultPanel
 from .RunResult import RunResult
 from .Settings import RunSettings
 from .SetupPanel import SetupPanel
+from .StudyPanel import StudyPanel
 
 POLL_MS = 50
 SCENE_DELAY_MS = 300
@@ -45,6 +46,14 @@ class Panel:
         self.setup = SetupPanel(
             ui, logic, installation, self.log, onChanged=self.onSetupChanged, onBusy=self.startPolling
         )
+        self.study = StudyPanel(
+            ui,
+            logic,
+            self.log,
+            canAsk=lambda: Installation.isReady(logic.preferences.interpreter) or self.setup.install(),
+            onBusy=self.startPolling,
+            onLoaded=self._onStudyLoaded,
+        )
         self.pollTimer = self._timer(POLL_MS, self.poll, singleShot=False)
         self.sceneTimer = self._timer(SCENE_DELAY_MS, self.onSceneSettled, singleShot=True)
         self.idleTimer = self._timer(IDLE_MS, self.onIdle, singleShot=True)
@@ -60,6 +69,7 @@ class Panel:
             timer.stop()
         self.estimate.close()
         self.setup.close()
+        self.study.close()
         self.results.close()
         self.logic.close()
 
@@ -102,6 +112,10 @@ class Panel:
         self._showButtons()
         self.results.setInput(self.parameters.inputNode)
         self.estimate.schedule()
+
+    def _onStudyLoaded(self, node) -> None:
+        if self.parameters is not None and node is not None:
+            self.input.choose(node)
 
     @property
     def problem(self) -> Failure | None:

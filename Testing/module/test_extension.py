@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shutil
 import struct
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -102,6 +104,61 @@ def test_the_description_says_that_slices_are_synthetic_and_names_the_licence():
     description = setting("EXTENSION_DESCRIPTION")
     assert "synthetic" in description
     assert "Apache-2.0" in description
+
+
+def quoted(name: str) -> list[str]:
+    """The quoted values of a CMake list."""
+    (values,) = re.findall(r"set\s*\(" + name + r"\s+([^)]*)\)", CMAKE)
+    return re.findall(r'"([^"]*)"', values)
+
+
+def test_no_metadata_falls_apart_where_cmake_and_the_index_split_it():
+    """CMake takes a semicolon for the end of an item, the catalog a blank for the end of a keyword."""
+    settings = re.findall(r"set\s*\((EXTENSION_\w+)", CMAKE)
+    assert len(settings) > 6
+    assert [name for name in settings if ";" in "".join(quoted(name))] == []
+    assert len(quoted("EXTENSION_KEYWORDS")) > 3
+    assert [word for word in quoted("EXTENSION_KEYWORDS") if " " in word] == []
+
+
+SOURCE = Path(os.environ.get("CALID_SLICER_SOURCE", "."))
+GENERATOR = SOURCE / "Extensions" / "CMake" / "SlicerFunctionGenerateExtensionDescription.cmake"
+TEMPLATE = SOURCE / "Utilities" / "Templates" / "Extensions" / "extension_description.s4ext.in"
+
+
+def hasNewCmake() -> bool:
+    """Slicer's functions refuse a CMake before 3.28."""
+    if not shutil.which("cmake"):
+        return False
+    said = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    return found is not None and (int(found[1]), int(found[2])) >= (3, 28)
+
+
+@pytest.mark.skipif(
+    not (GENERATOR.is_file() and TEMPLATE.is_file() and hasNewCmake()),
+    reason="needs CMake 3.28, and CALID_SLICER_SOURCE with CMake, Extensions/CMake and Utilities/Templates/Extensions",
+)
+def test_slicers_own_functions_put_the_whole_metadata_into_the_catalog(tmp_path):
+    """Called as SlicerExtensionCPack.cmake calls it, whose arguments are not quoted."""
+    names = re.findall(r"set\s*\(EXTENSION_(\w+)", CMAKE)
+    lines = [line for line in CMAKE.splitlines() if line.startswith("set(EXTENSION_")]
+    arguments = " ".join(f"EXTENSION_{name} ${{EXTENSION_{name}}}" for name in names)
+    place = "EXTENSION_WC_TYPE git EXTENSION_WC_REVISION 1 EXTENSION_WC_ROOT x EXTENSION_WC_URL https://y"
+    other = f'{place} DESTINATION_DIR "{tmp_path}" SLICER_REVISION 2 SLICER_WC_ROOT z EXTENSION_NAME CaLID'
+    call = f"slicerFunctionGenerateExtensionDescription({arguments} {other})"
+    script = tmp_path / "describe.cmake"
+    script.write_text("\n".join([f'include("{GENERATOR}")', *lines, call]), encoding="utf-8")
+    made = subprocess.run(["cmake", "-P", str(script)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "CaLID.s4ext").read_text(encoding="utf-8")
+    written = dict(line.partition(" ")[::2] for line in text.splitlines() if line and not line.startswith("#"))
+    assert written["description"] == setting("EXTENSION_DESCRIPTION")
+    assert "ot for diagnosis" in written["description"]
+    assert "CC BY-NC-SA 4.0" in written["description"]
+    assert written["keywords"].split(" ") == quoted("EXTENSION_KEYWORDS")
+    assert written["contributors"] == setting("EXTENSION_CONTRIBUTORS")
+    assert written["screenshoturls"] == setting("EXTENSION_SCREENSHOTURLS")
 
 
 def test_the_icon_has_128_by_128_pixels():

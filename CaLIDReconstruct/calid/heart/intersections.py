@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from calid.heart.longaxis import nearest_frames
+from calid.heart.longaxis import frames_at_phases_of
 from calid.stack import Stack
 
 TYPICAL_SLAB_MM = 8.0
@@ -195,7 +195,7 @@ def landscape(sax: Image, lax: Image, centre_lps: np.ndarray) -> Landscape | Non
     weight = np.clip((RADIUS_MM + _TAPER_MM - np.abs(places)) / _TAPER_MM, 0, 1)
     frames = np.arange(len(sax.pixels))
     own, own_inside = _profiles(sax, line, line.across_sax, places, frames, slab_mm=lax.thickness_mm)
-    matching = nearest_frames(lax.frame_times_ms, sax.frame_times_ms)
+    matching = frames_at_phases_of(lax, sax)
     other, other_inside = _profiles(lax, line, line.across_lax, reach, matching, slab_mm=sax.thickness_mm)
     correlation, overlap = _correlations(own, own_inside * weight, other, other_inside)
     middle = overlap[steps, steps, steps]

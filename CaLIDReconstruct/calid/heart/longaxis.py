@@ -75,9 +75,7 @@ def nearest_frames(
 
 def frames_at_phases_of(stack: Stack, other: Stack) -> np.ndarray:
     """(T of `other`,) index of the frame of `stack` that shows the phase of each frame of `other`."""
-    return nearest_frames(
-        stack.frame_times_ms, other.frame_times_ms, beat_ms=stack.beat_ms, at_beat_ms=other.beat_ms
-    )
+    return nearest_frames(stack.frame_times_ms, other.frame_times_ms, beat_ms=stack.beat_ms, at_beat_ms=other.beat_ms)
 
 
 def at_phases_of(plane: Stack, stack: Stack) -> Stack:

@@ -1,0 +1,145 @@
+"""The panel's "Load DICOM folder ...": the engine reads the examination, and says what it took each series for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import qt
+from calid.errors import CalidError
+from calid.images import files
+from slicer.i18n import tr as _
+
+from .Logic import Reconstruction
+from .Messages import Failure, ModuleError, engineFailure, failure, failureFromOSError
+from .Notices import Level, show
+from .StudyNodes import addStudy
+from .Workspace import Workspace
+
+FOLDER_SETTING = "CaLIDReconstruct/DicomFolder"
+
+
+class StudyPanel:
+    """Loads the short axis and the long-axis views of a DICOM folder as sequences with their times.
+
+    Args:
+        ui: the named widgets.
+        logic: whose engine reads the files.
+        log: log(level, message).
+        canAsk: whether the engine can be started; may ask the user to install what it needs.
+        onBusy: called when there is an answer to wait for.
+        onLoaded: onLoaded(node) gets the shown node of the short axis.
+    """
+
+    def __init__(
+        self,
+        ui,
+        logic: Reconstruction,
+        log: Callable[[str, str], None],
+        *,
+        canAsk: Callable[[], bool],
+        onBusy: Callable[[], None],
+        onLoaded: Callable[[object], None],
+    ) -> None:
+        self.ui, self.logic, self.log = ui, logic, log
+        self.canAsk, self.onBusy, self.onLoaded = canAsk, onBusy, onLoaded
+        self._workspace: Workspace | None = None
+        ui.studyLabel.visible = False
+        ui.dicomButton.clicked.connect(self.onLoad)
+
+    @property
+    def isLoading(self) -> bool:
+        return self._workspace is not None
+
+    def close(self) -> None:
+        if self._workspace is not None:
+            self._workspace.remove()
+            self._workspace = None
+
+    def onLoad(self) -> None:
+        """Ask for a folder and let the engine read it."""
+        folder = self.chooseFolder()
+        if not folder or self.isLoading:
+            return
+        if not self.canAsk():
+            self._say(_("The engine's packages are not installed; nothing was loaded."), Level.WARNING)
+            return
+        try:
+            self._workspace = Workspace()
+        except ModuleError as error:
+            self._fail(error.failure)
+            return
+        self.ui.dicomButton.enabled = False
+        self._say(_("Reading the folder ..."))
+        made = str(self._workspace.subfolder("study"))
+        self.logic.ask("study", lambda event, reason: self._onAnswer(folder, event, reason), input=folder, folder=made)
+        self.onBusy()
+
+    def _onAnswer(self, folder: str, event: dict | None, reason: Failure | None) -> None:
+        try:
+            if event is not None:
+                self._load(Path(folder).name, event)
+            elif reason is not None:
+                self._fail(reason)
+            else:
+                self._say("")
+        except CalidError as error:
+            self._fail(engineFailure(error.code, error.message, error.remedy))
+        except (OSError, KeyError) as error:
+            self._fail(failureFromOSError(error) if isinstance(error, OSError) else failure("result-unreadable"))
+        finally:
+            self.close()
+            self.ui.dicomButton.enabled = True
+
+    def _load(self, title: str, event: dict) -> None:
+        paths = [(_("short axis"), event["sax"]), *((view["name"], view["path"]) for view in event["lax"])]
+        nodes = addStudy(title, [(name, files.read_stack(Path(path))) for name, path in paths])
+        lines = decisionLines(event)
+        doubtful = event.get("study", {}).get("confidence") == "low"
+        self._say("\n".join(lines), Level.WARNING if doubtful else Level.INFO)
+        for line in lines:
+            self.log("info", line)
+        self.onLoaded(nodes.sax)
+
+    def _fail(self, reason: Failure) -> None:
+        self._say(reason.text(), Level.ERROR)
+        self.log("error", "\n".join(filter(None, [reason.text(), reason.details])))
+
+    def _say(self, text: str, level: Level = Level.INFO) -> None:
+        show(self.ui.studyLabel, text, level)
+        self.ui.studyLabel.visible = bool(text)
+
+    def chooseFolder(self) -> str:
+        """Ask the user for a folder, beginning where the last one was; empty when they think better of it."""
+        settings = qt.QSettings()
+        last = str(settings.value(FOLDER_SETTING, "") or "")
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.dicomButton, _("Folder with DICOM files"), last)
+        if folder:
+            settings.setValue(FOLDER_SETTING, folder)
+        return folder
+
+
+def decisionLines(event: dict) -> list[str]:
+    """What each series was taken for, such as "Series 12 (SA cine): short axis, 11 slices, 30 phases"."""
+    study = event.get("study", {})
+    lines = [_seriesText(series) for series in study.get("series", []) if series.get("role") != "left out"]
+    lines += [_("Left out: {what}").format(what=sentence) for sentence in event.get("left_out", [])]
+    if study.get("confidence") in ("low", "medium"):
+        lines.append(_("Look whether this is the short axis: {reasons}").format(reasons=_reasons(study)))
+    return lines
+
+
+def _seriesText(series: dict) -> str:
+    role = {"short axis": _("short axis"), "long axis": _("long axis")}.get(series.get("role"), series.get("role"))
+    return _("Series {number} ({description}): {role}, {slices} slices, {phases} phases").format(
+        number=series.get("number"),
+        description=series.get("description") or "-",
+        role=role,
+        slices=series.get("slices"),
+        phases=series.get("phases"),
+    )
+
+
+def _reasons(study: dict) -> str:
+    reasons = study.get("reasons") or ""
+    return reasons if isinstance(reasons, str) else " ".join(map(str, reasons))
