@@ -15,7 +15,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
-from .FrameTimes import keepTimes
+from .FrameTimes import beatMs, keepTimes
 from .Results import ResultNodes, generatedSlices, noteProvenance, placeInStudy, readProvenance
 from .Transaction import Transaction
 
@@ -102,7 +102,8 @@ def readLabels(node, volume) -> Stack:
         Nodes.affineLps(volume),
         Nodes.frameTimesMs(sequence) if sequence is not None else np.zeros(1),
         generatedSlices(volume, shape[0]),
-        readProvenance(node),
+        beat_ms=beatMs(sequence) if sequence is not None else None,
+        provenance=readProvenance(node),
     )
     grid = _orientedImage(labels, 0)
     for frame, segmentationNode in zip(voxels, frames, strict=True):

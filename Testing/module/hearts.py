@@ -31,7 +31,8 @@ def dense(stack: Stack, factor: int) -> Stack:
     affine = stack.affine.copy()
     affine[:3, 2] /= factor
     generated = np.arange(slices) % factor != 0
-    return Stack(stack.voxels[:, nearest], affine, stack.frame_times_ms, generated, provenance={"method": "repeated", "steps": 8})
+    made = {"method": "repeated", "steps": 8}
+    return Stack(stack.voxels[:, nearest], affine, stack.frame_times_ms, generated, provenance=made)
 
 
 def longAxis(stack: Stack, heart: np.ndarray, *, angle: float = 0.0, pixel_mm: float = 2.0) -> Stack:
