@@ -50,6 +50,7 @@ CONTROLS = {
     MOTION_ALONE: "registration",
     "bilinear latent": "linear",
     "regression U-Net": "linear",
+    "regression U-Net, moved neighbors": MOTION_ALONE,
     PAPERS_SMALL[0]: "linear",
     PAPERS_SMALL[1]: "linear",
     PAPERS_INFERENCE[0]: MOTION_ALONE,

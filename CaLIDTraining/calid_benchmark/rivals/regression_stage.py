@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import torch.nn.functional as F
+from calid.method.weights import read_motion
 from calid_training.rates import adam
 from calid_training.validation import log_slices_between
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from calid_benchmark.rivals.moved_regression import MovedRegressionNetwork
 from calid_benchmark.rivals.regression import RegressionConfig, RegressionNetwork
 
 
@@ -18,11 +22,19 @@ class RegressionStage(L.LightningModule):
     Args:
         network: widths.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        motion: motion file, or a whole model's, which brings the neighbors half-way first; None shows them as they are.
     """
 
-    def __init__(self, network: RegressionConfig, learning_rate: float = 1e-3, warmup_steps: int = 100) -> None:
+    def __init__(
+        self,
+        network: RegressionConfig,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 100,
+        motion: Path | None = None,
+    ) -> None:
         super().__init__()
-        self.network = RegressionNetwork(network)
+        moves = motion is not None
+        self.network = MovedRegressionNetwork(network, read_motion(motion)) if moves else RegressionNetwork(network)
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

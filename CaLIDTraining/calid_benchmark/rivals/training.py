@@ -23,5 +23,8 @@ STAGES: dict[str, Stage] = {
     "diffae": _stage("diffae", "diffae_stage:DiffAEStage", _TRIPLETS, "DiffAE"),
     "dmcvr": _stage("dmcvr", "diffae_stage:DMCVRStage", _TRIPLETS, "DMCVR"),
     "regression": _stage("regression", "regression_stage:RegressionStage", _TRIPLETS, "regression U-Net"),
+    "moved-regression": _stage(
+        "moved_regression", "regression_stage:RegressionStage", _TRIPLETS, "regression U-Net, moved neighbors"
+    ),
 }
-"""By command, which is also the name of the rival's module and of its weights."""
+"""By command, which is also the name of the rival's module and of its weights (with underscores)."""
