@@ -420,6 +420,7 @@ def test_regression_learns_and_ships(hearts, tmp_path):
 def test_regression_learns_on_moved_neighbors_whose_motion_stays_and_ships(hearts, random_models, tmp_path):
     motion = random_models / "calid-2d.safetensors"
     options = ["--model.network.features", "[8,8,8,8,8,8]", "--model.motion", str(motion)]
+    options += ["--data.sizes", "[128]", "--data.batches", "4"]
     run = trained("moved-regression", hearts, tmp_path / "moved", options)
     system = exported(run, "regression U-Net, moved neighbors")
     for key, value in read_motion(motion).state_dict().items():
