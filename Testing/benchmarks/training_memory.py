@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-SUBJECTS, BATCHES = (100, 300, 1000), 60
+SUBJECTS, BATCHES = (100, 300, 1000), 15
 SHAPE = (10, 8, 96, 96)
 
 
