@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
+from calid.heart.meshes import write_gltf
 from calid.heart.surfaces import write_surface
 from calid.heart.volumes import cardiac_function
 from calid.heart.wall import SEGMENTS
@@ -20,12 +21,13 @@ from .Segmentations import SURFACE, nodesOfFrame, turned
 
 
 def writeSurfaces(result: RunResult, folder: Path, suffix: str) -> int:
-    """Write every frame's surfaces as `frame00-LV.stl` and so on, in LPS mm in the world (glTF: m); returns how many.
+    """Write every frame's surfaces; returns the number of files.
 
     Args:
         result: with a segmentation.
         folder: existing; files of the same names are replaced.
-        suffix: ".stl", ".obj", ".vtp" or ".glb".
+        suffix: ".stl", ".obj" or ".vtp" for one file per structure such as `frame00-LV.stl`, in LPS mm in the world;
+            ".glb" for one glTF file per frame, `frame00.glb`, in meters.
 
     Raises:
         OutputError: a file could not be written.
@@ -35,15 +37,27 @@ def writeSurfaces(result: RunResult, folder: Path, suffix: str) -> int:
     count = result.sequence.GetNumberOfDataNodes() if result.sequence is not None else 1
     written = 0
     for frame in range(count):
-        segmentation = nodesOfFrame(result.segmentation, frame)[-1].GetSegmentation()
-        for label in LABELS:
-            segment = segmentation.GetSegment(label.key)
-            mesh = segment.GetRepresentation(SURFACE) if segment is not None else None
-            if mesh is None or not mesh.GetNumberOfPoints():
-                continue
-            write_surface(_inWorldLps(mesh, world), folder / f"frame{frame:02d}-{label.key}{suffix}", overwrite=True)
+        meshes = _surfaces(result, frame, world)
+        if suffix == ".glb" and meshes:
+            write_gltf(meshes, folder / f"frame{frame:02d}.glb", overwrite=True)
             written += 1
+            continue
+        for key, mesh in meshes.items():
+            write_surface(mesh, folder / f"frame{frame:02d}-{key}{suffix}", overwrite=True)
+        written += len(meshes)
     return written
+
+
+def _surfaces(result: RunResult, frame: int, world: np.ndarray) -> dict:
+    """Label key -> surface of one frame in LPS mm in the world, for the structures that have one."""
+    segmentation = nodesOfFrame(result.segmentation, frame)[-1].GetSegmentation()
+    found = {}
+    for label in LABELS:
+        segment = segmentation.GetSegment(label.key)
+        mesh = segment.GetRepresentation(SURFACE) if segment is not None else None
+        if mesh is not None and mesh.GetNumberOfPoints():
+            found[label.key] = _inWorldLps(mesh, world)
+    return found
 
 
 def _inWorldLps(mesh, world: np.ndarray):

@@ -69,8 +69,11 @@ def _viewXml(row: int, column: str, label: str) -> str:
 
 
 def _viewLabel(plane: LaxPlane, column: str, title: str) -> str:
-    heading = {"acquired": _("acquired"), "original": _("original, smoothed by Slicer"), "upsampled": title}[column]
-    return f"{plane.name} {heading}"
+    return f"{plane.name} {_heading(column, title)}"
+
+
+def _heading(column: str, title: str) -> str:
+    return {"acquired": _("acquired"), "original": _("original, smoothed by Slicer"), "upsampled": title}[column]
 
 
 class LaxComparison:
@@ -110,6 +113,10 @@ class LaxComparison:
         """What stands beside each other; no acquired image where every plane is derived."""
         hasAcquired = any(plane.volume is not None for plane in self.planes)
         return COLUMNS if hasAcquired else COLUMNS[1:]
+
+    def heading(self, column: str) -> str:
+        """What a column shows, in words."""
+        return _heading(column, self.title)
 
     def enter(self) -> None:
         """Arrange the views and fill them."""

@@ -124,10 +124,9 @@ def _remedies() -> dict[str, str]:
             "Choose a region of interest, the shown frame only, fewer samples or a smaller factor, or close other "
             "programs."
         ),
-        "disk-full": _("Free some space on the disk of the temporary folder and try again."),
+        "disk-full": _("Free some space on the disk of Slicer's temporary folder and try again."),
         "unwritable": _(
-            "Set the environment variable TMPDIR (Windows: TEMP) to a folder that you may write to, and start Slicer "
-            "again."
+            "Choose a temporary folder that you may write to in Edit > Application Settings > Modules, or another file."
         ),
         "no-models": _("Choose another models folder under 'Advanced', or install CaLID again."),
         "no-device": _("Choose 'Automatic' or the processor under 'Advanced'."),

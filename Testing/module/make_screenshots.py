@@ -1,4 +1,4 @@
-"""Make the README's pictures from the bundled demo case: the panel and the long-axis comparison.
+"""Make pictures from the bundled demo case: the panel before, while and after a run and with an error, the comparison.
 
     python Testing/module/make_screenshots.py [--method calid+|linear] [--factor isotropic] [--frames current|all]
                                               [--folder FOLDER]
@@ -30,11 +30,6 @@ VIEW_3D_WIDTH = 520
 MARGIN, HEAD = 8, 30
 BACKGROUND, INK = (24, 24, 28), (235, 235, 240)
 LARGEST_BYTES = 300_000
-TITLES = {
-    "acquired": "acquired long axis",
-    "original": "original, smoothed by Slicer",
-    "upsampled": "upsampled: {method}",
-}
 
 
 def main() -> int:
@@ -42,7 +37,7 @@ def main() -> int:
     parser.add_argument("--method", default="calid+", choices=["calid+", "calid", "linear"])
     parser.add_argument("--factor", default="isotropic")
     parser.add_argument("--frames", default="current", choices=["current", "all"], help="all takes 25 times as long")
-    parser.add_argument("--folder", type=Path, help="put the pictures here instead of where the README looks for them")
+    parser.add_argument("--folder", type=Path, help="put all pictures here; else those of the README where it looks")
     options = parser.parse_args()
     target, thumbnail = options.folder or TARGET, (options.folder or THUMBNAIL.parent) / THUMBNAIL.name
     application = host.install()
@@ -53,14 +48,16 @@ def main() -> int:
 
     widget = openWidget(module, "CaLIDReconstruct")
     widget.logic.preferences.agreedLicense = segmenterLicense().identifier  # nobody is there to be asked
-    widget.parent.resize(500, 1180)
+    widget.parent.resize(420, 1500)
     widget.parent.show()
+    target.mkdir(parents=True, exist_ok=True)
     try:
         runDemo(application, widget, options)
-        target.mkdir(parents=True, exist_ok=True)
-        save(comparisonPicture(widget, options.method), target / "comparison.png")
+        save(comparisonPicture(widget), target / "comparison.png")
         savePanel(application, widget, target / "panel.png")
         saveThumbnail(widget, thumbnail)
+        if options.folder:
+            saveError(application, widget, target / "panel-error.png")
     finally:
         widget.cleanup()
     return 0
@@ -76,7 +73,12 @@ def runDemo(application, widget, options) -> None:
     parameters.frames = Frames(options.frames)
     parameters.factor = Factor(int(options.factor) if options.factor.isdigit() else options.factor)
     until(application, lambda: widget.ui.estimateLabel.text)
+    if options.folder:
+        savePanel(application, widget, options.folder / "panel-before.png")
     widget.ui.upsampleButton.click()
+    if options.folder:
+        until(application, lambda: widget.ui.progressBar.value > 200 or not widget.panel.isRunning)
+        savePanel(application, widget, options.folder / "panel-while.png")
     until(application, lambda: not widget.panel.isRunning)
     if widget.panel.results.result is None:
         raise SystemExit(widget.ui.statusLabel.text)
@@ -91,7 +93,7 @@ def until(application, condition, timeout_s: float = 3600.0) -> None:
         time.sleep(0.02)
 
 
-def comparisonPicture(widget, method: str) -> Image.Image:
+def comparisonPicture(widget) -> Image.Image:
     """The comparison layout as it is on the screen: rows of planes, and the 3D view."""
     from CaLIDReconstructLib import LaxLayout
     from host.views import LayoutViews, ThreeDView
@@ -121,7 +123,7 @@ def comparisonPicture(widget, method: str) -> Image.Image:
             canvas.paste(Image.fromarray(pixels), corner)
             write(canvas, (corner[0] + 6, corner[1] + 4), comparison.planes[row].name, 15)
     for index, column in enumerate(comparison.columns):
-        title = TITLES[column].format(method={"calid+": "CaLID+", "calid": "CaLID"}.get(method, method))
+        title = comparison.heading(column)
         write(canvas, (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, 6), title, 16)
     right, up, normal = comparison.planes[min(2, len(rows) - 1)].sliceToRas[:3, :3].T
     towards = 0.8 * normal + 0.4 * right + 0.35 * up
@@ -147,6 +149,14 @@ def saveThumbnail(widget, path: Path) -> None:
 
 def write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:
     ImageDraw.Draw(canvas).text(place, text, fill=INK, font=ImageFont.load_default(size))
+
+
+def saveError(application, widget, path: Path) -> None:
+    """A picture of the panel when a long-axis image was chosen in place of the stack."""
+    from CaLIDReconstructLib import LaxPlanes
+
+    widget.panel.parameters.inputNode = LaxPlanes.acquiredPlanes(widget.panel.results.result.volume)[0].volume
+    savePanel(application, widget, path)
 
 
 def savePanel(application, widget, path: Path) -> None:

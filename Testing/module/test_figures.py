@@ -174,18 +174,20 @@ def test_the_surfaces_of_all_frames_are_written_in_lps(measured, monkeypatch, tm
     assert np.allclose(bounds[:, 1], inside.max(axis=0), atol=4)
 
 
-def test_gltf_is_in_meters(measured, monkeypatch, tmp_path):
+def test_gltf_is_one_file_per_frame_in_meters(measured, monkeypatch, tmp_path):
     figures = measured.panel.results._figures
     monkeypatch.setattr(figures, "chooseFolder", lambda: str(tmp_path))
     figures.onSurfaces(".glb")
+    assert {path.name for path in tmp_path.iterdir()} == {f"frame{frame:02d}.glb" for frame in range(3)}
     reader = vtk.vtkGLTFReader()
-    reader.SetFileName(str(tmp_path / "frame00-LV.glb"))
+    reader.SetFileName(str(tmp_path / "frame00.glb"))
     reader.Update()
     labels = result(measured).labels
-    inside = labels.to_lps(np.argwhere(labels.voxels[0] == 1)[:, ::-1]) / 1000
+    inside = labels.to_lps(np.argwhere(labels.voxels[0] > 0)[:, ::-1]) / 1000
     bounds = np.zeros(6)
     reader.GetOutput().GetBounds(bounds)
-    assert np.allclose(bounds[::2], inside.min(axis=0), atol=0.004)
+    assert np.allclose(bounds[:2], [inside[:, 0].min(), inside[:, 0].max()], atol=0.005)  # x is the patient's left
+    assert np.allclose(bounds[2:4], [inside[:, 2].min(), inside[:, 2].max()], atol=0.005)  # y is the head
 
 
 def test_the_figures_are_written_as_a_table_without_names(opened, monkeypatch, tmp_path):

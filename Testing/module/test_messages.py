@@ -60,7 +60,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_called_so(tmp_path):
     with pytest.raises(Messages.ModuleError) as raised:
         Workspace.Workspace(str(tmp_path / "not there"))
     assert raised.value.failure.code == "unwritable"
-    assert "TMPDIR" in str(raised.value)
+    assert "Application Settings" in str(raised.value)
 
 
 def test_a_full_disk_is_told_from_other_file_errors():

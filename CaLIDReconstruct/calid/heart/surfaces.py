@@ -18,7 +18,7 @@ from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
-from vtkmodules.vtkCommonDataModel import vtkImageData, vtkMultiBlockDataSet, vtkPolyData
+from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
 from vtkmodules.vtkFiltersCore import (
     vtkFlyingEdges3D,
     vtkImplicitPolyDataDistance,
@@ -27,7 +27,7 @@ from vtkmodules.vtkFiltersCore import (
     vtkReverseSense,
     vtkWindowedSincPolyDataFilter,
 )
-from vtkmodules.vtkIOGeometry import vtkGLTFWriter, vtkOBJWriter, vtkSTLWriter
+from vtkmodules.vtkIOGeometry import vtkOBJWriter, vtkSTLWriter
 from vtkmodules.vtkIOXML import vtkXMLPolyDataWriter
 
 from calid.errors import InputError, OutputError
@@ -331,44 +331,23 @@ def _finished(mesh: vtkPolyData, affine: np.ndarray) -> vtkPolyData:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-_WRITERS: dict[str, Any] = {
-    ".vtp": vtkXMLPolyDataWriter,
-    ".stl": vtkSTLWriter,
-    ".obj": vtkOBJWriter,
-    ".glb": vtkGLTFWriter,
-}
+_WRITERS: dict[str, Any] = {".vtp": vtkXMLPolyDataWriter, ".stl": vtkSTLWriter, ".obj": vtkOBJWriter}
 
 
 def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> None:
-    """Write a surface as .vtp, .stl, .obj or .glb (glTF); the file appears whole or not at all.
-
-    Coordinates are in LPS mm, in a glTF file in meters, as its standard wants.
+    """Write a surface as .vtp, .stl or .obj, coordinates in LPS mm; the file appears whole or not at all.
 
     Raises:
         OutputError: if the extension is unknown, the file exists already or the folder cannot be written.
     """
     with whole_file(path, tuple(_WRITERS), overwrite=overwrite) as draft:
         writer = _WRITERS[draft.suffix.lower()]()
-        writer.SetInputData(_gltf_blocks(mesh) if draft.suffix.lower() == ".glb" else mesh)
+        writer.SetInputData(mesh)
         writer.SetFileName(str(draft))
         if hasattr(writer, "SetFileTypeToBinary"):
             writer.SetFileTypeToBinary()
         if not writer.Write() or not draft.is_file():
             raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
-
-
-def _gltf_blocks(mesh: vtkPolyData) -> vtkMultiBlockDataSet:
-    """A surface in meters, nested as the writer of glTF files wants it."""
-    points, _ = _points_and_triangles(mesh)
-    scaled = vtkPolyData()
-    scaled.ShallowCopy(mesh)
-    in_meters = vtkPoints()
-    in_meters.SetData(numpy_to_vtk((points / 1000).astype(np.float32), deep=True))
-    scaled.SetPoints(in_meters)
-    inner, outer = vtkMultiBlockDataSet(), vtkMultiBlockDataSet()
-    inner.SetBlock(0, scaled)
-    outer.SetBlock(0, inner)
-    return outer
 
 
 def arrays(meshes: Mapping[int, vtkPolyData]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
