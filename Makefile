@@ -1,5 +1,5 @@
-# Two commands do everything: `make demo` upsamples the bundled heart, `make test` passes the tests.
-# Both set up their own environment in .venv first, from the pinned versions in requirements.lock, and work offline
+# Two commands do everything: `make demo` upsamples the bundled heart, `make test` passes the tests. `make quick` is a
+# developer's loop, `make docs` builds the documentation. All set up their own environment in .venv first, from the pinned versions in requirements.lock, and work offline
 # afterwards.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint docs clean
 
 demo: $(VENV)/engine.stamp          ## upsample the bundled heart; look at demo-output/index.html
 	$(BIN)/calid demo demo-output --overwrite
@@ -15,13 +15,23 @@ demo: $(VENV)/engine.stamp          ## upsample the bundled heart; look at demo-
 test: $(VENV)/development.stamp     ## set up everything and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
+# What most changes touch, without training, processes and windows: at most two minutes on two cores.
+QUICK := architecture bisection checks diffusion function geometry library longaxis motion over_time preparation \
+         reconstruct texture trust weights
+
+quick: $(VENV)/development.stamp    ## a developer's loop, at most two minutes
+	$(BIN)/python -m pytest -x -q $(wildcard $(QUICK:%=Testing/engine/test_%.py)) $(PYTEST_ARGUMENTS)
+
 lint: $(VENV)/development.stamp     ## what the reviewers' machines check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/development.stamp     ## the documentation as a site in site/
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
 clean:                              ## forget the environment and what was made
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

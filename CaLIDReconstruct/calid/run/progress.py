@@ -57,7 +57,7 @@ class Watch:
             self._progress(Progress(fraction=fraction, stage=self.stage, seconds_left=left))
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left"
+BAR = "{desc}{percentage:3.0f}%|{bar}| {remaining} left"  # tqdm puts a colon after the description
 CASE_BAR = "{n_fmt} of {total_fmt} cases|{bar}| {remaining} left{postfix}"
 LINE_SECONDS = 30.0
 """So often a run tells how far it is where no bar can move: in a log or a pipe."""
