@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from calid.errors import WeightsError
 from calid.method.bisection import linear_slices, plan_bisection
+from calid.method.coded import CodedCaLID
 from calid.method.texture import with_texture_of
 from calid.method.weights import find_model
 from calid.run.batches import Interpolator
@@ -35,6 +36,8 @@ from calid_benchmark.rivals.slices import System, as_images, as_slices, bisected
 
 MOTION_ALONE = "CaLID's motion alone"
 CODE_0, FROM_PRIOR = "CaLID's D, code 0", "CaLID's D, code from its prior"
+HOT = "CaLID, temperature 1"
+"""A draw that goes all of the way from the mean of all draws."""
 COMMON_SPACING_MM = 10.0
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
 SLOW_BASELINES = (syn.NAME, *DIFFUSION_BASELINES, "DeepRecon")
@@ -312,7 +315,7 @@ def _latent(source: Source) -> list[Named]:
     interpolator = warm_interpolator(choose_device(source.device), source.models)
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
     if interpolator.knows_neighbors:
-        return [*_motion(interpolator), *_codec(interpolator)]
+        return [*_motion(interpolator), *_codec(interpolator, source.steps)]
     bound = {"interpolator": interpolator}
     return [
         Named("reconstruction", partial(reconstruction, **bound), sees_truth=True, weights=weights),
@@ -339,19 +342,35 @@ def _motion(interpolator: Interpolator) -> list[Named]:
     return [Named(name, partial(make, interpolator=interpolator), weights=weights) for name, make in rows.items()]
 
 
-def _codec(interpolator: Interpolator, spacing_mm: float = COMMON_SPACING_MM) -> list[Named]:
-    """What D makes without a denoiser: of a code of zeros, and of one drawn from the prior N(0, 1) of its training."""
+def _codec(interpolator: Interpolator, steps: int) -> list[Named]:
+    """D without a denoiser, of a code of zeros and of one from the prior N(0, 1) of its training; and hot draws."""
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
+    model = interpolator.model
+    hot = replace(interpolator, model=CodedCaLID(model.codec, model.denoiser, model.motion).eval())
+    settings = Settings(factor=2, method="calid", steps=steps)
+    makers: dict[str, Callable[..., np.ndarray]] = {
+        CODE_0: partial(of_code, interpolator=interpolator, scale=0.0),
+        FROM_PRIOR: partial(of_code, interpolator=interpolator, scale=1.0),
+        HOT: partial(drawn, interpolator=hot, settings=settings),
+    }
 
-    def row(name: str, scale: float, spacing_mm: float) -> Named:
-        make = partial(of_code, interpolator=interpolator, scale=scale, gap_mm=2 * spacing_mm)
-        return Named(name, make, at_spacing=partial(row, name, scale), weights=weights)
+    def row(name: str, spacing_mm: float) -> Named:
+        make = partial(makers[name], spacing_mm=spacing_mm)
+        return Named(name, make, at_spacing=partial(row, name), weights=weights)
 
-    return [row(name, scale, spacing_mm) for name, scale in ((CODE_0, 0.0), (FROM_PRIOR, 1.0))]
+    return [row(name, COMMON_SPACING_MM) for name in makers]
+
+
+def drawn(
+    before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, settings: Settings, spacing_mm: float
+) -> np.ndarray:
+    """What an interpolator makes between slices that are two spacings apart."""
+    pairs = np.stack([before, after], axis=1)
+    return np.stack([made[1] for made, _ in generated(interpolator, pairs, 2, settings, slice_mm=2 * spacing_mm)])
 
 
 def of_code(
-    before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, scale: float, gap_mm: float
+    before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, scale: float, spacing_mm: float
 ) -> np.ndarray:
     """What D makes of codes from N(0, scale^2), the same for every question."""
     model, images = interpolator.model, (as_images(before), as_images(after))
@@ -361,7 +380,7 @@ def of_code(
     def run(before: torch.Tensor, after: torch.Tensor, code: torch.Tensor, gap_mm: torch.Tensor) -> torch.Tensor:
         return model.codec.decode(code / model.codec.scale, model.see(before, after, gap_mm)).float()
 
-    return as_slices(interpolator.batched(run, *images, scale * noise, torch.full((len(before),), gap_mm)))
+    return as_slices(interpolator.batched(run, *images, scale * noise, torch.full((len(before),), 2 * spacing_mm)))
 
 
 def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:

@@ -24,7 +24,7 @@ from calid.method.coded import CodedCaLID
 from calid.method.motion import Motion, halfway
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.texture import with_texture_of
-from calid.method.weights import below, build_codec, config_from, read_motion
+from calid.method.weights import below, build_codec, build_motion, config_from
 from calid.run.device import choose_device
 from calid_training.runs import checkpoint_of, run_config
 from calid_training.weight_files import part_config
@@ -126,7 +126,8 @@ def ways_of(options: Namespace) -> dict[str, Way]:
         codec = build_codec(settings["network"], below(state, "network."))
     else:
         codec = build_codec(part_config(settings["codec"], "codec"), below(state, "codec."))
-    motion = read_motion(Path(settings["codec" if options.denoiser else "motion"]))
+    whole = settings["codec" if options.denoiser else "motion"]
+    motion = build_motion(part_config(whole, "motion"), below(state, "motion."))
 
     def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return sum(halfway(motion, before, after)) / 2
