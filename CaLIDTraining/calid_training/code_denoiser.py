@@ -92,7 +92,7 @@ class CodeDenoiserStage(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        learned = torch.nn.ModuleList([self.network, self.codec, self.motion])
+        learned = torch.nn.ModuleList([self.network, self.codec, *([self.motion] if self.trains_motion else [])])
         return adam(learned, self.learning_rate, self.warmup_steps, total=total)
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:

@@ -18,9 +18,11 @@ from calid.method.codec import Codec, Sight
 from calid.method.diffusion import Model, Schedule, invert, sample, unit_radius
 from calid.method.model import Departures
 from calid.method.motion import Motion, halfway
-from calid.method.networks import Denoiser, folded, unfolded
+from calid.method.networks import Denoiser, folded, frame_by_frame, unfolded
+from calid.method.texture import blurred
 
 FULL = Departures()
+FIDELITY_BLUR_PIXELS = 0.45
 
 
 class CodedCaLID(nn.Module):
@@ -73,18 +75,26 @@ class CodedCaLID(nn.Module):
             gap_mm: (N,) distances between both neighbors.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
-            departures: whether a single step stands for the slice at the least error.
+            departures: whether a single step stands for `mean_of_moved`.
 
         Returns:
             Images of the shape of `before`, in [-1, 1].
         """
-        sight = self.see(before, after, gap_mm)
         if departures.estimate and steps == 1:
-            made = self.codec.estimate(sight)
-        else:
-            made = self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight)
+            return self.mean_of_moved(before, after)
+        sight = self.see(before, after, gap_mm)
+        made = self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight)
         made = made.float().clamp(-1, 1)
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
+
+    def mean_of_moved(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """The slices between at the least expected error: the mean of both neighbors, brought half-way, and a blur.
+
+        D can be asked for the least error, too (`Codec.estimate`): that has the same PSNR and SSIM as this at the same
+        sharpness, and is farther from the truth in features (CaLIDTraining/GATES.md).
+        """
+        moved = self.halfway(before, after)
+        return frame_by_frame(partial(blurred, sigma=FIDELITY_BLUR_PIXELS), (moved[0] + moved[1]) / 2, dims=2)
 
     def see(self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor) -> Sight:
         """What D and tau1 see of both neighbors, brought half-way; frames are seen one by one."""

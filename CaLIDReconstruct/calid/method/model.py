@@ -44,7 +44,7 @@ class Departures:
         self_condition: whether a slice is inverted as lying between itself and itself; else between its neighbors.
         unit_radius: whether inverted latents are scaled to the radius that Gaussian noise has.
         estimate: whether a single step stands for the slice at the least error, and not for a draw; for a model with a
-            codec, whose D can be asked for either (`coded.py`).
+            codec, whose draws are no means (`coded.py`).
     """
 
     motion: bool = True

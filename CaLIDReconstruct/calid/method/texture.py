@@ -23,20 +23,20 @@ def with_brightness_of(reference: torch.Tensor, images: torch.Tensor) -> torch.T
     Draws differ in overall brightness more than neighboring slices do, which shows as stripes in long-axis cuts. A
     smooth gain removes that.
     """
-    shades = (_blurred((x.clamp(-1, 1) + 1) / 2, BRIGHTNESS_SIGMA_PIXELS) for x in (reference, images))
+    shades = (blurred((x.clamp(-1, 1) + 1) / 2, BRIGHTNESS_SIGMA_PIXELS) for x in (reference, images))
     wanted, had = (shade + BRIGHTNESS_FLOOR for shade in shades)
     return (images + 1) * (wanted / had).clamp(*GAIN_LIMITS) - 1
 
 
 def with_texture_of(before: torch.Tensor, after: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Make the fine texture of images as strong as that of their neighbors; a mean of both has less."""
-    fine = [x - _blurred(x, TEXTURE_SIGMA_PIXELS) for x in (before, after, images)]
+    fine = [x - blurred(x, TEXTURE_SIGMA_PIXELS) for x in (before, after, images)]
     strengths = [x.abs().mean(dim=(1, 2, 3), keepdim=True) for x in fine]
     gain = (strengths[0] + strengths[1]) / 2 / strengths[2].clamp_min(1e-6)
     return images + (gain.clamp(*TEXTURE_LIMITS) - 1) * fine[2]
 
 
-def _blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Images under a Gaussian; beyond its edge an image goes on as its nearest pixel."""
     margin = round(3 * sigma)
     padded = F.pad(images, [margin] * 4, mode="replicate")

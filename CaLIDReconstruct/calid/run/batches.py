@@ -127,8 +127,8 @@ class Interpolator:
         """The cost of `CaLID.between` for one slice, in evaluations of the denoiser."""
         departures, config = self.departures[mode], self.model.denoiser.config
         if isinstance(self.model, CodedCaLID):
-            walked = 0 if departures.estimate and steps == 1 else steps
-            return walked + CODING_EVALUATIONS + 2 * MOTION_EVALUATIONS
+            drawn = 0 if departures.estimate and steps == 1 else steps + CODING_EVALUATIONS
+            return drawn + 2 * MOTION_EVALUATIONS
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
         moves = self.model.motion is not None and departures.motion
         return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
