@@ -268,7 +268,7 @@ class Source:
 
     models: Path | None = None
     weights: Path = rivals.WEIGHTS
-    steps: int = 8
+    steps: int = 2
     samples: int = 8
     device: str = "auto"
     optimisation_steps: int | None = None

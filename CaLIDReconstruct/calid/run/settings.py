@@ -68,8 +68,8 @@ class Settings:
         factor: 2, 4, 8 or 16 new gaps for each, or "isotropic": slices about as far apart as pixels.
         method: "calid" starts from noise, "calid+" from its neighbors' inverted latents, "linear" needs no model.
         model: "2d" makes every frame by itself, "2d+t" all together; "auto" is 2D+T for a cine, if it is installed.
-        mode: "detail" is one draw; "fidelity" an estimate of the mean of all, by one step in `samples` mirrored views.
-            Where the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
+        mode: "detail" is one draw; "fidelity" the slice at the least expected error, in `samples` mirrored views. Where
+            the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
         seed: of all noise. CaLID+ starts its first draw from its neighbors' latents and not from noise.
@@ -110,7 +110,7 @@ class Settings:
         default=None,
         metadata=_told(f"draws for fidelity and uncertainty (default: {DEFAULT_SAMPLES})", low=1, high=MAX_SAMPLES),
     )
-    steps: int = field(default=8, metadata=_told("DDIM steps", low=1, high=MAX_STEPS))
+    steps: int = field(default=2, metadata=_told("DDIM steps", low=1, high=MAX_STEPS))
     seed: int = field(
         default=0, metadata=_told("of all noise; the first draw of calid+ starts from no noise", high=MAX_SEED)
     )
@@ -128,11 +128,11 @@ class Settings:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
 
     def resolved(self, *, uncertainty: bool) -> Settings:
-        """The settings a run really uses: fidelity takes the best estimator of the mean of all draws.
+        """The settings a run really uses: fidelity takes the slices at the least error, and draws nothing.
 
-        One velocity step from noise predicts that mean. It is closer to the truth than the mean of 8 draws of 8 steps
-        and costs an eighth (CaLIDTraining/RESULTS.md); the draws then only average over mirrored views. Where their
-        spread is asked for, whole draws are needed and their mean is taken.
+        A model with a codec then makes the mean of its moved neighbors, any other one velocity step from noise, which
+        predicts the mean of all draws; both average over mirrored views. Where the spread of draws is asked for, whole
+        draws are needed and their mean is taken.
         """
         if self.mode == "fidelity" and self.method != "linear" and not uncertainty:
             return replace(self, method="calid", steps=1)
