@@ -99,7 +99,8 @@ def judged_study(study: Path, before: Stack, changed: set[str] | None) -> str:
     if (frames != frames[:, :1]).any() or (slices != slices[:1]).any():
         raise WrongError(f"images of several frames or slices are mixed (changed: {changed})")
     steps = np.diff(slices[0])
-    if len(steps) and not ((steps == steps[0]).all() and abs(steps[0]) == 1):
+    is_told = bool(said.getvalue()) or "left_out" in stack.provenance
+    if len(steps) and not ((steps == steps[0]).all() and (abs(steps[0]) == 1 or is_told)):
         raise WrongError(f"the slices come in the order {slices[0].tolist()} (changed: {changed})")
     order = frames[:, 0].tolist()
     times = {"TriggerTime", "InstanceNumber", "AcquisitionTime", "ContentTime", "TemporalPositionIndex"}
@@ -108,7 +109,7 @@ def judged_study(study: Path, before: Stack, changed: set[str] | None) -> str:
     if stack.voxels.shape == before.voxels.shape:
         return RIGHT
     missing = np.prod(before.voxels.shape[:2]) - np.prod(stack.voxels.shape[:2])
-    if not said.getvalue() and "left_out" not in stack.provenance:
+    if not is_told:
         raise WrongError(
             f"{missing} images are missing and nothing is said (changed: {changed}; {dict(stack.provenance)})"
         )

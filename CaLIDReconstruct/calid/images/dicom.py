@@ -36,7 +36,6 @@ from pydicom.uid import (
 
 from calid.errors import InputError
 from calid.geometry import Plane, angle_degrees
-from calid.images.vetting import quiet_itk
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -175,7 +174,8 @@ def read_images(path: Path, name: str) -> list[DicomImage]:
         with _quiet():
             return [_image(image, path, name, index) for index, image in enumerate(_flattened(dataset, name))]
     except _BROKEN as err:
-        raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({err}).", _AGAIN) from err
+        said = " ".join(str(err).split())[:120]
+        raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({said}).", _AGAIN) from err
 
 
 def _pass_over(path: Path, name: str) -> None:
@@ -518,7 +518,7 @@ def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder, "bare.dcm")
         dataset.save_as(bare)
-        with quiet_itk(), _heard_codecs():
+        with _quiet_itk(), _heard_codecs():
             return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
 
 
@@ -527,6 +527,17 @@ def _forget_scale(dataset: FileDataset) -> None:
     for part in (dataset, *shared, *per_frame):
         for keyword in _SCALES:
             part.pop(keyword, None)
+
+
+@contextmanager
+def _quiet_itk() -> Iterator[None]:
+    """Without ITK's warnings on stderr: what they speak of is told here."""
+    was_shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(was_shown)
 
 
 @contextmanager

@@ -13,12 +13,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
 import numpy as np
-import SimpleITK as sitk
 
 from calid.errors import InputError
 from calid.images.memory import need_memory
@@ -334,17 +332,6 @@ def gzipped(pieces: Iterable[bytes], level: int) -> Iterator[bytes]:
     for piece in pieces:
         yield deflate.compress(piece)
     yield deflate.flush()
-
-
-@contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Without ITK's warnings on stderr: what they speak of is vetted here."""
-    was_shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(was_shown)
 
 
 def need_magic(start: bytes, magic: bytes, name: str, kind: str) -> None:
