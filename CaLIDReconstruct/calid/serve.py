@@ -29,6 +29,7 @@ from calid.run.settings import OPTIONS, checked, from_json
 PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
 SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
+FRAME_NAME = "frame{index:04d}.nrrd"
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
 SETTINGS = tuple(OPTIONS)
 FLAGS = ("overwrite", "raw", "uncertainty")
@@ -265,6 +266,7 @@ def _path(request: Request, key: str) -> Path | None:
 
 
 def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
+    from calid.images.whole_file import need_apart
     from calid.run.job import Job
 
     job = Job(
@@ -277,6 +279,8 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
         series=_series(request),
     )
     folder = _path(request, "frames_folder")
+    if folder is not None:
+        need_apart(folder / FRAME_NAME.format(index=0), (job.source,))
     show_frame = None if folder is None else partial(_show_frame, folder, emit)
     made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame, tell=_log_to(emit))
     return {"output": str(job.output), "provenance": made.stack.history}
@@ -285,7 +289,7 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
 def _show_frame(folder: Path, emit: Emit, index: int, frame: Any) -> None:
     from calid.images.files import write_stack
 
-    path = folder / f"frame{index:04d}.nrrd"
+    path = folder / FRAME_NAME.format(index=index)
     write_stack(frame, path, overwrite=True)
     emit("frame", index=index, path=str(path))
 
@@ -328,11 +332,13 @@ def _study(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
     """What a DICOM folder holds, and, if a folder to write to is given, its short axis and views as sequence files."""
     from calid.images.files import write_stack
     from calid.images.study import look, read_study
+    from calid.images.whole_file import need_apart
 
     source, folder, series = Path(request["input"]), _path(request, "folder"), _series(request)
     if folder is None:
         return {"study": look(source, series).as_json()}
     study = read_study(source, series)
+    need_apart(folder / "sax.seq.nrrd", (source,))
     folder.mkdir(parents=True, exist_ok=True)
     sax, lax = folder / "sax.seq.nrrd", []
     write_stack(study.sax, sax, overwrite=True)
@@ -379,12 +385,15 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
     from calid.heart.anatomy import clean_labels
     from calid.heart.segmentation import license_notice, segment
     from calid.images.files import check_output, read_stack, write_labels
+    from calid.images.whole_file import need_apart
     from calid.run.progress import Watch
 
     output, overwrite = Path(request["output"]), bool(request.get("overwrite", False))
     check_output(output, overwrite=overwrite, sources=(Path(request["input"]), _path(request, "models")))
     emit("log", level="info", message=license_notice(_path(request, "models")))
     folder = _path(request, "surfaces_folder")
+    if folder is not None:
+        need_apart(folder / "any.vtp", (Path(request["input"]),))
     labels = segment(
         read_stack(Path(request["input"]), _series(request)),
         device=request.get("device", "auto"),

@@ -242,3 +242,29 @@ def test_hidden_files_are_no_long_axis_images(tmp_path):
     (tmp_path / "._2ch.nrrd").write_bytes(b"Mac OS X")
     (tmp_path / ".calid-00000000-1-00000000.nrrd").write_bytes(b"")
     assert [image.name for image in read_lax_folder(tmp_path)] == ["2ch"]
+
+
+def test_requests_that_would_write_into_their_input_are_refused(tmp_path):
+    """The panel's folders for frames, surfaces and views are the engine's outputs as well."""
+    from calid import serve
+
+    folder = tmp_path / "study"
+    file_phantoms.write_stack(folder, file_phantoms.noisy_stack((2, 4, 18, 20)))
+    before = contents_of(folder)
+    output = str(tmp_path / "o.nrrd")
+    for request in (
+        {
+            "command": "upsample",
+            "input": str(folder),
+            "output": output,
+            "method": "linear",
+            "frames_folder": str(folder),
+        },
+        {"command": "segment", "input": str(folder), "output": output, "surfaces_folder": str(folder / "s0")},
+        {"command": "study", "input": str(folder), "folder": str(folder / "new")},
+    ):
+        with pytest.raises(OutputError) as error:
+            serve.COMMANDS[request["command"]].answer(request, lambda: False, lambda *_, **__: None)
+        assert error.value.code == "output-is-input"
+    assert contents_of(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["study"]

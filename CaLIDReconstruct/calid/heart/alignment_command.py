@@ -26,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Tell the shifts, and write what is asked for; exit code 0."""
+    sources = (options.input, options.lax)
     if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite)
+        check_output(options.output, overwrite=options.overwrite, sources=sources)
     if options.json is not None:
-        check_any_output(options.json, (".json",), overwrite=options.overwrite)
+        check_any_output(options.json, (".json",), overwrite=options.overwrite, sources=sources)
     if options.json is not None and options.output == options.json:
         raise OutputError("same-output", f"{options.json} is asked for twice.", "Give two different names.")
     study = read_heart(options.input, options.lax)

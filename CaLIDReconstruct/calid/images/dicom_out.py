@@ -8,7 +8,6 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.8.3.html
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from pydicom.valuerep import format_number_as_ds
 from calid import STANDING_NOTE, __version__
 from calid.errors import InputError, OutputError
 from calid.geometry import is_same_position, plane_of
+from calid.images import whole_file
 from calid.images.dicom import DicomImage, is_dicom, read_images, read_pixels
 from calid.images.vetting import real_values
 from calid.stack import Stack
@@ -147,7 +147,8 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: as for `check_folder`, or the disk is full or fails.
     """
     check_folder(folder, overwrite=overwrite)
-    draft = folder.with_name(f".calid-dicom-{secrets.token_hex(4)}")
+    whole_file.sweep(folder.parent)
+    draft = folder.with_name(whole_file.temporary_name(".dicom"))
     try:
         draft.mkdir()
         yield draft

@@ -23,10 +23,7 @@ LONGEST_NAME = 255
 ABANDONED_SECONDS = 24 * 3600
 """A temporary file that nobody has touched for so long has no owner, whatever machine it ran on."""
 
-_TEMPORARY = re.compile(
-    r"\.calid-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}"
-    r"(\.se[qg])?\.(nrrd|nii|nii\.gz|mha|html?|json|png|gif|vtp|stl|obj)"
-)
+_TEMPORARY = re.compile(r"\.calid-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\.se[qg])?\.[a-z]{2,5}(\.gz)?")
 
 
 def check_output(
@@ -65,16 +62,23 @@ def _check_place(path: Path, *, overwrite: bool, sources: list[Path]) -> None:
         raise OutputError("name-too-long", message, "Choose a shorter name.")
     if path.is_dir():
         raise OutputError("is-a-folder", f"{path} is a folder.", "Name a file in it.")
-    for source in sources:
-        if _lies_in(path, source):
-            message = f"{path} " + (
-                f"lies in the folder {source}, which is an input." if source.is_dir() else "is an input."
-            )
-            raise OutputError("output-is-input", message, "Write the result to another folder.")
+    need_apart(path, sources)
     if path.exists() and not overwrite:
         raise OutputError("exists", f"{path} exists already.", "Choose another name, or ask to overwrite it.")
     if not os.access(path.parent, os.W_OK):
         raise OutputError("unwritable", f"The folder {path.parent} cannot be written to.", "Choose another folder.")
+
+
+def need_apart(path: Path, sources: Iterable[Path]) -> None:
+    """Return if a file that is to be written is none of the sources and does not lie in one, nor below.
+
+    Raises:
+        OutputError: "output-is-input".
+    """
+    for source in sources:
+        if _lies_in(path, source):
+            where = f"lies in the folder {source}, which is an input." if source.is_dir() else "is an input."
+            raise OutputError("output-is-input", f"{path} {where}", "Write the result to another folder.")
 
 
 def _lies_in(path: Path, source: Path) -> bool:
@@ -114,10 +118,10 @@ def whole_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False) 
     """
     path = Path(path)
     check_output(path, suffixes, overwrite=overwrite)
-    _sweep(path.parent)
+    sweep(path.parent)
     # The temporary name ends like the final one, since VTK's writers go by the extension.
     suffix = next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
-    temporary = path.with_name(f".calid-{_this_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}")
+    temporary = path.with_name(temporary_name(suffix))
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -138,13 +142,21 @@ def _this_machine() -> str:
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove our temporary files whose process is gone; those of other machines only when they are old."""
+def temporary_name(suffix: str) -> str:
+    """A name for what is being written; it tells by which process, so that `sweep` can tell whether that has ended."""
+    return f".calid-{_this_machine()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+
+
+def sweep(folder: Path) -> None:
+    """Remove our temporary files and folders whose process is gone; those of other machines only when they are old."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             found = _TEMPORARY.fullmatch(path.name)
             if found and _is_abandoned(path, found["host"], int(found["process"])):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path, host: str, process: int) -> bool:
