@@ -860,6 +860,37 @@ def a_dicom_folder_of_one_slice(folder):
     return dicom(folder, stack=good((5, 1, 18, 24)))
 
 
+def raw_element(folder: Path, keyword: str, vr: str, value: bytes) -> Path:
+    """One file with an element as pydicom would not write it."""
+    path = dicom(folder) / "s1" / "i00.dcm"
+    file = pydicom.dcmread(path)
+    tag = pydicom.tag.Tag(keyword)
+    file._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(value), value, 0, False, True)
+    file.save_as(path)
+    return folder
+
+
+@damage("damaged-dicom", "s1/i00.dcm", "infinity")
+def dicom_with_a_whole_number_that_is_infinite(folder):
+    return raw_element(folder, "InstanceNumber", "IS", b"inf ")
+
+
+@damage("damaged-dicom", "s1/i00.dcm", "xxxx")
+def dicom_with_a_long_word_in_place_of_a_number(folder):
+    return raw_element(folder, "TriggerTime", "DS", b"x" * 5000)
+
+
+@damage("truncated-dicom", "s1/i00.dcm")
+def dicom_whose_sequences_are_nested_without_end(folder):
+    path = dicom(folder) / "s1" / "i00.dcm"
+    contents = path.read_bytes()
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    sequence = b"\x08\x00\x40\x11SQ\x00\x00\xff\xff\xff\xff"  # Referenced Image Sequence
+    place = contents.index(b"\x08\x00\x60\x00CS")  # the modality, an element further on in group 8
+    path.write_bytes(contents[:place] + (sequence + item) * 5000 + contents[place:])
+    return folder
+
+
 @damage("damaged-dicom", "s0/i00.dcm", "RescaleSlope is nan")
 def dicom_with_a_scale_that_is_no_number(folder):
     return dicom(folder, lambda _t, _z: {"RescaleSlope": "nan"})

@@ -69,8 +69,11 @@ _UNKNOWN_LENGTH = 0xFFFFFFFF
 _SCALES = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
 _AGAIN = "Copy or export the file again, or remove it from the folder."
 
-_BROKEN = (EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, struct.error, zlib.error)
-"""What pydicom raises, without saying so, on files that end early or hold nonsense."""
+_BROKEN = (
+    *(EOFError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError),
+    *(struct.error, zlib.error),
+)
+"""What pydicom raises, without saying so, on files that end early, hold nonsense, or are nested without end."""
 
 
 @dataclass(frozen=True, eq=False)
