@@ -14,7 +14,8 @@ RADII = {"basal": 1.0, "mid": 0.76, "apical": 0.52, "apex": 0.26}
 _RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], float)
 _UNKNOWN = (150, 150, 150)
 _CENTERED = 0x0084  # Qt::AlignCenter; its Python type differs between the bindings
-_LETTERS = {"anterior": (0.5, 0.04), "inferior": (0.5, 0.96), "septal": (0.04, 0.5), "lateral": (0.96, 0.5)}
+_LETTERS = {"anterior": (0.5, 0.06), "inferior": (0.5, 0.94), "septal": (0.06, 0.5), "lateral": (0.94, 0.5)}
+_SHARE = 0.38  # of the picture's width is the radius of the whole, with room for the letters around it
 
 
 def pixmap(values: np.ndarray, letters: dict[str, str], size: int = SIZE):
@@ -38,7 +39,7 @@ def pixmap(values: np.ndarray, letters: dict[str, str], size: int = SIZE):
         _writeValue(painter, segment, values[segment.number - 1], (low, high), size)
     painter.setPen(qt.QColor(128, 128, 128))
     for side, (x, y) in _LETTERS.items():
-        painter.drawText(qt.QRect(round(x * size) - 20, round(y * size) - 10, 40, 20), _CENTERED, letters[side])
+        painter.drawText(qt.QRect(round(x * size) - 18, round(y * size) - 10, 36, 20), _CENTERED, letters[side])
     painter.end()
     return picture
 
@@ -71,7 +72,7 @@ def place(segment: Segment) -> tuple[float, float]:
 
 
 def _paintSegment(painter, segment: Segment, value: float, ends: tuple[float, float], size: int) -> None:
-    radius = RADII[segment.ring] * 0.46 * size
+    radius = RADII[segment.ring] * _SHARE * size
     corner, width = round(size / 2 - radius), round(2 * radius)
     painter.setBrush(qt.QBrush(qt.QColor(*color(value, ends))))
     painter.setPen(qt.QColor(255, 255, 255))
@@ -87,5 +88,5 @@ def _writeValue(painter, segment: Segment, value: float, ends: tuple[float, floa
     lightness = float(np.dot(color(value, ends), (0.3, 0.59, 0.11)))
     painter.setPen(qt.QColor(0, 0, 0) if lightness > 130 else qt.QColor(255, 255, 255))
     text = f"{value:.0f}" if np.isfinite(value) and abs(value) >= 20 else f"{value:.1f}" if np.isfinite(value) else "-"
-    middle = size / 2 + 0.46 * size * np.array([x, y])
+    middle = size / 2 + _SHARE * size * np.array([x, y])
     painter.drawText(qt.QRect(round(middle[0]) - 22, round(middle[1]) - 10, 44, 20), _CENTERED, text)

@@ -80,10 +80,13 @@ class EstimatePanel:
         question = self.question()
         if question is None:
             self._clear()
-        elif self._answer is None or not question.isSame(self._answer[0]):
+            return
+        self._showOutcome(question)
+        if self._answer is not None and question.isSame(self._answer[0]):
+            self._showAnswer()
+        else:
             self._answer = None
-            show(self.ui.estimateLabel, "")
-            self._showOutcome(question)
+            self._show(self.ui.estimateLabel, "")
             self.timer.start()
 
     def ask(self) -> None:
@@ -95,7 +98,7 @@ class EstimatePanel:
         try:
             self._requestId = self.logic.estimate(question.node, question.settings, self._onAnswer)
         except (ModuleError, CalidError, OSError) as error:
-            show(self.ui.estimateLabel, str(error), Level.WARNING)
+            self._show(self.ui.estimateLabel, str(error), Level.WARNING)
             return
         self._showOutcome(question)
         self.onBusy()
@@ -112,12 +115,22 @@ class EstimatePanel:
         text = outcomeText(question)
         if self._requestId is not None:
             text = "\n".join([text, _("Estimating the time it takes ...")])
-        show(self.ui.outcomeLabel, text)
+        self._show(self.ui.outcomeLabel, text)
+
+    def _showAnswer(self) -> None:
+        question, event = self._answer
+        text = estimateText(event, withSegmentation=question.settings.segment)
+        self._show(self.ui.estimateLabel, text, Level.INFO if event.get("fits", True) else Level.WARNING)
 
     def _clear(self) -> None:
-        self._answer = None
+        """Show nothing; an answer is kept for when the same is asked again."""
         for label in (self.ui.outcomeLabel, self.ui.estimateLabel):
-            show(label, "")
+            self._show(label, "")
+
+    @staticmethod
+    def _show(label, text: str, level: Level = Level.INFO) -> None:
+        show(label, text, level)
+        label.visible = bool(text)
 
     def _onAnswer(self, event: dict | None, reason: Failure | None) -> None:
         self._requestId = None
@@ -130,13 +143,10 @@ class EstimatePanel:
             self.timer.start()
         elif event is not None:
             self._answer = asked, event
-            fits = event.get("fits", True)
-            withSegmentation = asked.settings.segment
-            text = estimateText(event, withSegmentation=withSegmentation)
-            show(self.ui.estimateLabel, text, Level.INFO if fits else Level.WARNING)
+            self._showAnswer()
             self._askDevice(asked.settings)
         elif reason is not None:
-            show(self.ui.estimateLabel, reason.text(), Level.WARNING)
+            self._show(self.ui.estimateLabel, reason.text(), Level.WARNING)
             self.log("warning", "\n".join(filter(None, [reason.text(), reason.details])))
 
     def _askDevice(self, settings: RunSettings) -> None:

@@ -147,4 +147,4 @@ def _columnTitles() -> dict[str, str]:
 
 
 def _letters() -> dict[str, str]:
-    return {"anterior": _("ant"), "inferior": _("inf"), "septal": _("sept"), "lateral": _("lat")}
+    return {"anterior": _("ant"), "inferior": _("inf"), "septal": _("sep"), "lateral": _("lat")}

@@ -15,6 +15,7 @@ from .Logic import Reconstruction
 from .Messages import Failure, timeText
 from .Notices import Level, show
 from .PrivateLog import PrivateLog
+from .ReportExport import ReportExport
 from .ResultPanel import ResultPanel
 from .RunResult import RunResult
 from .Settings import RunSettings
@@ -54,6 +55,7 @@ class Panel:
             onBusy=self.startPolling,
             onLoaded=self._onStudyLoaded,
         )
+        self.reportExport = ReportExport(ui, logic, lambda: self.results.result, self.log, self.startPolling)
         self.pollTimer = self._timer(POLL_MS, self.poll, singleShot=False)
         self.sceneTimer = self._timer(SCENE_DELAY_MS, self.onSceneSettled, singleShot=True)
         self.idleTimer = self._timer(IDLE_MS, self.onIdle, singleShot=True)
@@ -70,6 +72,7 @@ class Panel:
         self.estimate.close()
         self.setup.close()
         self.study.close()
+        self.reportExport.close()
         self.results.close()
         self.logic.close()
 
@@ -188,7 +191,8 @@ class Panel:
         """Carry on what is under way; stops by itself."""
         self.logic.poll()
         self.setup.poll()
-        if not self.logic.isBusy and not self.setup.isBusy:
+        self.reportExport.poll()
+        if not (self.logic.isBusy or self.setup.isBusy or self.reportExport.isBusy):
             self.pollTimer.stop()
             self.idleTimer.start()
 

@@ -127,7 +127,7 @@ def comparisonPicture(widget) -> Image.Image:
         write(canvas, (index * (VIEW_PIXELS[0] + MARGIN) + MARGIN, 6), title, 16)
     right, up, normal = comparison.planes[min(2, len(rows) - 1)].sliceToRas[:3, :3].T
     towards = 0.8 * normal + 0.4 * right + 0.35 * up
-    canvas.paste(Image.fromarray(view3d.pixels(towards=towards, up=up, zoom=1.6)), (left, HEAD))
+    canvas.paste(Image.fromarray(view3d.pixels(towards=towards, up=up, zoom=2.3)), (left, HEAD))
     write(canvas, (left, 6), "ventricles and planes", 16)
     return canvas
 
@@ -172,7 +172,7 @@ def savePanel(application, widget, path: Path) -> None:
 
 def save(picture: Image.Image, path: Path) -> None:
     """Write a PNG below the limit; grey views and a few colours fit into a palette."""
-    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     if path.stat().st_size > LARGEST_BYTES:
         picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.name}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")

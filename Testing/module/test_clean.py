@@ -70,6 +70,17 @@ def test_what_will_come_out_is_said_at_once_and_before_the_engine_answers(opened
     assert "81 slices, 1.25 mm" in panel.ui.outcomeLabel.text
 
 
+def test_an_estimate_is_not_asked_for_twice(opened):
+    hearts.addPicture()
+    panel = opened()
+    panel.until(lambda: "42 s" in panel.ui.estimateLabel.text)
+    panel.run()
+    panel.until(lambda: not panel.panel.pollTimer.isActive())
+    assert "42 s" in panel.ui.estimateLabel.text
+    assert not panel.panel.estimate.timer.isActive()
+    assert panel.commands.count("estimate") == 1
+
+
 def test_a_click_on_upsample_does_not_wait_for_the_estimate(opened):
     """The trial is asked to stop; an engine that is still loading for it is not killed."""
     hearts.addPicture()
