@@ -25,10 +25,10 @@ def demons_field(
     images = [sitk.GetImageFromArray(np.asarray(x, np.float32)) for x in (fixed, moving)]
     demons.SetNumberOfIterations(iterations)
     demons.SetStandardDeviations(sigma_pixels)
-    field = None
-    for factor in SHRINK_FACTORS:
-        pair = [_shrunk(image, factor) for image in images]
-        field = demons.Execute(*pair) if field is None else demons.Execute(*pair, sitk.Resample(field, pair[0]))
+    coarsest, *finer = ([_shrunk(image, factor) for image in images] for factor in SHRINK_FACTORS)
+    field = demons.Execute(*coarsest)
+    for pair in finer:
+        field = demons.Execute(*pair, sitk.Resample(field, pair[0]))
     return np.moveaxis(sitk.GetArrayFromImage(field), -1, 0)
 
 

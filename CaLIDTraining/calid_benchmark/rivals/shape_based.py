@@ -36,10 +36,11 @@ def _blended(before: np.ndarray, after: np.ndarray, shares: tuple[float, ...]) -
 
 def _depths(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`depth` of both masks; where one is empty, it is as far outside as the other reaches inside: it ends half-way."""
-    a, b = (depth(mask) if mask.any() else None for mask in (before, after))
-    if a is None:
+    if not before.any():
+        b = depth(after)
         return np.full(before.shape, -b.max()), b
-    return a, np.full(after.shape, -a.max()) if b is None else b
+    a = depth(before)
+    return a, depth(after) if after.any() else np.full(after.shape, -a.max())
 
 
 def depth(mask: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def _within(stack: Stack, mesh: vtkPolyData, other: vtkPolyData) -> float:
 def filled(mesh: vtkPolyData, grid: Stack) -> np.ndarray:
     """(Z, Y, X) bool: voxel centres of `grid` inside a mesh, whose small open valve rings are closed by scan lines."""
     matrix = vtkMatrix4x4()
-    matrix.DeepCopy(np.linalg.inv(grid.affine).ravel())
+    matrix.DeepCopy(np.linalg.inv(grid.affine).ravel().tolist())
     transform, moved = vtkTransform(), vtkTransformPolyDataFilter()
     transform.SetMatrix(matrix)
     moved.SetTransform(transform)
