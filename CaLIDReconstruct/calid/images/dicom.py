@@ -61,6 +61,7 @@ _NATIVE = (
 )
 """Transfer syntaxes whose pixels are not compressed; the last one compresses all elements together."""
 
+_OVERLAY_BIT = (0x6000, 0x0102)
 _DICOM_ROOT = "1.2.840.10008."
 _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (0x0002, 0x0008)
@@ -460,8 +461,12 @@ def read_pixels(path: Path, name: str) -> np.ndarray:
         with _quiet():
             dataset = pydicom.dcmread(path, force=True)
             syntax = dataset.file_meta.TransferSyntaxUID = _syntax_of(dataset)
+            stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+            high = int(dataset.get("HighBit", stored - 1))
             if syntax in _NATIVE:
                 _need_length(dataset, len(dataset.PixelData), name)
+                # pydicom would drop the bits above without a word, and keep those below.
+                dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
             pixels = _decoded(dataset)
     except RuntimeError as err:
         message = f"{name}: the pixels are compressed as {syntax.name} and cannot be decoded, or are damaged."
@@ -474,25 +479,36 @@ def read_pixels(path: Path, name: str) -> np.ndarray:
         announced = f"{dataset.Columns} x {dataset.Rows}"
         message = f"{name}: the header announces {announced} pixels; decompressed there are {columns} x {rows}."
         raise InputError("size-mismatch", message, _AGAIN)
-    return _right_aligned(pixels.reshape((-1, *pixels.shape[-2:])), dataset, name)
+    pixels = pixels.reshape((-1, *pixels.shape[-2:]))
+    return _right_aligned(pixels, dataset, stored, high, name) if syntax in _NATIVE else pixels
 
 
-def _right_aligned(pixels: np.ndarray, dataset: Dataset, name: str) -> np.ndarray:
-    """The pixels without the bits below those that are in use, where the header says that there are any.
+def _right_aligned(pixels: np.ndarray, dataset: Dataset, stored: int, high: int, name: str) -> np.ndarray:
+    """The values of pixels that were not compressed, without the bits that the header says are not in use.
+
+    Args:
+        pixels: all bits of them.
+        dataset: the header.
+        stored: how many bits hold a value.
+        high: the last of these, counted from 0.
+        name: of the file, for messages.
 
     Raises:
-        InputError: "bit-positions", if the header does not make sense, or the pixels do not fit what it says.
+        InputError: "bit-positions", if there is something in bits where nothing should be, but for overlays above.
     """
-    allocated, stored = int(dataset.BitsAllocated), int(dataset.get("BitsStored") or dataset.BitsAllocated)
-    high = int(dataset.get("HighBit", stored - 1))
-    unused = high + 1 - stored
-    if unused == 0:
-        return pixels
-    is_native = dataset.file_meta.TransferSyntaxUID in _NATIVE
-    if unused > 0 and high < allocated and is_native and not (pixels & ((1 << unused) - 1)).any():
-        return pixels >> unused
-    message = f"{name}: the header says that {stored} bits end at bit {high} of {allocated}; the pixels do not."
-    raise InputError("bit-positions", message, "Export the images again, with High Bit one less than Bits Stored.")
+    below, above = high + 1 - stored, int(dataset.BitsAllocated) - 1 - high
+    if below >= 0 and above >= 0 and not (pixels & ((1 << below) - 1)).any():
+        values = pixels >> below
+        if pixels.dtype.kind == "i":
+            return (values << (below + above)) >> (below + above)
+        if _OVERLAY_BIT in dataset:
+            return values & ((1 << stored) - 1)
+        if not (values >> stored).any():
+            return values
+    where = f"{stored} bits end at bit {high} of {dataset.BitsAllocated}"
+    message = f"{name}: the header says that {where}; the pixels hold others."
+    remedy = "Export the images again, with High Bit one less than Bits Stored."
+    raise InputError("bit-positions", message, remedy)
 
 
 def _decoded(dataset: FileDataset) -> np.ndarray:
