@@ -41,6 +41,11 @@ HOLE_STEPS = 1.75
 """Where so many times the usual step pass between two frames, one is missing."""
 
 
+RIM_SHARE = 0.06
+BRIGHT_RIM = 0.6
+"""The outermost share of an image, and the share of the contrast from which it is too bright for air or lung."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One answer that a person should know about.
@@ -94,7 +99,7 @@ def findings(stack: Stack) -> list[Finding]:
     lowest, highest = stack.voxels.min(axis=(2, 3)), stack.voxels.max(axis=(2, 3))
     # A value that is no number, or labels in place of signal, leave nothing else to be said about the values.
     values = list(_finite(stack, lowest, highest)) or list(_labels(stack, lowest, highest))
-    values = values or [*_contrast(lowest, highest), *_repeats(stack)]
+    values = values or [*_contrast(lowest, highest), *_inversion(stack), *_repeats(stack)]
     return [*_slice_count(stack), *_spacing(stack), *_axes(stack), *values, *_frame_times(stack), *_marks(stack)]
 
 
@@ -226,6 +231,33 @@ def _contrast(lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
         )
 
 
+def _inversion(stack: Stack) -> Iterator[Finding]:
+    """Whether the image is dark where cine MR is bright: at its rim lies air or lung, and few of its pixels are bright.
+
+    Measured on 353 stacks of ACDC, chla, Sunnybrook, autofd and biv-me: the rim's median lies between 0 and 0.22 of the
+    contrast and the skewness between 0.4 and 4.2; inverted, between 0.77 and 1 and between -4 and -0.4.
+    """
+    voxels = stack.voxels[0].astype(np.float64)
+    low, high = np.percentile(voxels, [1, 99.5])
+    if not low < high:
+        return
+    shown = np.clip((voxels - low) / (high - low), 0, 1)
+    rows, columns = shown.shape[1:]
+    width = max(2, round(RIM_SHARE * min(rows, columns)))
+    rim = np.ones((rows, columns), bool)
+    rim[width:-width, width:-width] = False
+    brightness = float(np.median(shown[:, rim]))
+    skewness = float(np.mean((shown - shown.mean()) ** 3)) / max(float(shown.std()) ** 3, 1e-9)
+    if brightness > BRIGHT_RIM and skewness < 0:
+        yield Finding(
+            "unusual-contrast",
+            "warning",
+            f"The image is bright where cine MR is dark, {100 * brightness:.0f} % of the contrast at its rim: it is "
+            "inverted, or shows no heart.",
+            "Use the cine as the scanner shows it; on three inverted ones the model fell 0.18 dB behind linear.",
+        )
+
+
 def _labels(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
     if lowest.min() == highest.max():
         return
@@ -277,7 +309,7 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
             "warning",
             f"The file does not say for certain when frames were taken ({stack.times_guess}); they count as "
             f"{usual:.4g} ms apart.",
-            "Voxels are not affected; heart rate and timing in the report are.",
+            "Heart rate and timing in the report follow from this guess; look whether the film beats evenly.",
         )
     elif not FRAME_LIMITS_MS[0] < usual <= FRAME_LIMITS_MS[1]:
         yield Finding(

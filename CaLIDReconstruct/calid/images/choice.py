@@ -129,20 +129,19 @@ def _moving_most(groups: Sequence[Group], reasons: list[str]) -> list[Group]:
     if len(groups) == 1:
         reasons.append("there is nothing else")
     elif len(best) == 1:
-        reasons.append(f"it is the only stack that is {_called(best[0])}")
+        reasons.append(f"it is the only stack that is {called(best[0])}")
     else:
-        reasons.append(f"it is {_called(best[0])}")
+        reasons.append(f"it is {called(best[0])}")
     return best
 
 
 def _motion_rank(group: Group) -> tuple[bool, bool, int]:
     """MR magnitude images of a cine's contrast first, and of these what moves."""
-    modality, kind, _ = group.kind
-    is_image = modality in ("MR", "") and not kind.startswith(("P", "V", "R", "I"))
-    return is_image, not group.subject, -list(MOTIONS).index(group.motion)
+    return group.is_magnitude, not group.subject, -list(MOTIONS).index(group.motion)
 
 
-def _called(group: Group) -> str:
+def called(group: Group) -> str:
+    """What a group shows, in words."""
     return f"{group.subject} ({MOTIONS[group.motion]})" if group.subject else MOTIONS[group.motion]
 
 
@@ -232,7 +231,7 @@ def _several_stacks(candidates: Sequence[Group]) -> InputError:
 
 def _in_doubt(group: Group, candidates: Sequence[Group]) -> Verdict:
     is_candidate = any(group is candidate for candidate in candidates)
-    return Verdict(group, "left out", "it may be the short axis" if is_candidate else _called(group))
+    return Verdict(group, "left out", "it may be the short axis" if is_candidate else called(group))
 
 
 def _with_series(groups: Sequence[Group], series: str) -> Group:
@@ -260,7 +259,7 @@ def _verdicts(groups: Sequence[Group], sax: Group) -> tuple[Verdict, ...]:
     found = []
     for group in groups:
         if any(id(run) in chosen for run in group.runs):
-            found.append(Verdict(sax, "short axis", _called(sax)))
+            found.append(Verdict(sax, "short axis", called(sax)))
             rest = tuple(run for run in group.runs if id(run) not in chosen)
             if rest:
                 found.append(
@@ -272,17 +271,17 @@ def _verdicts(groups: Sequence[Group], sax: Group) -> tuple[Verdict, ...]:
                 )
             continue
         reason = _why_no_view(group, sax)
-        found.append(Verdict(group, "left out" if reason else "long axis", reason or _called(group)))
+        found.append(Verdict(group, "left out" if reason else "long axis", reason or called(group)))
     return tuple(found)
 
 
 def _why_no_view(group: Group, sax: Group) -> str:
     """In words; empty if the group holds long-axis views."""
     if group.is_beside(sax):
-        what = "another acquisition" if group.is_alike(sax) else _called(group)
+        what = "another acquisition" if group.is_alike(sax) else called(group)
         return f"{what}, in the planes of the short axis"
     if not group.is_alike(sax):
-        return f"another kind of image than the short axis, {_called(group)}"
+        return f"another kind of image than the short axis, {called(group)}"
     if len(group.places) > MAX_VIEW_POSITIONS:
         return "another stack of parallel planes"
     if group.references != sax.references and group.references and sax.references:

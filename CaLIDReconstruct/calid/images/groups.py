@@ -117,6 +117,13 @@ class Group:
         return {image.reference for image in self.images} - {""}
 
     @property
+    def is_magnitude(self) -> bool:
+        """Whether these are MR images of magnitude, without inversion, and not of phase or velocity or a map."""
+        modality, kind, sequence = self.kind
+        is_plain = "IR" not in sequence.split("\\") and "MAP" not in " ".join(self.images[0].image_type).upper()
+        return modality in ("MR", "") and not kind.startswith(("P", "V", "R", "I")) and is_plain
+
+    @property
     def is_ssfp(self) -> bool:
         """Whether the headers name the pulse sequence of a usual cine: steady state, free precession."""
         variant, family = self.images[0].sequence

@@ -20,7 +20,7 @@ from calid import geometry
 from calid.errors import InputError
 from calid.images.assembly import count_findings, phase_findings, plane_findings
 from calid.images.checks import raise_first
-from calid.images.choice import RIGHT_ANGLE_DEGREES, Choice, choose, miss_of_right_angle, views_of
+from calid.images.choice import RIGHT_ANGLE_DEGREES, Choice, called, choose, miss_of_right_angle, views_of
 from calid.images.dicom import DicomImage, fingerprint, read_images, read_pixels
 from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run, groups_of
 from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
@@ -204,7 +204,7 @@ def _overview(images: list[DicomImage], notes: list[str], source: Path, series: 
     placed, copies = _each_once(placed)
     placed, references = _comparable(placed)
     choice = choose(groups_of(placed), series)
-    return Overview(choice, (*notes, *copies, *references, *_untimed(choice)), unplaced)
+    return Overview(choice, (*notes, *copies, *references, *_untimed(choice), *_unusual(choice)), unplaced)
 
 
 def _untimed(choice: Choice) -> Iterator[str]:
@@ -248,6 +248,15 @@ def _comparable(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
         return images, []
     note = "Every series has a frame of reference of its own, as de-identified ones do; they were taken for one."
     return [replace(image, reference="") for image in images], [note]
+
+
+def _unusual(choice: Choice) -> Iterator[str]:
+    """A sentence where the short axis is no cine MR, by its headers."""
+    if choice.doubt is None and (choice.sax.subject or choice.sax.motion == "repeats" or not choice.sax.is_magnitude):
+        yield (
+            f"The short axis is no usual cine, but {called(choice.sax)}; the model knows cine MR alone, and what it "
+            "makes of other contrasts was not measured."
+        )
 
 
 # --- The short axis ---------------------------------------------------------------------------------------------------
