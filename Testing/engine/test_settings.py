@@ -88,6 +88,7 @@ def test_the_readme_names_every_setting_with_its_choices():
         row = next((line for line in table if f"--{name}" in line), "")
         assert row, f"--{name} is not in the table"
         assert name == "device" or all(str(choice) in row for choice in option.choices), name
+        assert name in ("device", "seed") or DEFAULTS[name] is None or str(DEFAULTS[name]) in row, name
     known = {f"--{name}" for name in OPTIONS} | {"--uncertainty", "--json", "--models", "--overwrite", "--series"}
     assert set(re.findall(r"--[a-z]+", told)) <= known
 

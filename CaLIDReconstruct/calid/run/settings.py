@@ -72,7 +72,7 @@ class Settings:
             the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
-        seed: of all noise. CaLID+ starts its first draw from its neighbors' latents and not from noise.
+        seed: of all noise. A model without a codec starts the first draw of CaLID+ from its neighbors' latents alone.
         roi: (x0, x1, y0, y1) half-open columns and rows in which slices are generated; linear around it.
         frames: (first, last + 1) frames to keep; None keeps all.
         device: "auto", "cpu", "cuda" or "mps".
@@ -112,7 +112,8 @@ class Settings:
     )
     steps: int = field(default=2, metadata=_told("DDIM steps", low=1, high=MAX_STEPS))
     seed: int = field(
-        default=0, metadata=_told("of all noise; the first draw of calid+ starts from no noise", high=MAX_SEED)
+        default=0,
+        metadata=_told("of all noise; the first draw of calid+ uses none with a model without a codec", high=MAX_SEED),
     )
     roi: tuple[int, int, int, int] | None = field(
         default=None,
