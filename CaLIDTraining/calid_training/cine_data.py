@@ -136,7 +136,7 @@ def _random_clip(
     variety: Variety,
 ) -> tuple[torch.Tensor, float, bool]:
     """Slices (3, 1, frames, size, size), the gap between the outer two in mm, and whether the frames are a cycle."""
-    source = sources[rng.integers(len(sources))]
+    source = sources[int(rng.integers(len(sources)))]
     triplet = source.triplet
     members = draw_members(rng, triplet, identity=identity)
     chosen, closed = drawing(source)

@@ -165,7 +165,7 @@ def image_batch(
 def _random_image(
     rng: np.random.Generator, cases: Sequence[AnyCase], size: int, variety: Variety, frame_step: int
 ) -> torch.Tensor:
-    case = cases[rng.integers(len(cases))]
+    case = cases[int(rng.integers(len(cases)))]
     frames, slices, height, width = case.entry.shape
     native_mm = case.entry.spacing_mm[0]
     image = case.images[frame_step * rng.integers(-(-frames // frame_step)), rng.integers(slices)]
@@ -247,7 +247,7 @@ def _random_triplet(
     rng: np.random.Generator, sources: Sequence[Triplet], size: int, identity: float, variety: Variety
 ) -> tuple[torch.Tensor, float]:
     """Slices (3, 1, size, size) and the gap between the outer two in mm."""
-    triplet = sources[rng.integers(len(sources))]
+    triplet = sources[int(rng.integers(len(sources)))]
     members = draw_members(rng, triplet, identity=identity)
     native_mm, _, spacing_mm = triplet.case.entry.spacing_mm
     plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size, variety=variety)

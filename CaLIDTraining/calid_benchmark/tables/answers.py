@@ -136,7 +136,7 @@ def with_controls(answers: Answers, controls: Mapping[str, str], folder: Path) -
     for learned, kept in answers.rows.items():
         rows[learned] = dict(kept)
         without = controls.get(learned)
-        if without not in answers.rows:
+        if without is None or without not in answers.rows:
             continue
         name, place = control_name(learned, without), len(rows)
         owners[name], rows[name], filters[name] = learned, {}, {}
