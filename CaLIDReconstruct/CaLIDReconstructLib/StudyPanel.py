@@ -122,21 +122,28 @@ class StudyPanel:
 def decisionLines(event: dict) -> list[str]:
     """What each series was taken for, such as "Series 12 (SA cine): short axis, 11 slices, 30 phases"."""
     study = event.get("study", {})
-    lines = [_seriesText(series) for series in study.get("series", []) if series.get("role") != "left out"]
+    choice = study.get("choice")
+    lines = [_choiceText(choice)] if choice else []
+    lines += [_seriesText(series) for series in study.get("series", []) if series.get("role") == "long axis"]
     lines += [_("Left out: {what}").format(what=sentence) for sentence in event.get("left_out", [])]
     if study.get("confidence") in ("low", "medium"):
         lines.append(_("Look whether this is the short axis: {reasons}").format(reasons=_reasons(study)))
     return lines
 
 
+def _choiceText(choice: dict) -> str:
+    """The short axis, which may be spread over a series for each slice."""
+    return _("Series {numbers} ({description}): short axis, {slices} slices, {phases} phases").format(
+        numbers=", ".join(map(str, choice.get("series", []))),
+        description=choice.get("description") or "-",
+        slices=choice.get("slices"),
+        phases=choice.get("phases"),
+    )
+
+
 def _seriesText(series: dict) -> str:
-    role = {"short axis": _("short axis"), "long axis": _("long axis")}.get(series.get("role"), series.get("role"))
-    return _("Series {number} ({description}): {role}, {slices} slices, {phases} phases").format(
-        number=series.get("number"),
-        description=series.get("description") or "-",
-        role=role,
-        slices=series.get("slices"),
-        phases=series.get("phases"),
+    return _("Series {number} ({description}): long axis, {phases} phases").format(
+        number=series.get("number"), description=series.get("description") or "-", phases=series.get("phases")
     )
 
 

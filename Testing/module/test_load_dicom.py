@@ -28,7 +28,8 @@ def study(request: dict, *, confidence: str = "high") -> list[dict]:
     sax, view = Path(request["folder"]) / "sax.seq.nrrd", Path(request["folder"]) / "lax01.seq.nrrd"
     files.write_stack(type(heart)(heart.voxels, heart.affine, heart.frame_times_ms, beat_ms=860.0), sax)
     files.write_stack(hearts.longAxis(heart, phantoms.heart_frame(3)), view)
-    decision = {"series": SERIES, "confidence": confidence, "reasons": ["it has the most slices"]}
+    choice = {"series": [12, 13], "description": "SA cine", "slices": 11, "phases": FRAMES}
+    decision = {"series": SERIES, "choice": choice, "confidence": confidence, "reasons": ["it has the most slices"]}
     left = ["9 images of localizer: not a cine."]
     lax = [{"name": "4 chamber", "path": str(view)}]
     return [{"event": "result", "study": decision, "sax": str(sax), "lax": lax, "left_out": left}]
@@ -66,8 +67,8 @@ def test_short_and_long_axes_are_loaded_as_cines_with_times_in_one_study(loading
 
 def test_the_decision_is_shown(loading):
     text = loading().ui.studyLabel.text
-    assert "Series 12 (SA cine): short axis, 11 slices, 3 phases" in text
-    assert "Series 7 (4 chamber): long axis" in text
+    assert "Series 12, 13 (SA cine): short axis, 11 slices, 3 phases" in text
+    assert "Series 7 (4 chamber): long axis, 3 phases" in text
     assert "Left out: 9 images of localizer: not a cine." in text
 
 
