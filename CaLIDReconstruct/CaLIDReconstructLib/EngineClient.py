@@ -92,10 +92,9 @@ class EngineClient:
     def withdraw(self, requestId: str) -> None:
         """Ask for the end of a request that something more important has come after; the engine is given its time.
 
-        It may be loading what the other one needs as well, and must not be ended for that.
+        It may be loading what the other one needs as well, and must not be ended for that. The handler hears the end.
         """
         if requestId in self._pending:
-            self._pending[requestId].handler = lambda _event: None
             self._transport.send({"id": f"cancel-{requestId}", "command": "cancel", "target": requestId})
 
     def poll(self) -> None:

@@ -96,7 +96,9 @@ class EstimatePanel:
             return  # the answer under way will ask again if the input or the settings changed meanwhile
         self._asked = question
         try:
-            self._requestId = self.logic.estimate(question.node, question.settings, self._onAnswer)
+            self._requestId = self.logic.estimate(
+                question.node, question.settings, lambda event, reason: self._onAnswer(question, event, reason)
+            )
         except (ModuleError, CalidError, OSError) as error:
             self._show(self.ui.estimateLabel, str(error), Level.WARNING)
             return
@@ -108,8 +110,8 @@ class EstimatePanel:
         self.timer.stop()
         if self._requestId is not None:
             self.logic.client.withdraw(self._requestId)
-            self._requestId = None
-            self._showOutcome(self._asked)
+            asked, self._requestId, self._asked = self._asked, None, None
+            self._showOutcome(asked)
 
     def _showOutcome(self, question: Question) -> None:
         text = outcomeText(question)
@@ -132,9 +134,11 @@ class EstimatePanel:
         show(label, text, level)
         label.visible = bool(text)
 
-    def _onAnswer(self, event: dict | None, reason: Failure | None) -> None:
-        self._requestId = None
-        asked, now = self._asked, self.question()
+    def _onAnswer(self, asked: Question, event: dict | None, reason: Failure | None) -> None:
+        if asked is not self._asked:
+            return  # it was withdrawn
+        self._requestId = self._asked = None
+        now = self.question()
         if now is None:
             self._clear()
             return

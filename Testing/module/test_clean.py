@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import hearts
 import phantoms
 import pytest
@@ -94,6 +97,8 @@ def test_a_click_on_upsample_does_not_wait_for_the_estimate(opened):
     assert "Done" in panel.ui.statusLabel.text
     assert panel.commands[:3] == ["estimate", "cancel", "upsample"]
     assert len(panel.transports) == 1
+    panel.widget.cleanup()
+    assert list(Path(Workspace.temporaryFolder()).glob(f"CaLID-{os.getpid()}-*")) == []
 
 
 def test_an_engine_that_nobody_asks_anything_ends_by_itself(opened):
