@@ -82,7 +82,7 @@ def _fail(message: str, code: int) -> int:
 
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
 MODULES = {
-    "align": ("calid.heart.alignment_command", "tell how far slices of different breath-holds are off, and move them"),
+    "align": ("calid.run.alignment_command", "tell how far slices of different breath-holds are off, and move them"),
     "segment": ("calid.heart.segmentation", "label LV cavity, LV myocardium and RV cavity"),
     "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
     "mesh": ("calid.heart.meshes", "surfaces, walls and tetrahedra of labels"),
@@ -133,6 +133,7 @@ def _add_upsample(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help=SERIES_HELP)
     add_flags(parser)
+    parser.add_argument("--views", type=Path, metavar="DIR", help="folder of long-axis images, if not in the input")
     parser.add_argument(
         "--uncertainty",
         type=Path,
@@ -163,6 +164,7 @@ def _upsample(options: argparse.Namespace) -> int:
         as_dicom=options.format == "dicom",
         models_folder=options.models,
         series=options.series,
+        views=options.views,
     )
     start = time.monotonic()
     with progress_bar() as bar:

@@ -262,3 +262,17 @@ def cropped_affine(affine: np.ndarray, first_index: Sequence[int]) -> np.ndarray
     cropped = np.array(affine, dtype=np.float64)
     cropped[:3, 3] += cropped[:3, :3] @ np.asarray(first_index, dtype=np.float64)
     return cropped
+
+
+def heart_centre(stack: Stack, planes: Sequence[Stack]) -> np.ndarray:
+    """(3,) LPS mm: the point nearest to all long-axis planes in the middle of the short-axis slab.
+
+    Long-axis planes are planned through the heart, so it lies where they meet; the middle of the short-axis image
+    decides what they leave open.
+    """
+    middle = stack.to_lps((np.array(stack.voxels.shape[:0:-1]) - 1) / 2)
+    normals = [plane.directions_lps[:, 2] for plane in planes] + [stack.directions_lps[:, 2]]
+    offsets = [plane.origin_lps @ normal for plane, normal in zip(planes, normals, strict=False)]
+    offsets.append(middle @ normals[-1])
+    weak = 0.1  # so that open directions follow the image's middle without pulling on the others
+    return np.linalg.lstsq(np.vstack([normals, weak * np.eye(3)]), np.hstack([offsets, weak * middle]), rcond=None)[0]

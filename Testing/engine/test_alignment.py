@@ -12,9 +12,9 @@ import numpy as np
 import phantoms
 import pytest
 from calid.__main__ import main
-from calid.heart.alignment import NOTICEABLE_MM, PRIOR_MM, align, moved
-from calid.heart.intersections import crossing, images_of, landscape
 from calid.images.files import read_stack, write_stack
+from calid.run.alignment import NOTICEABLE_MM, PRIOR_MM, align, moved
+from calid.run.intersections import crossing, images_of, landscape
 from calid.stack import Stack
 from scipy import ndimage
 

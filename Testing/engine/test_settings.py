@@ -89,7 +89,8 @@ def test_the_readme_names_every_setting_with_its_choices():
         assert row, f"--{name} is not in the table"
         assert name == "device" or all(str(choice) in row for choice in option.choices), name
         assert name in ("device", "seed") or DEFAULTS[name] is None or str(DEFAULTS[name]) in row, name
-    known = {f"--{name}" for name in OPTIONS} | {"--uncertainty", "--json", "--models", "--overwrite", "--series"}
+    more = {"--uncertainty", "--json", "--models", "--overwrite", "--series", "--views"}
+    known = {f"--{name}" for name in OPTIONS} | more
     assert set(re.findall(r"--[a-z]+", told)) <= known
 
 

@@ -9,73 +9,25 @@ because flow, fat and lung dominate it; the correlation of the derivatives along
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from calid.geometry import LONG_AXIS_DEGREES
+from calid.geometry import heart_centre as heart_centre
 from calid.heart.anatomy import HeartAxes, heart_axes
-from calid.stack import LaxImage, Stack
+from calid.stack import LaxImage, Stack, frames_at_phases_of
+from calid.stack import nearest_frames as nearest_frames
 
 SMOOTHING_MM = 2.0
 """Standard deviation of the Gaussian under which gradients are taken: above the noise, below the width of a wall."""
 
 _INDEX_TOLERANCE = 1e-4
-_SAME_HEART_CYCLE_RATIO = 4 / 3
-_MAX_FRAMES_OFF = 2.5  # by which a whole cine may miss the noted beat: one is left out at either end, and beats vary
-_NUMBERED_MS = 1.0  # frames that are one millisecond apart are numbered, not timed
-_LONGEST_BEAT_MS = 2000.0
 
 
 # --- cardiac phase ----------------------------------------------------------------------------------------------------
-
-
-def nearest_frames(
-    times_ms: np.ndarray, at_ms: np.ndarray, *, beat_ms: float | None = None, at_beat_ms: float | None = None
-) -> np.ndarray:
-    """Index into `times_ms` of the frame in the same cardiac phase as each moment of `at_ms`.
-
-    Two cines of one heart in two breath-holds rarely beat equally fast, and their times need not count from the same
-    moment: a scanner's numbers, or times since the start of a series, begin anywhere. So of two whole beats, times
-    since the first frame are divided by the length of the beat, and the end of the beat lies beside its beginning.
-    An excerpt of a beat, or a still stack, cannot be stretched so: there the time after the R wave counts, in shares
-    of the beat where both are known.
-
-    Args:
-        times_ms: (T,) increasing, milliseconds after the R wave, or frame numbers.
-        at_ms: (N,) increasing, likewise.
-        beat_ms: length of the beat that `times_ms` are of; None where nobody noted it.
-        at_beat_ms: the same of `at_ms`.
-
-    Returns:
-        (N,) frame indices.
-
-    Examples:
-        >>> nearest_frames(np.array([0.0, 30.0, 60.0]), np.array([0.0, 40.0]))
-        array([0, 1])
-
-        Frames numbered from 101 on are the phases of the other cine all the same:
-
-        >>> nearest_frames(np.arange(101.0, 126.0), 34.0 * np.arange(25))[[0, 12, 24]]
-        array([ 0, 12, 24])
-    """
-    times, moments = np.asarray(times_ms, float), np.asarray(at_ms, float)
-    beat, other = _beat(times, beat_ms), _beat(moments, at_beat_ms)
-    if beat and other and (_is_one_heart(beat, other) or _is_numbered(times) or _is_numbered(moments)):
-        distance = np.abs((moments - moments[0])[:, None] / other - (times - times[0])[None] / beat) % 1
-        distance = np.minimum(distance, 1 - distance)
-    else:
-        times, moments = _after_r_wave(times), _after_r_wave(moments)
-        shares = (beat_ms, at_beat_ms) if beat_ms and at_beat_ms else (1.0, 1.0)
-        distance = np.abs(moments[:, None] / shares[1] - times[None] / shares[0])
-    return distance.argmin(axis=1)
-
-
-def frames_at_phases_of(stack: Stack, other: Stack) -> np.ndarray:
-    """(T of `other`,) index of the frame of `stack` that shows the phase of each frame of `other`."""
-    return nearest_frames(stack.frame_times_ms, other.frame_times_ms, beat_ms=stack.beat_ms, at_beat_ms=other.beat_ms)
 
 
 def at_phases_of(plane: Stack, stack: Stack) -> Stack:
@@ -84,33 +36,6 @@ def at_phases_of(plane: Stack, stack: Stack) -> Stack:
         return plane
     chosen = np.unique(frames_at_phases_of(plane, stack))
     return replace(plane, voxels=plane.voxels[chosen], frame_times_ms=plane.frame_times_ms[chosen])
-
-
-def _beat(times_ms: np.ndarray, noted_ms: float | None) -> float:
-    """Length of the beat that a cine spans, in the unit of its times; 0 below 3 frames and for an excerpt.
-
-    Its last frame lasts as long as the others. Numbers are taken for the frames of one whole beat.
-    """
-    if times_ms.size < 3:
-        return 0.0
-    step = float(times_ms[-1] - times_ms[0]) / (times_ms.size - 1)
-    span = step * times_ms.size
-    if not noted_ms or _is_numbered(times_ms):
-        return span
-    return noted_ms if abs(span - noted_ms) <= _MAX_FRAMES_OFF * step else 0.0
-
-
-def _is_one_heart(beat_ms: float, other_ms: float) -> bool:
-    return max(beat_ms, other_ms) <= _SAME_HEART_CYCLE_RATIO * min(beat_ms, other_ms)
-
-
-def _is_numbered(times_ms: np.ndarray) -> bool:
-    return times_ms.size > 2 and float(times_ms[-1] - times_ms[0]) <= _NUMBERED_MS * (times_ms.size - 1)
-
-
-def _after_r_wave(times_ms: np.ndarray) -> np.ndarray:
-    """Times of which the first lies beyond any heart's beat count from elsewhere, and here from the first frame."""
-    return times_ms - times_ms[0] if times_ms.size and times_ms[0] > _LONGEST_BEAT_MS else times_ms
 
 
 # --- cuts -------------------------------------------------------------------------------------------------------------
@@ -205,20 +130,6 @@ def _clipped(stack: Stack, indices: np.ndarray) -> np.ndarray:
     """(3, N) coordinates in the order of the voxels (slice, row, column), rounding errors at the border removed."""
     last = np.array(stack.voxels.shape[:0:-1]) - 1
     return np.clip(indices, 0, last).T[::-1]
-
-
-def heart_centre(stack: Stack, planes: Sequence[Stack]) -> np.ndarray:
-    """(3,) LPS mm: the point nearest to all long-axis planes in the middle of the short-axis slab.
-
-    Long-axis planes are planned through the heart, so it lies where they meet; the middle of the short-axis image
-    decides what they leave open.
-    """
-    middle = stack.to_lps((np.array(stack.voxels.shape[:0:-1]) - 1) / 2)
-    normals = [plane.directions_lps[:, 2] for plane in planes] + [stack.directions_lps[:, 2]]
-    offsets = [plane.origin_lps @ normal for plane, normal in zip(planes, normals, strict=False)]
-    offsets.append(middle @ normals[-1])
-    weak = 0.1  # so that open directions follow the image's middle without pulling on the others
-    return np.linalg.lstsq(np.vstack([normals, weak * np.eye(3)]), np.hstack([offsets, weak * middle]), rcond=None)[0]
 
 
 def around(plane: Stack, centre_lps: np.ndarray, axis_lps: np.ndarray, radius_mm: float) -> np.ndarray:

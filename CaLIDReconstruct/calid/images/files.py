@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +118,25 @@ def read_lax_folder(folder: Path) -> tuple[LaxImage, ...]:
     return views
 
 
-def read_heart(source: Path, lax_folder: Path | None = None) -> Study:
-    """The short-axis stack in a file or DICOM folder, with its long-axis views.
+def read_heart(
+    source: Path, series: str | None = None, *, lax_folder: Path | None = None
+) -> tuple[Stack, tuple[LaxImage, ...]]:
+    """The short-axis stack in a file or DICOM folder, and its long-axis views.
 
     Args:
         source: volume file, or a folder of DICOM files, which may hold the views as well.
+        series: as for `read_stack`.
         lax_folder: where the views lie instead (see `read_lax_folder`).
 
     Raises:
         InputError: as for `read_stack`, `read_study` and `read_lax_folder`.
     """
-    source = Path(source)
-    study = read_study(source) if source.is_dir() else Study(read_stack(source), ())
-    return study if lax_folder is None else replace(study, lax=read_lax_folder(lax_folder))
+    if lax_folder is not None:
+        return read_stack(source, series), read_lax_folder(lax_folder)
+    if not Path(source).is_dir():
+        return read_stack(source, series), ()
+    study = read_study(source, series)
+    return study.sax, study.lax
 
 
 def suffix_of(path: Path) -> str | None:

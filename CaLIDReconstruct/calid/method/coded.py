@@ -62,6 +62,7 @@ class CodedCaLID(nn.Module):
         after: torch.Tensor,
         z_T: torch.Tensor,
         gap_mm: torch.Tensor,
+        correction: torch.Tensor | None = None,
         *,
         steps: int,
         is_periodic: bool = False,
@@ -73,6 +74,7 @@ class CodedCaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: codes to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: (N,) distances between both neighbors.
+            correction: of the motion's fields by what is known of the slices between, see `guidance`; None is none.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: whether a single step stands for `mean_of_moved`.
@@ -81,31 +83,38 @@ class CodedCaLID(nn.Module):
             Images of the shape of `before`, in [-1, 1].
         """
         if departures.estimate and steps == 1:
-            return self.mean_of_moved(before, after)
-        sight = self.see(before, after, gap_mm)
+            return self.mean_of_moved(before, after, correction)
+        sight = self.see(before, after, gap_mm, correction)
         made = self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight)
         made = made.float().clamp(-1, 1)
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
-    def mean_of_moved(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    def mean_of_moved(
+        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The slices between at the least expected error: the mean of both neighbors, brought half-way, and a blur.
 
         D can be asked for the least error, too (`Codec.estimate`): that has the same PSNR and SSIM as this at the same
         sharpness, and is farther from the truth in features (CaLIDTraining/GATES.md).
         """
-        moved = self.halfway(before, after)
+        moved = self.halfway(before, after, correction)
         return frame_by_frame(partial(blurred, sigma=FIDELITY_BLUR_PIXELS), (moved[0] + moved[1]) / 2, dims=2)
 
-    def see(self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor) -> Sight:
+    def see(
+        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, correction: torch.Tensor | None = None
+    ) -> Sight:
         """What D and tau1 see of both neighbors, brought half-way; frames are seen one by one."""
         if before.ndim == 5:
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
             before, after = folded(before), folded(after)
-        return self.codec.see(*halfway(self.motion, before, after, both_ways=True), gap_mm)
+            correction = None if correction is None else folded(correction)
+        return self.codec.see(*halfway(self.motion, before, after, correction, both_ways=True), gap_mm)
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def halfway(
+        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after, both_ways=True)
+        return halfway(self.motion, before, after, correction, both_ways=True)
 
     def drawn(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> torch.Tensor:
         """z_0 by DDIM from z_T, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""

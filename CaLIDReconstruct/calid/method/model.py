@@ -89,6 +89,7 @@ class CaLID(nn.Module):
         after: torch.Tensor,
         z_T: torch.Tensor,
         gap_mm: torch.Tensor | None = None,  # noqa: ARG002 (the form of the model decides)
+        correction: torch.Tensor | None = None,
         *,
         steps: int,
         is_periodic: bool = False,
@@ -100,6 +101,7 @@ class CaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: latents to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: not read; networks that know how far apart the neighbors are, are in `coded`.
+            correction: of the motion's fields by what is known of the slices between, see `guidance`; None is none.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: what is done beside the paper.
@@ -107,7 +109,7 @@ class CaLID(nn.Module):
         Returns:
             Images of the shape of `before`, in [-1, 1].
         """
-        seen = self.halfway(before, after) if departures.motion else (before, after)
+        seen = self.halfway(before, after, correction) if departures.motion else (before, after)
         *_, z_0 = self.walk(*seen, z_T, steps=steps, is_periodic=is_periodic)
         image = self.decode(z_0)
         if departures.strength is not None:
@@ -197,9 +199,11 @@ class CaLID(nn.Module):
         latents = (self.encode(before), self.encode(after)) if self.denoiser.config.anchored else None
         return self.denoiser.condition(before, after, latents)
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def halfway(
+        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion."""
-        return (before, after) if self.motion is None else halfway(self.motion, before, after)
+        return (before, after) if self.motion is None else halfway(self.motion, before, after, correction)
 
     def _refined(
         self,

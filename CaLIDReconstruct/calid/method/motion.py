@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from calid.method.networks import frame_by_frame, zero_unet
+from calid.method.guidance import with_correction
+from calid.method.networks import folded, frame_by_frame, zero_unet
 
 GRID = 2  # pixels of a cell of the grid on which fields are computed; between its nodes they are linear
 
@@ -84,19 +85,30 @@ def mean_fields(motion: Motion, before: torch.Tensor, after: torch.Tensor) -> Fi
 
 
 def halfway(
-    motion: Motion, before: torch.Tensor, after: torch.Tensor, *, both_ways: bool = False
+    motion: Motion,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    correction: torch.Tensor | None = None,
+    *,
+    both_ways: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both slices at the place half-way between them; of (N, 1, frames, H, W), every frame by itself.
 
     Args:
         motion: the network.
         before, after: images.
+        correction: (N, 4, h, w) or (N, 4, frames, h, w) of the fields, see `guidance.py`; None leaves them as they are.
         both_ways: whether to take `mean_fields`, at twice the cost.
     """
+
+    if correction is not None and correction.ndim == 5:
+        correction = folded(correction)
 
     def moved(pair: torch.Tensor) -> torch.Tensor:
         before, after = pair.split(1, dim=1)
         fields = mean_fields(motion, before, after) if both_ways else motion(before, after)
+        if correction is not None:
+            fields = Fields(*with_correction(torch.cat(fields, dim=1), correction).chunk(2, dim=1))
         return torch.cat([warped(before, fields.before), warped(after, fields.after)], dim=1).clamp(-1, 1)
 
     before, after = frame_by_frame(moved, torch.cat([before, after], dim=1), dims=2).split(1, dim=1)

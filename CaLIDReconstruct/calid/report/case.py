@@ -7,8 +7,8 @@ different model, or with neither: what is missing is said, with its reason, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -18,8 +18,8 @@ from calid.heart.anatomy import clean_labels, heart_axes
 from calid.heart.longaxis import heart_centre
 from calid.heart.volumes import Function, cardiac_function
 from calid.images.checks import check_stack
-from calid.report.comparison import HEART_RADIUS_MM
-from calid.report.trust import Trust, trust
+from calid.report.comparison import HEART_RADIUS_MM, guides_of
+from calid.report.trust import LeftOutView, Trust, left_out_views, trust
 from calid.stack import LaxImage, Stack, acquired_slices, is_dense
 
 METHOD_NAMES = {"calid": "CaLID", "calid+": "CaLID+", "linear": "linear interpolation"}
@@ -37,12 +37,14 @@ class Tools:
         predict: n slices -> 2n - 1 by the same model; None leaves the trust score out.
         segment: stack -> labels on its grid; None leaves out all that follows from labels.
         method: name of the model, for a dense stack that does not say how it was made.
+        guided: (sparse stack, long-axis images) -> dense stack that they guide; None where nothing is guided.
     """
 
     upsample: Callable[[Stack], Stack]
     predict: Callable[[Stack], Stack] | None = None
     segment: Callable[[Stack], Stack] | None = None
     method: str = "CaLID+"
+    guided: Callable[[Stack, Sequence[LaxImage]], Stack] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Case:
         function: from the dense labels.
         sparse_function: from the acquired slices' labels alone.
         trust: acquired slices predicted from their neighbours.
+        left_out_views: what guidance does for a long-axis image that takes no part in it; empty without guidance.
         method: name of the model.
         seconds: the upsampling took; None where the stack came dense.
     """
@@ -77,6 +80,7 @@ class Case:
     trust: Trust | Missing
     method: str
     seconds: float | None
+    left_out_views: tuple[LeftOutView, ...] = ()
 
 
 def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str = "") -> Case:
@@ -109,6 +113,7 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str
         trust=_trust(sparse, lax, labels, tools.predict),
         method=METHOD_NAMES.get(str(dense.provenance.get("method")), tools.method),
         seconds=seconds,
+        left_out_views=_left_out_views(dense, sparse, lax, tools),
     )
 
 
@@ -168,6 +173,17 @@ def _trust(
     except CalidError as error:
         return Missing(str(error))
     return found or Missing("Fewer than three acquired slices: none has two neighbours.")
+
+
+def _left_out_views(
+    dense: Stack, sparse: Stack | None, lax: tuple[LaxImage, ...], tools: Tools
+) -> tuple[LeftOutView, ...]:
+    """Judged in two phases, where long-axis images have guided the dense stack."""
+    if sparse is None or tools.guided is None or not guides_of(dense):
+        return ()
+    moments = sorted({0, sparse.num_frames // 3})
+    few = replace(sparse, voxels=sparse.voxels[moments], frame_times_ms=sparse.frame_times_ms[moments])
+    return left_out_views(few, lax, tools.guided)
 
 
 def _base_first(labels: Stack | Missing) -> bool | None:

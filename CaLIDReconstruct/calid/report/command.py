@@ -32,7 +32,7 @@ from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
 from calid.run.settings import add_flags, from_flags
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 DEFAULT_TITLE = "A heart, upsampled"
 SUFFIXES = (".html", ".htm")
@@ -57,7 +57,7 @@ def _made(case: Case, title: str, body: Body | None) -> tuple[str, dict[str, Any
         page.section("Long-axis views", *long_axis),
         page.section("The ventricles in 3D", *view),
         page.section("Function", *chapters.function(case)),
-        page.section("Trust", *chapters.trust(case.trust, case.method)),
+        page.section("Trust", *chapters.trust(case.trust, case.method), *chapters.guidance(case)),
         page.section("Provenance", page.facts(_provenance(case))),
         _data(values),
     ]
@@ -164,7 +164,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="sparse or dense stack: a volume file, or a folder of DICOM files")
     parser.add_argument("output", type=Path, help="the report, .html")
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
-    parser.add_argument("--lax", type=Path, metavar="DIR", help="folder of long-axis images (DICOM or volume files)")
+    parser.add_argument(
+        "--lax", type=Path, metavar="DIR", dest="views", help="folder of long-axis images (DICOM or volume files)"
+    )
     parser.add_argument("--labels", type=Path, metavar="PATH", help="labels of the dense stack, instead of a model's")
     add_flags(parser, ["factor", "method", "steps", "seed", "device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
@@ -177,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the report; exit code 0."""
-    sources = (options.input, options.lax, options.labels, options.models)
+    sources = (options.input, options.views, options.labels, options.models)
     check_output(options.output, SUFFIXES, overwrite=options.overwrite, sources=sources)
     figures.check_json_output(options)
     body = figures.body_from(options)
@@ -188,10 +190,10 @@ def run(options: argparse.Namespace) -> int:
         stack, lax = read_stack(options.input, options.series), ()
     for line in told(stack):
         print(f"calid: {line}", file=sys.stderr)
-    if options.lax is not None:
-        lax = read_lax_folder(options.lax)
+    if options.views is not None:
+        lax = read_lax_folder(options.views)
     labels = None if options.labels is None else read_stack(options.labels)  # before the work, not after it
-    case = gather(stack, tuple(lax), _tools(options, stack, labels), source=options.input.name)
+    case = gather(stack, tuple(lax), _tools(options, stack, lax, labels), source=options.input.name)
     html, values = _made(case, options.title, body)
     write_report(html, options.output, overwrite=options.overwrite)
     if options.json is not None:
@@ -200,11 +202,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tools(options: argparse.Namespace, stack: Stack, labels: Stack | None) -> Tools:
+def _tools(options: argparse.Namespace, stack: Stack, lax: Sequence[LaxImage], labels: Stack | None) -> Tools:
     """The engine's model and segmenter as the command line asks for them, or the labels that are given."""
     from calid.report.tools import engine_tools
 
-    tools = engine_tools(stack, from_flags(options), models_folder=options.models)
+    tools = engine_tools(stack, from_flags(options), lax=lax, models_folder=options.models)
     return tools if labels is None else dataclasses.replace(tools, segment=partial(_fitting, labels))
 
 

@@ -9,10 +9,17 @@ import numpy as np
 
 from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut, heart_centre
 from calid.report import page
-from calid.stack import LaxImage, Stack
+from calid.stack import GUIDED_KEY, LaxImage, Stack
 
 HEART_RADIUS_MM = 75.0
 """Agreement is measured within this distance of the line through the heart: whole hearts fit, most lung does not."""
+
+
+NO_PROOF = Agreement(float("nan"), float("nan"), float("nan"), 0)
+_NO_PROOF_WORDS = (
+    "Not measured: this image guided the result, so its agreement would only show that the result follows it. How much "
+    "guidance helps a view that is left out stands under Trust."
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +44,19 @@ def standard_columns(sparse: Stack, dense: Stack, name: str = "CaLID+") -> tuple
 
 @dataclass(frozen=True)
 class ViewAgreement:
-    """Agreement of every column with one acquired long-axis image."""
+    """Agreement of every column with one acquired long-axis image.
+
+    A column that this image guided has no figures: its agreement would be no proof.
+    """
 
     view: str
     columns: Mapping[str, Agreement]
 
     @property
     def best(self) -> str:
-        """The column with the highest gradient correlation."""
-        return max(self.columns, key=lambda name: self.columns[name].gradient_correlation)
+        """The column with the highest gradient correlation, of those that have one."""
+        known = [name for name, figure in self.columns.items() if figure.num_pixels]
+        return max(known, key=lambda name: self.columns[name].gradient_correlation, default="")
 
 
 def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> list[ViewAgreement]:
@@ -60,13 +71,21 @@ def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> li
     for image in crossing_views(acquired, stacks[0]):
         plane = at_phases_of(image.stack, fewest)
         region = around(plane, centre, normal, HEART_RADIUS_MM)
+        judged = [column for column in columns if image.name not in guides_of(column.stack)]
         figures = {
             column.name: agreement(plane, cut(column.stack, plane, order=column.order), normal, region=region)
+            if column in judged
+            else NO_PROOF
             for column in columns
         }
-        if all(figure.num_pixels for figure in figures.values()):
+        if judged and all(figures[column.name].num_pixels for column in judged):
             results.append(ViewAgreement(image.name, figures))
     return results
+
+
+def guides_of(stack: Stack) -> Sequence[str]:
+    """The long-axis images that guided a stack's generated slices, by name."""
+    return stack.provenance.get(GUIDED_KEY, ()) if np.asarray(stack.generated).any() else ()
 
 
 def agreement_table(figures: Sequence[ViewAgreement]) -> str:
@@ -78,8 +97,10 @@ def agreement_table(figures: Sequence[ViewAgreement]) -> str:
     rows = [[result.view, *cells] for result, cells in zip(figures, headline, strict=True)]
     means = [np.mean([result.columns[name].gradient_correlation for result in figures]) for name in names]
     rows.append(["mean", *(_figure(float(mean)) for mean in means)])
-    best = [(index, 1 + names.index(result.best)) for index, result in enumerate(figures)]
-    best.append((len(figures), 1 + int(np.argmax(means))))
+    best = [(index, 1 + names.index(result.best)) for index, result in enumerate(figures) if result.best]
+    if np.isfinite(means).any():
+        best.append((len(figures), 1 + int(np.nanargmax(means))))
+    unmeasured = any(not figure.num_pixels for result in figures for figure in result.columns.values())
     details = [
         [result.view, name, _figure(figure.correlation), _figure(figure.sharpness), f"{figure.num_pixels}"]
         for result in figures
@@ -91,6 +112,7 @@ def agreement_table(figures: Sequence[ViewAgreement]) -> str:
             "averaged over the cardiac phases. 1 is perfect, 0 is none."
         )
         + page.table(["view", *names], rows, best=best)
+        + (page.paragraph(_NO_PROOF_WORDS) if unmeasured else "")
         + "<details><summary>Correlation of intensities and sharpness</summary>"
         + page.table(["view", "from", "correlation", "sharpness", "pixels"], details)
         + page.paragraph(

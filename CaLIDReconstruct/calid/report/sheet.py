@@ -263,6 +263,9 @@ def _draw_row(
         if figures is None or name not in figures.columns:
             continue
         figure = figures.columns[name]
+        if not figure.num_pixels:
+            _write(draw, below, "guided by this image", 15, _QUIET)
+            continue
         colour = _ACCENT if name == figures.best else _TEXT
         _write(draw, below, f"edge agreement {figure.gradient_correlation:.2f}", 16, colour)
         rest = f"correlation {figure.correlation:.2f}   sharpness {figure.sharpness:.2f}"

@@ -7,14 +7,15 @@ the yardstick. Both are reported per level of the heart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from calid.stack import Stack
+from calid.report.comparison import Column, compare_views
+from calid.stack import LaxImage, Stack
 
 Predictor = Callable[[Stack], Stack]
 """Turns a stack of n slices into one of 2n - 1 on half the spacing, as `upsample` with factor 2 does."""
@@ -67,6 +68,44 @@ class Trust:
     def as_json(self) -> dict[str, Any]:
         """Plain values for the report's data."""
         return {"score": self.score, "slices": [vars(one) for one in self.slices]}
+
+
+@dataclass(frozen=True)
+class LeftOutView:
+    """Edge agreement with one long-axis image that took no part.
+
+    Args:
+        view: its name.
+        guided: of the stack that the other images guided.
+        alone: of the stack that none guided.
+    """
+
+    view: str
+    guided: float
+    alone: float
+
+
+def left_out_views(
+    sparse: Stack, lax: Sequence[LaxImage], guided: Callable[[Stack, Sequence[LaxImage]], Stack]
+) -> tuple[LeftOutView, ...]:
+    """Leave every long-axis image out in turn, let the others guide, and compare with it.
+
+    Args:
+        sparse: acquired slices.
+        lax: long-axis images; two or more.
+        guided: makes the dense stack that some of them guide.
+    """
+    if len(lax) < 2:
+        return ()
+    alone = {one.view: one for one in compare_views(lax, [Column("made", guided(sparse, ()))])}
+    found = []
+    for image in lax:
+        dense = guided(sparse, [other for other in lax if other is not image])
+        judged = {one.view: one for one in compare_views(lax, [Column("made", dense)])}
+        if image.name in judged and image.name in alone:
+            pair = (one[image.name].columns["made"].gradient_correlation for one in (judged, alone))
+            found.append(LeftOutView(image.name, *pair))
+    return tuple(found)
 
 
 def left_out(sparse: Stack, predict: Predictor) -> Stack | None:

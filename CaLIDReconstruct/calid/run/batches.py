@@ -19,6 +19,7 @@ from calid.errors import is_out_of_memory
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.model import CaLID, Departures
+from calid.method.motion import mean_fields
 from calid.method.weights import Entry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
@@ -86,6 +87,19 @@ class Interpolator:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """D: latents -> images."""
         return self.batched(self.model.decode, latents, magnification=self.model.downsampling)
+
+    @property
+    def moves(self) -> bool:
+        """Whether neighbors are brought half-way by a motion, which can be corrected."""
+        return self.model.motion is not None and self.departures["detail"].motion
+
+    def fields(self, before: torch.Tensor, after: torch.Tensor, *, tick: Tick = _untold) -> torch.Tensor:
+        """The motion's fields (N, 4, H, W) in pixels, as the model uses them: of the slice before, then after."""
+        motion = self.model.motion
+        if motion is None:
+            raise ValueError("this model has no motion")
+        found = partial(mean_fields, motion) if self.knows_neighbors else motion
+        return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
     def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         """Both neighbors at the place half-way between them: (N, 2 for before and after, 1, H, W)."""

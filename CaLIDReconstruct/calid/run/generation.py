@@ -26,6 +26,7 @@ import torch
 from calid.errors import is_out_of_memory, out_of_memory
 from calid.method.bisection import Gap, Plan, linear_slices
 from calid.method.diffusion import slerp
+from calid.method.guidance import reflected
 from calid.method.model import Departures
 from calid.run.batches import Interpolator
 from calid.run.draws import Draws
@@ -94,6 +95,7 @@ class Generation:
         draws: of every slice.
         watch: told of every network evaluation.
         is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
+        corrections: (frames, slots, 4, h, w) of the motion's fields by long-axis images (`guidance.py`), or None.
     """
 
     interpolator: Interpolator
@@ -103,6 +105,7 @@ class Generation:
     draws: int
     watch: Watch
     is_periodic: bool = False
+    corrections: torch.Tensor | None = None
 
     def frames(self, voxels: np.ndarray) -> Iterator[Frame]:
         """Dense frames of acquired voxels (T, Z, Y, X), in order.
@@ -181,6 +184,8 @@ class Generation:
                     starts[:, :, target] = _over_slices(slerp, *self._inverted_between(seen, window))
                 batch = [self._batch(tensor) for tensor in (*seen, starts[:, :, target])]
                 batch.append(self._gaps_mm(gaps, images))
+                if self.corrections is not None:
+                    batch.append(self._batch(_seen_in(self.corrections[list(window.frames)][:, target], draws)))
                 made = self.interpolator.batched(between, *batch, tick=self.watch.tick)
                 images[:, :, target] = self._unbatched(made, like=images[:, :, target])
         return images
@@ -307,6 +312,13 @@ def _mirrored(tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
     """(frames, draws, slots, C, rows, columns), or what all draws share, in the mirror of each of them."""
     tensor = tensor.expand(-1, len(draws), *tensor.shape[2:])
     return torch.stack([tensor[:, place].flip(_mirror_axes(draw)) for place, draw in enumerate(draws)], dim=1)
+
+
+def _seen_in(corrections: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+    """Corrections (frames, slots, 4, h, w) in the mirror and order of each draw: (frames, draws, slots, 4, h, w)."""
+    seen = [reflected(corrections, _mirror_axes(draw)) for draw in draws]
+    swapped = [one.roll(2, dims=2) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)]
+    return torch.stack(swapped, dim=1)
 
 
 def _mirror_axes(draw: int) -> tuple[int, ...]:

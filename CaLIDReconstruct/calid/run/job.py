@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,10 +17,17 @@ import numpy as np
 import torch
 
 from calid import __version__
-from calid.errors import OutputError, WeightsError
+from calid.errors import InputError, OutputError, WeightsError
 from calid.images.dicom_objects import need_highdicom, write_maps
 from calid.images.dicom_out import check_folder, find_sources, need_dicom, write_series
-from calid.images.files import check_fits, check_output, pending_stack, read_stack, write_stack
+from calid.images.files import (
+    check_fits,
+    check_output,
+    pending_stack,
+    read_heart,
+    read_stack,
+    write_stack,
+)
 from calid.images.memory import free_system_bytes
 from calid.images.overview import told
 from calid.method.bisection import Plan, plan_bisection
@@ -30,7 +38,9 @@ from calid.run.generation import Generation
 from calid.run.progress import Progress, Watch
 from calid.run.reconstruct import Reconstruction, Run, plan_run, upsample
 from calid.run.settings import Settings
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
+
+LOG = logging.getLogger("calid")
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
 TRIAL_SLICES, TRIAL_FRAMES, TRIAL_STEPS = 3, 4, 8
@@ -54,6 +64,7 @@ class Job:
         models_folder: where the manifest lies; None takes the bundled models.
         as_dicom: whether outputs are folders of DICOM files, in the study of the source.
         series: number or UID of a series of the short axis in a DICOM folder; None leaves the choice to the evidence.
+        views: folder of long-axis images; None takes those in a DICOM folder beside the short axis.
     """
 
     source: Path
@@ -64,6 +75,7 @@ class Job:
     models_folder: Path | None = None
     as_dicom: bool = False
     series: str | None = None
+    views: Path | None = None
 
     def run(
         self,
@@ -86,9 +98,11 @@ class Job:
             Cancelled: if `is_cancelled` said so; nothing was written.
         """
         self._check_outputs()
+        sax, lax = self._read()
         made = upsample(
-            read_stack(self.source, self.series),
+            sax,
             self.settings,
+            lax=lax,
             models_folder=self.models_folder,
             uncertainty=self.uncertainty is not None,
             progress=progress,
@@ -125,6 +139,19 @@ class Job:
         write_series(made.stack, sources, self.output, overwrite=self.overwrite)
         if self.uncertainty is not None and made.uncertainty is not None:
             write_maps(made.uncertainty, sources, self.uncertainty, overwrite=self.overwrite)
+
+    def _read(self) -> tuple[Stack, Sequence[LaxImage]]:
+        """The stack, and the long-axis images where they are wanted; flawed ones beside the stack are left out."""
+        if self.settings.align == "off":
+            return read_stack(self.source, self.series), ()
+        try:
+            return read_heart(self.source, self.series, lax_folder=self.views)
+        except InputError as error:
+            if self.views is not None:
+                raise
+            sax = read_stack(self.source, self.series)  # raises, if it is the short axis that is flawed
+            LOG.warning("The long-axis images are not used: %s", error)
+            return sax, ()
 
     def _begin(self, tell: Callable[[str], None] | None, planned: Reconstruction) -> None:
         for line in told(planned.stack) if tell is not None else ():

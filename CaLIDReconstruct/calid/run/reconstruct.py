@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +18,16 @@ from calid import STANDING_NOTE, __version__
 from calid.errors import SettingsError
 from calid.images.checks import check_stack, warnings
 from calid.method.bisection import Plan, linear_slices, plan_bisection, resolve_factor
+from calid.run.alignment import PROVENANCE_KEY, Alignment, align, moved
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
 from calid.run.generation import Frame, Generation, windows_of, work
+from calid.run.guidance import Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
 from calid.run.settings import Settings
 from calid.run.windows import Window, spans_the_cycle
-from calid.stack import Stack
+from calid.stack import GUIDED_KEY, LaxImage, Stack
 
 LOG = logging.getLogger("calid")
 
@@ -33,6 +35,7 @@ RUN_FACTS = (
     *("calid", "method", "mode", "factor", "roi", "frames", "acquired_slices", "acquired_spacing_mm", "note", "input"),
     *("model", "model_sha256", "model_base_sha256", "is_periodic", "model_license", "model_choice"),
     *("steps", "seed", "draws", "device", "precision", "torch", "platform"),
+    *("align", "lax", PROVENANCE_KEY, GUIDED_KEY),
 )
 """What a run adds to the provenance."""
 
@@ -42,7 +45,8 @@ class Reconstruction:
     """What a run made.
 
     Args:
-        stack: the dense stack on the sparse one's in-plane grid; acquired slices are bit-exact.
+        stack: the dense stack on the sparse one's in-plane grid; acquired slices are bit-exact, or as the alignment
+            has moved them.
         uncertainty: standard deviation of the draws in the stack's intensities (float32), or None.
     """
 
@@ -54,6 +58,7 @@ def upsample(
     stack: Stack,
     settings: Settings,
     *,
+    lax: Sequence[LaxImage] = (),
     models_folder: Path | None = None,
     uncertainty: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -67,6 +72,8 @@ def upsample(
     Args:
         stack: sparse SAX stack, static or cine.
         settings: what to do.
+        lax: long-axis images of the same heart, for the alignment and as guides; those that do not cross the stack are
+            not used.
         models_folder: where the manifest lies; None takes the bundled models.
         uncertainty: also return the standard deviation over the draws.
         progress: told after every network evaluation.
@@ -82,6 +89,7 @@ def upsample(
         Cancelled: if `is_cancelled` said so.
     """
     run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
+    run = _aligned(run, lax)
     planned = _planned(run, uncertainty=uncertainty)
     if on_plan is not None:
         on_plan(planned)
@@ -115,6 +123,8 @@ class Run:
         interpolator: the model, or None for linear interpolation.
         model_choice: why it is that one.
         is_periodic: whether the frames show one whole cardiac cycle, and the model makes use of it.
+        alignment: how far the slices are off; None where it was not asked for.
+        guide: the long-axis images that correct the motion, or None.
     """
 
     stack: Stack
@@ -126,6 +136,8 @@ class Run:
     interpolator: Interpolator | None = None
     model_choice: str = ""
     is_periodic: bool = False
+    alignment: Alignment | None = None
+    guide: Guide | None = None
 
     @property
     def pixels(self) -> int:
@@ -138,7 +150,8 @@ class Run:
         if self.interpolator is None:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
-        return work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
+        guiding = self.num_frames * self.plan.num_generated if self.guide is not None else 0
+        return guiding + work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
 
     def windows(self, interpolator: Interpolator) -> list[Window]:
         """Which frames the model makes together."""
@@ -197,6 +210,24 @@ def plan_run(
     return replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
 
 
+def _aligned(run: Run, lax: Sequence[LaxImage]) -> Run:
+    """The run with its slices' shifts told or, if asked for, undone; then its long-axis images may guide it."""
+    if run.settings.align == "off":
+        return run
+    views = {view.name: view.stack for view in lax if view.stack.num_slices == 1}
+    alignment = align(run.stack, views)
+    if run.settings.align == "on":
+        stack, alignment = moved(run.stack, alignment)
+        run = replace(run, stack=stack.with_voxels(stack.voxels, provenance=run.stack.provenance))
+        LOG.warning("%s", alignment.summary)
+    elif alignment.is_noticeable:
+        LOG.warning("%s Choose --align on to correct it.", alignment.summary)
+    run = replace(run, alignment=alignment)
+    if run.settings.lax == "off" or run.interpolator is None or not run.interpolator.moves:
+        return run
+    return replace(run, guide=guide_of(run.stack, views, alignment, run.preparation, run.plan))
+
+
 @lru_cache(maxsize=2)
 def warm_interpolator(device: Device, models_folder: Path | None, name: str = DEFAULT_MODEL) -> Interpolator:
     """The model on a device, kept between runs."""
@@ -220,8 +251,12 @@ def _dense_frames(run: Run, watch: Watch) -> Iterator[Frame]:
     """Dense frames of a run, one after another."""
     if run.interpolator is None:
         return _linear_frames(run, watch)
+    corrections = None
+    if run.guide is not None:
+        periodic = spans_the_cycle(run.stack)
+        corrections = corrections_by(run.guide, run.interpolator, run.stack.voxels, watch, is_periodic=periodic)
     generation = Generation(
-        run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic
+        run.interpolator, run.preparation, run.plan, run.settings, run.draws, watch, run.is_periodic, corrections
     )
     return generation.frames(run.stack.voxels)
 
@@ -278,6 +313,10 @@ def _provenance(run: Run) -> dict[str, Any]:
         "acquired_slices": plan.num_acquired - int(np.asarray(stack.generated).sum()),
         "acquired_spacing_mm": float(stack.spacing_mm[2]),
         "note": STANDING_NOTE,
+        "align": settings.align,
+        "lax": settings.lax,
+        **({} if run.alignment is None else {PROVENANCE_KEY: run.alignment.as_json()}),
+        **({} if run.guide is None else {GUIDED_KEY: [view.name for view in run.guide.views]}),
         **_model_provenance(run),
     }
 

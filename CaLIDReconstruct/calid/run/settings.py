@@ -21,6 +21,8 @@ from calid.method.bisection import FACTORS, Factor
 Method = Literal["calid", "calid+", "linear"]
 Mode = Literal["detail", "fidelity"]
 Model = Literal["auto", "2d", "2d+t"]
+Align = Literal["report", "on", "off"]
+Lax = Literal["auto", "off"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -76,6 +78,8 @@ class Settings:
         roi: (x0, x1, y0, y1) half-open columns and rows in which slices are generated; linear around it.
         frames: (first, last + 1) frames to keep; None keeps all.
         device: "auto", "cpu", "cuda" or "mps".
+        align: "report" tells how far the slices of different breath-holds are off, "on" moves them within their planes.
+        lax: "auto" lets long-axis images guide the slices that are made, where there are some; needs the alignment.
 
     Raises:
         SettingsError: if a value is not possible; its code is the setting's name.
@@ -123,6 +127,20 @@ class Settings:
         default=None, metadata=_told("frames A to B-1, counted from 0", count=2, metavar="A:B")
     )
     device: DeviceName = field(default="auto", metadata=_told("where the networks run", choices=DEVICES))
+    align: Align = field(
+        default="report",
+        metadata=_told(
+            "slices of different breath-holds; report: tell how far they are off; on: move them in plane; off: neither",
+            choices=get_args(Align),
+        ),
+    )
+    lax: Lax = field(
+        default="auto",
+        metadata=_told(
+            "long-axis images of the same heart; auto: they guide the slices that are made; off: they do not",
+            choices=get_args(Lax),
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name in OPTIONS:

@@ -18,6 +18,8 @@ TABLES = {
     "segmenter": "segmenter",
     "cine": "cine",
     "gates": "gates",
+    "alignment": "alignment",
+    "guidance": "guidance",
     "all": "everything",
 }
 """The module of every table."""

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, optimize
 
-from calid.heart.intersections import REACH_MM, STEP_MM, Image, Landscape, images_of, landscape
-from calid.heart.longaxis import heart_centre
+from calid.geometry import heart_centre
+from calid.run.intersections import REACH_MM, STEP_MM, Image, Landscape, images_of, landscape
 from calid.stack import Stack
 
 PRIOR_MM = np.array([4.0, 4.0, 3.0])
@@ -115,6 +115,14 @@ class Alignment:
         return max(shift.in_plane_mm for shift in self.slices)
 
     @property
+    def is_noticeable(self) -> bool:
+        """Whether a slice lies aside by more than `NOTICEABLE_MM`, and by more than it may seem to by chance."""
+        return any(
+            shift.in_plane_mm > max(NOTICEABLE_MM, 2 * float(np.hypot(*shift.uncertainty_mm[:2])))
+            for shift in self.slices
+        )
+
+    @property
     def summary(self) -> str:
         """One sentence for the user."""
         worst = max(self.slices, key=lambda shift: shift.in_plane_mm)
@@ -150,20 +158,30 @@ def align(sax: Stack, views: Mapping[str, Stack]) -> Alignment:
         sax: acquired short-axis slices.
         views: {name: long-axis image}; those that do not cross the slices are not used, and not named in the result.
     """
-    centre = heart_centre(sax, list(views.values()))
-    slices = images_of(sax)
-    lines: list[dict[tuple[int, int], Landscape]] = []
+    found = align_images(
+        images_of(sax),
+        {name: images_of(view)[0] for name, view in views.items()},
+        heart_centre(sax, list(views.values())),
+    )
+    return _by_neighbors(sax) if found is None else found
+
+
+def align_images(slices: Sequence[Image], views: Mapping[str, Image], centre_lps: np.ndarray) -> Alignment | None:
+    """As `align`, of images wherever they lie; None where no view crosses a slice.
+
+    Args:
+        slices: short-axis slices.
+        views: {name: long-axis image}.
+        centre_lps: (3,) mm, the middle of the heart.
+    """
+    lines: dict[tuple[int, int], Landscape] = {}
     used: dict[str, Image] = {}
-    for name, stack in views.items():
-        image = images_of(stack)[0]
-        found = {index: landscape(one, image, centre) for index, one in enumerate(slices)}
-        known = {(index, len(used)): line for index, line in found.items() if line is not None}
-        if known:
-            lines.append(known)
+    for name, image in views.items():
+        found = [landscape(one, image, centre_lps) for one in slices]
+        lines |= {(index, len(used)): line for index, line in enumerate(found) if line is not None}
+        if any(line is not None for line in found):
             used[name] = image
-    if not used:
-        return _by_neighbors(sax)
-    return fitted(slices, used, {pair: line for known in lines for pair, line in known.items()})
+    return fitted(slices, used, lines) if used else None
 
 
 def fitted(

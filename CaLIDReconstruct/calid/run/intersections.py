@@ -13,13 +13,13 @@ and how far the two profiles are moved along it. `landscape` tabulates the corre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from calid.heart.longaxis import frames_at_phases_of
-from calid.stack import Stack
+from calid.geometry import LONG_AXIS_DEGREES
+from calid.stack import Stack, nearest_frames
 
 TYPICAL_SLAB_MM = 8.0
 """A short-axis slice is as thick as the slices are apart, but hardly thicker than this: gaps are not imaged."""
@@ -32,9 +32,8 @@ RADIUS_MM = 55.0
 """Lines are compared this far to both sides of the heart's middle: whole hearts, little of the chest wall, which does
 not move with them."""
 
-_TAPER_MM = 10.0
+TAPER_MM = 10.0
 _MIN_OVERLAP = 0.5
-_MIN_SINE = 0.3  # below it, a "long-axis" image is nearly a short-axis one
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +45,19 @@ class Image:
         affine: (4, 4), (column, row, 0, 1) -> LPS mm.
         thickness_mm: of the slab that it averages over.
         frame_times_ms: (T,) milliseconds after the R wave.
+        beat_ms: length of the heart beat that the scanner noted, or None.
     """
 
     pixels: np.ndarray
     affine: np.ndarray
     thickness_mm: float
     frame_times_ms: np.ndarray
+    beat_ms: float | None = None
+
+    def frames_at(self, other: Image | Stack) -> np.ndarray:
+        """(T of `other`,) index of the frame that shows the phase of each frame of `other`."""
+        times = self.frame_times_ms, other.frame_times_ms
+        return nearest_frames(*times, beat_ms=self.beat_ms, at_beat_ms=other.beat_ms)
 
     @property
     def directions_lps(self) -> np.ndarray:
@@ -64,7 +70,7 @@ class Image:
         """The same image moved by (3,) mm along its own `directions_lps`."""
         affine = self.affine.copy()
         affine[:3, 3] += self.directions_lps @ np.asarray(shift_mm, float)
-        return Image(self.pixels, affine, self.thickness_mm, self.frame_times_ms)
+        return replace(self, affine=affine)
 
     def at(self, points_lps: np.ndarray, frames: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values (T, ...) float32 at (..., 3) LPS points in some frames, and whether each point (...) is in the image.
@@ -96,8 +102,9 @@ def images_of(stack: Stack, thickness_mm: float | None = None) -> list[Image]:
     """
     if thickness_mm is None:
         thickness_mm = min(float(stack.spacing_mm[2]), TYPICAL_SLAB_MM)
+    times, beat_ms = stack.frame_times_ms, stack.beat_ms
     return [
-        Image(stack.voxels[:, index].astype(np.float32), stack.slice_affine(index), thickness_mm, stack.frame_times_ms)
+        Image(stack.voxels[:, index].astype(np.float32), stack.slice_affine(index), thickness_mm, times, beat_ms)
         for index in range(stack.num_slices)
     ]
 
@@ -151,7 +158,7 @@ def crossing(sax: Image, lax: Image, centre_lps: np.ndarray) -> Crossing | None:
     normals = sax.directions_lps[:, 2], lax.directions_lps[:, 2]
     along = np.cross(*normals)
     sine = float(np.linalg.norm(along))
-    if sine < _MIN_SINE:
+    if sine < np.sin(np.deg2rad(LONG_AXIS_DEGREES)):
         return None
     along = along / sine
     offsets = [normals[0] @ sax.affine[:3, 3], normals[1] @ lax.affine[:3, 3], along @ centre_lps]
@@ -189,17 +196,17 @@ def landscape(sax: Image, lax: Image, centre_lps: np.ndarray) -> Landscape | Non
     if line is None:
         return None
     steps = round(REACH_MM / STEP_MM)
-    half = round((RADIUS_MM + _TAPER_MM) / STEP_MM)
+    half = round((RADIUS_MM + TAPER_MM) / STEP_MM)
     places = np.arange(-half, half + 1) * STEP_MM
     reach = np.arange(-half - steps, half + steps + 1) * STEP_MM
-    weight = np.clip((RADIUS_MM + _TAPER_MM - np.abs(places)) / _TAPER_MM, 0, 1)
+    weight = np.clip((RADIUS_MM + TAPER_MM - np.abs(places)) / TAPER_MM, 0, 1)
     frames = np.arange(len(sax.pixels))
     own, own_inside = _profiles(sax, line, line.across_sax, places, frames, slab_mm=lax.thickness_mm)
-    matching = frames_at_phases_of(lax, sax)
+    matching = lax.frames_at(sax)
     other, other_inside = _profiles(lax, line, line.across_lax, reach, matching, slab_mm=sax.thickness_mm)
     correlation, overlap = _correlations(own, own_inside * weight, other, other_inside)
     middle = overlap[steps, steps, steps]
-    if middle <= _MIN_OVERLAP * _TAPER_MM / STEP_MM:
+    if middle <= _MIN_OVERLAP * TAPER_MM / STEP_MM:
         return None
     correlation[overlap < _MIN_OVERLAP * middle] = 0
     return Landscape(line, correlation, float(middle) * STEP_MM)

@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 
 from calid.errors import OutputError
-from calid.heart.alignment import Alignment, Shift, align, moved
 from calid.images.files import check_fits, check_output, read_heart, write_stack
 from calid.images.whole_file import check_output as check_any_output
 from calid.images.whole_file import whole_file
+from calid.run.alignment import Alignment, Shift, align, moved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
         check_any_output(options.json, (".json",), overwrite=options.overwrite, sources=sources)
     if options.json is not None and options.output == options.json:
         raise OutputError("same-output", f"{options.json} is asked for twice.", "Give two different names.")
-    study = read_heart(options.input, options.lax)
-    found = align(study.sax, {view.name: view.stack for view in study.lax})
+    sax, lax = read_heart(options.input, lax_folder=options.lax)
+    found = align(sax, {view.name: view.stack for view in lax})
     if options.output is not None:
-        stack, found = moved(study.sax, found)
+        stack, found = moved(sax, found)
         check_fits(stack, options.output)
         write_stack(stack, options.output, overwrite=options.overwrite)
     if options.json is not None:

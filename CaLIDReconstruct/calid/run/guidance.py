@@ -1,0 +1,260 @@
+"""Long-axis images as guides: what they show where the slices that are to be made cross them.
+
+Each slice of the dense stack crosses each long-axis (LAX) image in a line, along which its true intensities are known
+once the breath-holds are aligned (`calid.run.alignment`) and the gain and offset of the view are fitted. The motion's
+fields are corrected so that they agree with these lines (`calid.method.guidance`), level by level of the bisection and
+for all frames together. What comes out is one correction per frame and slice, which any model adds to its motion.
+
+A line counts by how well its view explains the acquired slices beside it, and not at all beyond the heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from calid.geometry import heart_centre
+from calid.method.bisection import Gap, Plan
+from calid.method.guidance import Lines, corrected, grid_shape, with_correction
+from calid.method.motion import warped
+from calid.run.alignment import Alignment
+from calid.run.batches import Interpolator
+from calid.run.intersections import RADIUS_MM, TAPER_MM, Crossing, Image, crossing, images_of
+from calid.run.preparation import Preparation
+from calid.run.progress import Watch
+from calid.stack import Stack
+
+SAMPLES = 5  # across a slab
+NOISE_FLOOR = 0.1  # of intensities in [-1, 1]: what a view misses at its best
+INDEPENDENT_PIXELS = 0.5  # weighs a line against the prior: chosen by left-out views
+HELD_BYTES = 512 * 2**20  # of what gaps that are corrected together take at most
+_BYTES_PER_PIXEL = 64
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A long-axis image whose intensities were brought to those of the short axis.
+
+    Args:
+        name: of the view.
+        image: aligned.
+        gain, offset: intensities as the networks see them = gain * pixels + offset.
+        noise: standard deviation of what is left, at least `NOISE_FLOOR`.
+        confidence: (Z,) share of each acquired slice's line that the view explains, 0 where they do not cross.
+    """
+
+    name: str
+    image: Image
+    gain: float
+    offset: float
+    noise: float
+    confidence: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """The long-axis images of one stack, ready to be asked about any slice of the dense one.
+
+    Args:
+        stack: acquired slices, as the networks are shown them.
+        preparation: how.
+        plan: which slices are made.
+        shifts_mm: (Z, 3) by which each slice still has to be moved, along its directions, to lie where it belongs.
+        views: the images.
+        centre_lps: (3,) mm, the middle of the heart.
+    """
+
+    stack: Stack
+    preparation: Preparation
+    plan: Plan
+    shifts_mm: np.ndarray
+    views: tuple[View, ...]
+    centre_lps: np.ndarray
+
+    def lines(self, slots: Sequence[int]) -> Lines:
+        """What is known of the slices at some slots of the dense stack."""
+        found = [[self._line(slot, view) for view in self.views] for slot in slots]
+        joined = [[np.concatenate(part) for part in zip(*of_slot, strict=True)] for of_slot in found]
+        places, values, weights = zip(*joined, strict=True)
+        return Lines(
+            torch.from_numpy(np.stack(places)).float(),
+            torch.from_numpy(np.stack(values)).float().movedim(2, 0),
+            torch.from_numpy(np.stack(weights)).float(),
+        )
+
+    def _line(self, slot: int, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places (points, samples, 2), values (points, frames) and weights (points,) of one line."""
+        return _line(self, self._image_at(slot), view)
+
+    def _image_at(self, slot: int) -> Image:
+        """The slice at a slot, without pixels, where it belongs."""
+        place = slot / self.plan.factor
+        shift = [np.interp(place, np.arange(len(self.shifts_mm)), column) for column in self.shifts_mm.T]
+        affine = self.stack.affine.copy()
+        affine[:3, 3] += place * affine[:3, 2]
+        empty = np.zeros((0, *self.stack.voxels.shape[2:]), np.float32)
+        thickness = images_of(self.stack.frames(0, 1))[0].thickness_mm
+        return Image(empty, affine, thickness, self.stack.frame_times_ms).shifted(np.array(shift))
+
+
+def guide_of(
+    stack: Stack, views: Mapping[str, Stack], alignment: Alignment, preparation: Preparation, plan: Plan
+) -> Guide | None:
+    """The guide of a stack; None where no view crosses it.
+
+    Args:
+        stack: acquired slices; moved within their planes if the alignment says so.
+        views: the long-axis images by name, as acquired.
+        alignment: of both.
+        preparation: how slices are shown to the networks.
+        plan: which slices are made from which.
+    """
+    shifts = alignment.slice_shifts_mm.copy()
+    if alignment.applied:
+        shifts[:, :2] = 0
+    centre = heart_centre(stack, list(views.values()))
+    guide = Guide(stack, preparation, plan, shifts, (), centre)
+    found = []
+    for shift in alignment.views:
+        image = images_of(views[shift.name])[0].shifted(np.array(shift.mm))
+        view = _matched(guide, shift.name, image)
+        if view is not None:
+            found.append(view)
+    if not found:
+        return None
+    return Guide(stack, preparation, plan, shifts, tuple(found), centre)
+
+
+def _matched(guide: Guide, name: str, image: Image) -> View | None:
+    """A view with gain and offset fitted on the lines of the acquired slices, robustly (flow, partial volumes)."""
+    plain = View(name, image, 1.0, 0.0, 1.0, np.ones(guide.stack.num_slices))
+    acquired = guide.preparation.prepare(guide.stack.voxels.reshape(-1, *guide.stack.voxels.shape[2:]))[:, 0].numpy()
+    acquired = acquired.reshape(*guide.stack.voxels.shape[:2], *acquired.shape[1:])
+    lines = []
+    for index in range(guide.stack.num_slices):
+        places, values, weights = _line(guide, guide._image_at(index * guide.plan.factor), plain)
+        inside = weights > 0
+        own = np.stack([_at_pixels(frame[index], places[inside]) for frame in acquired], axis=1)
+        lines.append((values[inside].ravel(), own.ravel()))
+    seen, own = (np.concatenate(parts) for parts in zip(*lines, strict=True))
+    if seen.size < 2 or np.ptp(seen) == 0:
+        return None
+    weight, gain, offset, noise = np.ones_like(seen), 1.0, 0.0, 1.0
+    for _ in range(5):
+        mean, own_mean = np.average(seen, weights=weight), np.average(own, weights=weight)
+        gain = float((weight * (seen - mean) * (own - own_mean)).sum() / (weight * (seen - mean) ** 2).sum())
+        offset = float(own_mean - gain * mean)
+        residual = own - gain * seen - offset
+        noise = max(1.4826 * float(np.median(np.abs(residual))), NOISE_FLOOR)
+        weight = 1 / (1 + (residual / (2 * noise)) ** 2)
+    if gain <= 0:
+        return None
+    confidence = np.array([_explained(values, gain * other + offset) for other, values in lines])
+    return View(name, image, gain, offset, noise, confidence)
+
+
+def _explained(values: np.ndarray, told: np.ndarray) -> float:
+    """The share of a line's variance that what is told of it explains, 0 to 1."""
+    if values.size < 2 or values.var() == 0:
+        return 0.0
+    return float(np.clip(1 - np.square(values - told).mean() / values.var(), 0, 1))
+
+
+def _line(guide: Guide, target: Image, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The line of a slice and a view: places (points, samples, 2), values (points, frames), weights (points,)."""
+    preparation = guide.preparation
+    x0, x1, y0, y1 = preparation.roi
+    rows, columns = preparation.working_shape
+    scale = np.array([rows / (y1 - y0), columns / (x1 - x0)])
+    pixel_mm = float(np.mean(guide.stack.spacing_mm[1::-1] / scale))
+    half = round((RADIUS_MM + TAPER_MM) / pixel_mm)
+    along = np.arange(-half, half + 1) * pixel_mm
+    line = crossing(target, view.image, guide.centre_lps)
+    frames = view.image.frames_at(guide.stack)
+    if line is None:
+        return np.zeros((len(along), SAMPLES, 2)), np.zeros((len(along), len(frames))), np.zeros(len(along))
+    points = line.origin_lps + along[:, None] * line.along
+    values, inside = _slab_means(view.image, line, points, frames, target.thickness_mm)
+    across = (np.arange(SAMPLES) - (SAMPLES - 1) / 2) / SAMPLES * view.image.thickness_mm
+    column, row = target.pixel_indices(points[:, None] + across[:, None] * line.across_sax)
+    places = np.stack([(row - y0 + 0.5) * scale[0] - 0.5, (column - x0 + 0.5) * scale[1] - 0.5], axis=-1)
+    inside &= ((places >= 0) & (places <= np.array([rows, columns]) - 1)).all(axis=(1, 2))
+    near = np.clip((RADIUS_MM + TAPER_MM - np.abs(along)) / TAPER_MM, 0, 1)
+    place = guide.stack.to_index(target.affine[:3, 3])[2]
+    trust = np.interp(place, np.arange(len(view.confidence)), view.confidence)
+    weights = inside * near * trust / view.noise**2 / INDEPENDENT_PIXELS
+    return places, (view.gain * values + view.offset).clip(-1, 1) if view.gain != 1 else values, weights
+
+
+def _slab_means(
+    image: Image, line: Crossing, points: np.ndarray, frames: np.ndarray, thickness_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A view's pixels (points, frames) along a line, averaged over the slab of the slice; and which are inside."""
+    offsets = (np.arange(SAMPLES) - (SAMPLES - 1) / 2) / SAMPLES * thickness_mm
+    values, inside = image.at(points[:, None] + offsets[:, None] * line.sax_normal, frames)
+    return values.mean(axis=2).T, np.asarray(inside.all(axis=1))
+
+
+def _at_pixels(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """(points,) means of an image (H, W) over samples at (points, samples, 2)."""
+    rows, columns = np.moveaxis(places, -1, 0)
+    return ndimage.map_coordinates(image, [rows, columns], order=1, mode="nearest").mean(axis=1)
+
+
+def corrections_by(
+    guide: Guide, interpolator: Interpolator, voxels: np.ndarray, watch: Watch, *, is_periodic: bool
+) -> torch.Tensor:
+    """Corrections (frames, slots, 4, h, w) of the motion of every slice that is to be made.
+
+    The slices are made by the moved mean alone, level by level, each level from what the guide made of the one before.
+
+    Args:
+        guide: the long-axis images.
+        interpolator: its motion is corrected.
+        voxels: (frames, Z, Y, X) of the acquired slices.
+        watch: told of every evaluation of the motion.
+        is_periodic: whether the frames show one whole cardiac cycle.
+    """
+    plan, frames = guide.plan, len(voxels)
+    acquired = guide.preparation.prepare(voxels.reshape(-1, *voxels.shape[2:]))[:, 0].unflatten(0, voxels.shape[:2])
+    size = acquired.shape[2:]
+    images = torch.zeros(frames, plan.num_slots, *size)
+    images[:, :: plan.factor] = acquired
+    found = torch.zeros(frames, plan.num_slots, 4, *grid_shape(*size))
+    together = max(1, HELD_BYTES // (frames * size[0] * size[1] * _BYTES_PER_PIXEL))
+    for number, level in enumerate(plan.levels, start=1):
+        watch.stage = f"guided by long-axis images, level {number} of {len(plan.levels)}"
+        for start in range(0, len(level), together):
+            gaps = level[start : start + together]
+            _correct(guide, interpolator, gaps, images, found, watch, is_periodic=is_periodic)
+    return found
+
+
+def _correct(
+    guide: Guide,
+    interpolator: Interpolator,
+    gaps: Sequence[Gap],
+    images: torch.Tensor,
+    found: torch.Tensor,
+    watch: Watch,
+    *,
+    is_periodic: bool,
+) -> None:
+    """Fill the targets of gaps of one level into `images` and `found`."""
+    before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
+    pair = images[:, before], images[:, after]
+    fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in pair), tick=watch.tick)
+    with torch.inference_mode():
+        fields = fields.unflatten(0, pair[0].shape[:2])
+        correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic)
+        found[:, target] = correction
+        fields = with_correction(fields.flatten(0, 1), correction.flatten(0, 1))
+        moved = [
+            warped(side.flatten(0, 1)[:, None], field).clamp(-1, 1)
+            for side, field in zip(pair, fields.split(2, dim=1), strict=True)
+        ]
+        images[:, target] = ((moved[0] + moved[1]) / 2)[:, 0].unflatten(0, pair[0].shape[:2])
