@@ -32,7 +32,7 @@ COPIES = 8
 def estimate(steps: Sequence[Step], data: Path) -> str:
     """Lines for every step and their sums; `data` is the folder with the raw sets."""
     speed = flops_per_second()
-    lines, hours, size = [f"This machine convolves {speed / 1e12:.2f} TFLOP/s.", ""], 0.0, 0
+    lines, hours, size = [f"This machine convolves {speed / 1e9:,.1f} GFLOP/s at the moment.", ""], 0.0, 0
     for step in steps:
         told = ""
         if step.command[0] == "prepare":
