@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from calid.errors import says_out_of_memory
+
 from .EngineProcess import EngineTransport
 
 CANCEL_DEADLINE_S = 1.0
 LAST_EVENTS = ("result", "error", "cancelled")
-OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "DefaultCPUAllocator", "bad_alloc", "Cannot allocate memory")
 KILLED_CODES = (-9, 137)
 # PythonSlicer is a launcher: of an interpreter that was killed it says only this, and ends with 1 itself.
 LAUNCHER_SIGN = "exit abnormally - Report the problem."
@@ -156,7 +157,7 @@ class EngineClient:
 def _deathEvent(requestId: str, exitEvent: dict, wasReady: bool) -> dict:
     """The error that an engine's end means for a request that still waits."""
     code, stderr = exitEvent.get("code"), exitEvent.get("stderr", "")
-    if any(sign in stderr for sign in OUT_OF_MEMORY_SIGNS):
+    if says_out_of_memory(stderr):
         kind = "memory"
     elif "ModuleNotFoundError" in stderr or "No module named" in stderr:
         kind = "engine-missing"

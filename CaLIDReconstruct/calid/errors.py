@@ -4,8 +4,11 @@ Every error a user can cause or mend is a `CalidError`. The classes say who can 
 Slicer module translates; the message names the place and the measured value; the remedy says what to do.
 """
 
-# CUDA's and Metal's words, those of torch's own allocator, and oneDNN's.
-OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "could not create a primitive")
+# CUDA's and Metal's words, those of torch's own allocator, oneDNN's; then Python's, C++'s and the system's.
+OUT_OF_MEMORY_WORDS = (
+    *("out of memory", "can't allocate memory", "could not create a primitive", "defaultcpuallocator"),
+    *("memoryerror", "bad_alloc", "cannot allocate memory"),
+)
 
 
 class CalidError(Exception):
@@ -67,8 +70,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, numpy or torch says that there was not enough memory; knows torch by its words."""
     if isinstance(error, MemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether the words of an error, or of a process that ended, say that there was not enough memory."""
+    lower = text.lower()
+    return any(words in lower for words in OUT_OF_MEMORY_WORDS)
 
 
 class Cancelled(Exception):  # noqa: N818 (an outcome, not an error)

@@ -17,6 +17,9 @@ import numpy as np
 ISOTROPIC_RATIO = 1.5
 """Slices nearer to each other than this many pixels leave nothing to fill in."""
 
+WINDOW_PERCENTILES = (1.0, 99.5)
+"""What lies between them is shown and made; few voxels of air and flow lie beyond."""
+
 BEAT_KEY, TIMES_KEY = "beat_ms", "frame_times"
 """What a stack's history calls its beat, and the way in which its frame times were guessed."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from calid.report import stills
 from calid.report.stills import Body, beside, paint
 from PIL import Image
 
@@ -79,3 +82,16 @@ def test_pictures_stand_side_by_side(tmp_path):
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.size == (80, 30)
         assert strip.getpixel((60, 15)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("script", ["viewer.js", "viewer.min.js"])
+def test_the_viewer_is_lit_as_the_pictures_are(script):
+    shader = (Path(stills.__file__).parent / "web" / script).read_text(encoding="utf-8")
+    key = ", ".join(map(str, stills.KEY_DIRECTION))
+    for words in (
+        f"key = normalize(vec3({key}))",
+        f"light = {stills.AMBIENT} + {stills.KEY} * max(dot(normal, key), 0.0) + {stills.FACING} * facing",
+        f"shine = {stills.SHINE} * pow(max(dot(reflect(-key, normal), toEye), 0.0), {stills.SHINE_POWER:.1f})",
+        f"rim = opacity < 1.0 ? {stills.RIM} * pow(1.0 - facing, {stills.RIM_POWER:.1f}) : 0.0",
+    ):
+        assert words in shader

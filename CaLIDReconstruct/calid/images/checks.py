@@ -14,7 +14,7 @@ import numpy as np
 
 from calid import geometry
 from calid.errors import InputError
-from calid.stack import ISOTROPIC_RATIO, Stack
+from calid.stack import ISOTROPIC_RATIO, WINDOW_PERCENTILES, Stack
 
 MIN_PIXELS = 16
 """Fewer pixels across than this cannot show a heart, and the networks halve the image several times."""
@@ -238,7 +238,7 @@ def _inversion(stack: Stack) -> Iterator[Finding]:
     contrast and the skewness between 0.4 and 4.2; inverted, between 0.77 and 1 and between -4 and -0.4.
     """
     voxels = stack.voxels[0].astype(np.float64)
-    low, high = np.percentile(voxels, [1, 99.5])
+    low, high = np.percentile(voxels, WINDOW_PERCENTILES)
     if not low < high:
         return
     shown = np.clip((voxels - low) / (high - low), 0, 1)

@@ -28,7 +28,7 @@ from calid.geometry import is_same_position, plane_of
 from calid.images import whole_file
 from calid.images.dicom import DicomImage, is_dicom, read_images, read_pixels
 from calid.images.vetting import real_values
-from calid.stack import Stack
+from calid.stack import WINDOW_PERCENTILES, Stack
 
 PERSON = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge")
 PERSON += ("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod")
@@ -217,7 +217,7 @@ class _Series:
 def _series(stack: Stack, sources: Sources, description: str) -> _Series:
     number = 1000 + int(max(image.series[0] for image in sources.images.values())) % 9000
     slope, intercept = _scale(stack, sources)
-    low, high = np.percentile(stack.voxels[0], [1, 99.5])
+    low, high = np.percentile(stack.voxels[0], WINDOW_PERCENTILES)
     window = (float(low + high) / 2, float(max(high - low, 1)))
     description = description[:_DESCRIPTION_CHARACTERS]
     return _Series(generate_uid(), number, description, datetime.now(), slope, intercept, window)

@@ -24,7 +24,7 @@ from calid.report.comparison import (
 from calid.report.sheet import derived_movie, derived_sheet, lax_movie, lax_sheet, upright_plane
 from calid.report.trust import Trust
 from calid.run.alignment import PROVENANCE_KEY
-from calid.stack import Stack
+from calid.stack import WINDOW_PERCENTILES, Stack
 
 _MIN_MOVIE_FRAMES = 5
 _MOVIE_VIEW = "4ch"  # the most familiar one
@@ -129,7 +129,7 @@ def _standing_pictures(case: Case) -> list[viewer.Picture]:
     if not case.lax:
         return []
     centre = heart_centre(case.dense, [image.stack for image in case.lax])
-    low, high = np.percentile(case.dense.voxels[0], [1, 99.5])
+    low, high = np.percentile(case.dense.voxels[0], WINDOW_PERCENTILES)
     pictures = []
     for image in crossing_views(case.lax, case.dense):
         upright = upright_plane(image.stack.frame(0), case.dense, centre)

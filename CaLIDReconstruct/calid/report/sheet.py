@@ -30,7 +30,7 @@ from calid.report.comparison import (
     agreement_table,
     compare_views,
 )
-from calid.stack import LaxImage, Stack
+from calid.stack import WINDOW_PERCENTILES, LaxImage, Stack
 
 MARGIN_MM = 14.0
 """How much of the acquired image is shown above and below the short-axis slab."""
@@ -116,7 +116,7 @@ def _row(name: str, columns: Sequence[Column], plane: Stack, acquired: np.ndarra
         pictures[column.name] = cut(column.stack, plane, order=column.order)
     inside = np.isfinite(pictures[columns[-1].name])
     seen = np.concatenate([picture[inside & np.isfinite(picture)] for picture in pictures.values()])
-    low, high = np.percentile(seen, [1, 99.3]) if seen.size else (0.0, 1.0)
+    low, high = np.percentile(seen, WINDOW_PERCENTILES) if seen.size else (0.0, 1.0)
     return _Row(name, plane, pictures, (float(low), float(max(high, low + 1e-6))))
 
 

@@ -13,7 +13,12 @@ import numpy as np
 from PIL import Image
 
 _SUPERSAMPLING = 2
-_KEY_LIGHT = np.array([0.35, 0.6, 0.75]) / np.linalg.norm([0.35, 0.6, 0.75])
+# The light of the pictures and of the viewer, whose shader (web/viewer.js) a test holds against these.
+KEY_DIRECTION = (0.35, 0.6, 0.75)
+AMBIENT, KEY, FACING = 0.34, 0.5, 0.22
+SHINE, SHINE_POWER = 0.16, 24
+RIM, RIM_POWER = 0.55, 2
+_KEY_LIGHT = np.array(KEY_DIRECTION) / np.linalg.norm(KEY_DIRECTION)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _paint_body(
 def _blend(canvas: np.ndarray, pixels: np.ndarray, normals: np.ndarray, body: Body) -> None:
     alpha = np.full((len(pixels), 1), body.opacity)
     if body.opacity < 1:
-        alpha = np.minimum(body.opacity + 0.55 * (1 - np.abs(normals[:, 2:])) ** 2, 1)
+        alpha = np.minimum(body.opacity + RIM * (1 - np.abs(normals[:, 2:])) ** RIM_POWER, 1)
     canvas[pixels] = (1 - alpha) * canvas[pixels] + alpha * _lit(normals, np.array(body.rgb, float))
 
 
@@ -145,8 +150,8 @@ def _lit(normals: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     key = np.maximum(normals @ _KEY_LIGHT, 0)
     facing = np.maximum(normals[:, 2], 0)
     reflected = 2 * key * normals[:, 2] - _KEY_LIGHT[2]
-    shine = 0.16 * np.maximum(reflected, 0) ** 24
-    return rgb * (0.34 + 0.5 * key + 0.22 * facing)[:, None] + 255 * shine[:, None]
+    shine = SHINE * np.maximum(reflected, 0) ** SHINE_POWER
+    return rgb * (AMBIENT + KEY * key + FACING * facing)[:, None] + 255 * shine[:, None]
 
 
 def beside(pictures: Sequence[Image.Image]) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from calid.report.comparison import Column, compare_views
-from calid.stack import LaxImage, Stack
+from calid.stack import WINDOW_PERCENTILES, LaxImage, Stack
 
 Predictor = Callable[[Stack], Stack]
 """Turns a stack of n slices into one of 2n - 1 on half the spacing, as `upsample` with factor 2 does."""
@@ -156,7 +156,7 @@ def trust(
         return None
     truth = sparse.voxels.astype(np.float32)
     linear = (truth[:, :-2] + truth[:, 2:]) / 2
-    contrast = float(np.subtract(*np.percentile(truth, [99.5, 1]))) or 1.0
+    contrast = float(np.ptp(np.percentile(truth, WINDOW_PERCENTILES))) or 1.0
     slices = []
     for index in range(1, sparse.num_slices - 1):
         inside = np.ones(truth.shape[2:], bool) if region is None else region[index]

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from calid.errors import InputError, SettingsError
-from calid.stack import Stack
+from calid.stack import WINDOW_PERCENTILES, Stack
 
-LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5
 WORKING_PIXEL_MM = (1.0, 2.2)  # the networks saw 1.2 to 2.0 mm; a little beyond is harmless, further is resampled
 GRID_MULTIPLE = 16  # the autoencoder halves twice, the denoiser twice more
 MIN_PADDED_PIXELS = 32  # the motion halves five times
@@ -25,12 +24,12 @@ MIN_ROI_PIXELS = 16
 
 
 def intensity_window(voxels: np.ndarray) -> tuple[float, float]:
-    """The intensities that become -1 and 1: the 1st and 99.5th percentile.
+    """The intensities that become -1 and 1: `WINDOW_PERCENTILES`.
 
     Raises:
         InputError: "constant" if the two are equal, so that there is nothing to see.
     """
-    low, high = np.percentile(voxels, [LOW_PERCENTILE, HIGH_PERCENTILE])
+    low, high = np.percentile(voxels, WINDOW_PERCENTILES)
     if not high > low:
         low, high = float(voxels.min()), float(voxels.max())
     if not high > low:
