@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -23,9 +24,10 @@ from calid.cohort.row import TIME_COLUMNS
 from calid.cohort.store import Store
 from calid.cohort.work import Plan, do_case
 from calid.errors import CalidError, InputError, SettingsError
-from calid.heart.figures import read_figures
+from calid.heart.figures import SCHEMA_PATH, read_figures
 from calid.images.files import read_stack, write_stack
 from calid.run.settings import Settings
+from jsonschema import Draft202012Validator
 from test_segmentation import models  # noqa: F401 (a fixture)
 
 LINEAR = Settings(factor=2, method="linear", device="cpu")
@@ -104,12 +106,15 @@ def in_this_process(cases, plan, out, *, on_done, **_):
 
 def test_what_is_asked_to_be_kept_stays_and_can_be_read(tmp_path, models):  # noqa: F811
     write_stack(heart(), tmp_path / "heart.seq.nrrd")
-    plan = Plan(LINEAR, is_tried=False, keep=("dense", "labels", "meshes", "ed-es"), models_folder=models)
+    keep = ("dense", "labels", "meshes", "ed-es")
+    plan = Plan(LINEAR, is_tried=False, is_aligned=True, keep=keep, models_folder=models)
     case = CohortCase("A heart", tmp_path / "heart.seq.nrrd")
-    done_one_by_one([case], plan, tmp_path / "out")
+    (row,) = done_one_by_one([case], plan, tmp_path / "out")
     kept = tmp_path / "out" / "cases" / "A heart"
     figures = read_figures(kept / "figures.json")
     assert figures["case"] == "A heart"
+    Draft202012Validator(json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))).validate(figures)
+    assert float(row["shift_mm"]) == pytest.approx(figures["alignment"]["worst_mm"], abs=1e-4)
     dense = read_stack(kept / "dense.seq.nrrd")
     assert dense.num_slices == figures["stack"]["slices"] == 13
     assert read_stack(kept / "labels.seg.nrrd").voxels.shape == dense.voxels.shape

@@ -46,6 +46,7 @@ def test_what_goes_out_comes_back_the_same(study, tmp_path):
     dense, _ = written(study, tmp_path / "out")
     again = read_stack(tmp_path / "out")
     np.testing.assert_array_equal(again.voxels, dense.voxels)
+    np.testing.assert_array_equal(again.generated, dense.generated)
     corners = np.array([[0, 0, 0], [23, 0, 0], [0, 17, 0], [23, 17, 8]])
     np.testing.assert_allclose(again.to_lps(corners), dense.to_lps(corners), atol=0.001)
     np.testing.assert_allclose(again.frame_times_ms, dense.frame_times_ms, atol=0.1)

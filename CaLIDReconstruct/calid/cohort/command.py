@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-upsample", action="store_true", help="measure the acquired slices")
     parser.add_argument("--no-segment", action="store_true", help="label nothing, measure no function")
     parser.add_argument("--no-trust", action="store_true", help="do not try the model on left-out slices")
+    parser.add_argument(
+        "--align", action="store_true", help="also measure how far slices are shifted; nothing is moved"
+    )
     parser.add_argument("--report", action="store_true", help="also write a report of each case")
     add_flags(parser, ["factor", "method", "model", "mode", "samples", "steps", "seed", "device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
@@ -108,6 +111,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         is_upsampled=not options.no_upsample,
         is_segmented=not options.no_segment,
         is_tried=not options.no_trust,
+        is_aligned=options.align,
         has_report=options.report,
         keep=tuple(name for name in KEEP if name in options.keep and name != "figures"),
         models_folder=options.models,

@@ -73,7 +73,7 @@ def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         "trust": figures["trust"].get("score"),
         "long_axis_views": 0 if "missing" in views else len(views),
         "long_axis_agreement": _agreement(views),
-        "shift_mm": provenance.get("shift_mm"),
+        "shift_mm": figures["alignment"].get("worst_mm"),
         "findings": " ".join(finding["code"] for finding in figures["findings"]),
         "missing": " ".join(section for section in sections if "missing" in figures[section]),
         "method": provenance.get("method"),

@@ -34,6 +34,7 @@ SUFFIXES = (".json",)
 NOT_SEGMENTED = "The stack was not segmented."
 NO_BODY = "Height and weight are not known; give them with --height and --weight."
 NO_VIEWS = "There are no long-axis images."
+NOT_ALIGNED = "Nobody asked how far the slices are shifted."
 NOT_TRIED = "The model was not tried on left-out slices."
 
 
@@ -46,6 +47,7 @@ def document(
     wall_thickness: Mapping[str, Any] | str = NOT_SEGMENTED,
     long_axis: Mapping[str, Mapping[str, Any]] | str = NO_VIEWS,
     trust: Mapping[str, Any] | str = NOT_TRIED,
+    alignment: Mapping[str, Any] | str = NOT_ALIGNED,
     body: Body | None = None,
     findings: Iterable[Finding] = (),
     seconds: Mapping[str, float] | None = None,
@@ -61,6 +63,7 @@ def document(
         wall_thickness: mm in each AHA segment, at end-diastole (`ed_mm`) and end-systole (`es_mm`).
         long_axis: agreement with each acquired long-axis image, by view and by what is compared.
         trust: errors of the model on left-out slices.
+        alignment: shifts of the acquired slices against each other, as `calid align` tells them.
         body: height and weight, by which volumes are indexed.
         findings: remarks of the checks on the input.
         seconds: duration of each step.
@@ -89,6 +92,7 @@ def document(
             "wall_thickness": _section(wall_thickness),
             "long_axis": _section(long_axis),
             "trust": _section(trust),
+            "alignment": _section(alignment),
             "findings": [asdict(finding) for finding in findings],
             "seconds": dict(seconds or {}),
             "provenance": provenance,

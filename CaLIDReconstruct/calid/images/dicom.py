@@ -62,6 +62,9 @@ _NATIVE = (
 """Transfer syntaxes whose pixels are not compressed; the last one compresses all elements together."""
 
 _OVERLAY_BIT = (0x6000, 0x0102)
+MAKER, GENERATED = "CaLID", "Generated"
+"""Manufacturer of what CaLID writes, and how the derivation description of a generated slice begins."""
+
 _DICOM_ROOT = "1.2.840.10008."
 _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (0x0002, 0x0008)
@@ -102,6 +105,7 @@ class DicomImage:
         description: of the series.
         scale: (slope, intercept) from stored to real values.
         is_color: whether pixels have red, green and blue.
+        is_generated: whether a model of CaLID made it, as `dicom_out` writes it.
         patient: identifier, only to be compared.
         reference: frame of reference, only to be compared.
         field_strength_t: Tesla; NaN where the header does not say.
@@ -126,6 +130,7 @@ class DicomImage:
     description: str
     scale: tuple[float, float]
     is_color: bool
+    is_generated: bool
     patient: str
     reference: str
     field_strength_t: float
@@ -337,6 +342,8 @@ def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
         description=_description(dataset),
         scale=(1.0 if np.isnan(slope) else slope, 0.0 if np.isnan(intercept) else intercept),
         is_color="MONOCHROME" not in str(dataset.get("PhotometricInterpretation", "MONOCHROME2")),
+        is_generated=_text(dataset, "Manufacturer") == MAKER
+        and _text(dataset, "DerivationDescription").startswith(GENERATED),
         patient=_text(dataset, "PatientID"),
         reference=_text(dataset, "FrameOfReferenceUID"),
         field_strength_t=_number(dataset, "MagneticFieldStrength"),

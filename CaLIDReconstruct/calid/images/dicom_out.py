@@ -26,7 +26,7 @@ from calid import STANDING_NOTE, __version__
 from calid.errors import InputError, OutputError
 from calid.geometry import is_same_position, plane_of
 from calid.images import whole_file
-from calid.images.dicom import DicomImage, is_dicom, read_images, read_pixels
+from calid.images.dicom import GENERATED, MAKER, DicomImage, is_dicom, read_images, read_pixels
 from calid.images.vetting import real_values
 from calid.stack import WINDOW_PERCENTILES, Stack
 
@@ -196,7 +196,7 @@ def check_folder(folder: Path, *, overwrite: bool = False, source: Path | None =
 def _is_ours(path: Path) -> bool:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Manufacturer"])
-        return str(header.get("Manufacturer")) == "CaLID"
+        return str(header.get("Manufacturer")) == MAKER
     except (OSError, ValueError, pydicom.errors.InvalidDicomError):
         return False
 
@@ -285,7 +285,7 @@ def _set_series(file: Dataset, series: _Series, source: DicomImage) -> None:
     file.SeriesInstanceUID, file.SeriesNumber, file.SeriesDescription = series.uid, series.number, series.description
     file.SeriesDate = file.ContentDate = file.InstanceCreationDate = series.moment.strftime("%Y%m%d")
     file.SeriesTime = file.ContentTime = file.InstanceCreationTime = series.moment.strftime("%H%M%S")
-    file.Manufacturer, file.ManufacturerModelName, file.SoftwareVersions = "CaLID", "CaLID", __version__
+    file.Manufacturer, file.ManufacturerModelName, file.SoftwareVersions = MAKER, MAKER, __version__
     file.DeviceSerialNumber = __version__
     file.ImageType = ["DERIVED", "SECONDARY", *([source.kind[1]] if source.kind[1] else [])]
     for keyword, value in (("ScanningSequence", "RM"), ("SequenceVariant", "NONE")):
@@ -339,7 +339,7 @@ def _set_origin(file: Dataset, stack: Stack, index: int, near: Sequence[DicomIma
     facts = stack.provenance
     if bool(np.asarray(stack.generated)[index]):
         model = f", model {facts['model']} {str(facts['model_sha256'])[:12]}" if "model" in facts else ""
-        said = f"Generated between acquired slices by CaLID {__version__}, method {facts.get('method')}{model}"
+        said = f"{GENERATED} between acquired slices by CaLID {__version__}, method {facts.get('method')}{model}"
     else:
         said = "Acquired slice, its pixels unchanged"
     file.DerivationDescription = said

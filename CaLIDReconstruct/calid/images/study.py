@@ -375,6 +375,7 @@ def _stack(runs: Sequence[Run]) -> Stack:
         voxels=_voxels(phases),
         affine=geometry.affine_of(planes, first.thickness_mm if first.thickness_mm > 0 else 1.0),
         frame_times_ms=np.mean(times_ms, axis=0),
+        generated=np.array([run.images[0].is_generated for run in runs]),
         beat_ms=first.interval_ms if len(phases[0]) > 1 and first.interval_ms > 0 else None,
         times_guess=guess,
     )
