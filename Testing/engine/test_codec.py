@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from calid.method.codec import Codec, CodecConfig
+from calid.method.codec import Codec, CodecConfig, without_cells
 from calid.method.weights import SCALE, packed, unpacked
 
 SMALL = CodecConfig(channels=(8, 16, 16), code_channels=3, num_res_blocks=(1, 1, 1), norm_num_groups=4)
@@ -103,3 +103,13 @@ def test_unpacking_multiplies_and_does_nothing_else():
     found = unpacked(stored)
     assert found["w"].tolist() == [[-63.5, 0.0], [10.0, 254.0]]
     assert found["n"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_what_alternates_from_pixel_to_pixel_goes_and_coarser_detail_stays(axis):
+    place = torch.arange(64, dtype=torch.float32).reshape((-1, 1) if axis == -2 else (1, -1))
+    wave = torch.cos(torch.pi * place / 3).expand(1, 1, 64, 64)  # six pixels a period
+    cells = torch.cos(torch.pi * place).expand(1, 1, 64, 64)
+    inside = (slice(None), slice(None), slice(12, -12), slice(12, -12))
+    torch.testing.assert_close(without_cells(wave + cells)[inside], wave[inside], atol=0.02, rtol=0)
+    torch.testing.assert_close(without_cells(wave)[inside], wave[inside], atol=0.02, rtol=0)
