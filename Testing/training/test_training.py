@@ -222,7 +222,7 @@ def test_every_shipped_config_builds_its_networks(path):
     kind = next((name for name in kinds if name in path.stem), None)
     if network is None or kind is None:
         return
-    with torch.device("meta"):
+    with torch.device("cpu" if kind == "codec" else "meta"):  # the codec's filter needs numbers
         if kind == "autoencoder":
             built = Autoencoder(config_from(AutoencoderConfig, network))
             images = torch.empty(1, 1, *[64] * built.config.spatial_dims)

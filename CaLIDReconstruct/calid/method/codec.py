@@ -180,8 +180,8 @@ class Codec(nn.Module):
 def without_cells(images: torch.Tensor) -> torch.Tensor:
     """Images (N, 1, H, W) without what alternates from pixel to pixel, along rows or columns, over a wider area.
 
-    D works on cells of two pixels, and its cheapest texture is a pattern of that period: along rows it has six times the
-    power that neighboring frequencies have. Slices have no more there than elsewhere.
+    D works on cells of two pixels, and its cheapest texture is a pattern of that period: along rows it has six times
+    the power that neighboring frequencies have. Slices have no more there than elsewhere.
     """
     for axis in (-2, -1):
         signs = 1 - 2 * (torch.arange(images.shape[axis], device=images.device) % 2)
