@@ -21,7 +21,7 @@ UI = MODULE / "Resources" / "UI" / "CaLIDReconstruct.ui"
 CMAKE = (REPOSITORY / "CMakeLists.txt").read_text(encoding="utf-8")
 SCHEMA_KEYS = {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies", "build_subdirectory"}
 SCHEMA_KEYS |= {"enabled", "tier"}
-LARGEST_CLONE_BYTES = 90_000_000
+LARGEST_CLONE_BYTES = 96_000_000
 TEXT_SUFFIXES = {".py", ".txt", ".md", ".json", ".ui", ".toml", ".yml", ".yaml", ".cmake"}
 
 

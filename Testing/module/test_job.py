@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import tempfile
 from pathlib import Path
 
 import hearts
@@ -25,8 +24,8 @@ from CaLIDReconstructLib.Settings import RunSettings
 
 @pytest.fixture(autouse=True)
 def temporaryFolder(tmp_path, monkeypatch) -> Path:
-    """The folder that takes the place of the system's for temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    """The folder that takes the place of Slicer's for temporary files."""
+    monkeypatch.setattr(slicer.app, "temporaryPath", str(tmp_path))
     return tmp_path
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import tempfile
 from pathlib import Path
 
 import hearts
 import pytest
 import scripted
+import slicer
 from calid.errors import OutputError
 from calid.images import files
 from CaLIDReconstructLib.Logic import Reconstruction
@@ -17,8 +17,8 @@ from CaLIDReconstructLib.Settings import RunSettings
 
 @pytest.fixture
 def temporaryFolder(tmp_path, monkeypatch) -> Path:
-    """The folder that takes the place of the system's for temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    """The folder that takes the place of Slicer's for temporary files."""
+    monkeypatch.setattr(slicer.app, "temporaryPath", str(tmp_path))
     return tmp_path
 
 

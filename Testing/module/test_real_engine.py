@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 
 import hearts
@@ -149,7 +148,7 @@ def foreignFolder(tmp_path, monkeypatch):
     """A temporary folder as of a user whose name is not ASCII."""
     folder = tmp_path / "J\u00fcrgen \u5fc3\u81d3"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(slicer.app, "temporaryPath", str(folder))
     yield folder
     assert list(folder.iterdir()) == []
 
