@@ -180,8 +180,9 @@ def voxels_of(header: Header, chunks: Iterable[bytes]) -> np.ndarray:
     need_memory(header.num_bytes + is_scaled * math.prod(header.sizes) * np.dtype(np.float32).itemsize, header.name)
     frames = 1 if header.frame_axis is None else header.sizes[header.frame_axis]
     spatial = [axis for axis in range(min(len(header.sizes), 4)) if axis != header.frame_axis]
-    stored_axes = [header.frame_axis, *(spatial[axis] for axis in reversed(header.spatial_order))]
-    shape = [frames, *(header.sizes[axis] for axis in stored_axes[1:])]
+    slices_first = [spatial[axis] for axis in reversed(header.spatial_order)]
+    stored_axes = [header.frame_axis, *slices_first]
+    shape = [frames, *(header.sizes[axis] for axis in slices_first)]
     voxels = np.empty(shape, header.dtype.newbyteorder("="))
     # The same memory with the axes as they are stored, the slowest first; without a stored one, time is the slowest.
     depths = [-math.inf if axis is None else -axis for axis in stored_axes]
