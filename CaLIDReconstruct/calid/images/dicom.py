@@ -1,4 +1,4 @@
-"""One DICOM file: the headers of its images, checked for being whole, and their pixels.
+"""One DICOM file: the headers of its images, checked for being whole; its pixels are read in `pixels.py`.
 
 Classic files hold one image; enhanced multi-frame files hold one per frame, each with its own place and time.
 Patient identifiers are compared, and never kept in a stack or shown in a message.
@@ -7,12 +7,9 @@ https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.ht
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import re
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,7 +20,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import (
     UID,
@@ -31,7 +27,6 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    RLELossless,
 )
 
 from calid.errors import InputError
@@ -53,7 +48,7 @@ LAST_NUMBER = "InstanceNumber"
 """Orders the images of a series, by time or not: what is left where nothing else does."""
 
 _SEQUENCE_VARIANTS = ("MP", "SP", "SS")
-_NATIVE = (
+NATIVE = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -61,7 +56,6 @@ _NATIVE = (
 )
 """Transfer syntaxes whose pixels are not compressed; the last one compresses all elements together."""
 
-_OVERLAY_BIT = (0x6000, 0x0102)
 MAKER, GENERATED = "CaLID", "Generated"
 """Manufacturer of what CaLID writes, and how the derivation description of a generated slice begins."""
 
@@ -70,10 +64,9 @@ _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (0x0002, 0x0008)
 _PIXEL_GROUP = 0x7FE0
 _UNKNOWN_LENGTH = 0xFFFFFFFF
-_SCALES = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
-_AGAIN = "Copy or export the file again, or remove it from the folder."
+AGAIN = "Copy or export the file again, or remove it from the folder."
 
-_BROKEN = (
+BROKEN = (
     *(EOFError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, NotImplementedError, RecursionError),
     *(struct.error, zlib.error),
 )
@@ -172,7 +165,7 @@ def read_images(path: Path, name: str) -> list[DicomImage]:
     try:
         is_other = not is_dicom(path)
     except OSError as err:
-        raise InputError("unreadable", f"{name}: the file cannot be read ({err.strerror}).", _AGAIN) from err
+        raise InputError("unreadable", f"{name}: the file cannot be read ({err.strerror}).", AGAIN) from err
     if is_other:
         _pass_over(path, name)
         return []
@@ -180,11 +173,11 @@ def read_images(path: Path, name: str) -> list[DicomImage]:
     if dataset is None:
         return []
     try:
-        with _quiet():
+        with quiet_pydicom():
             return [_image(image, path, name, index) for index, image in enumerate(_flattened(dataset, name))]
-    except _BROKEN as err:
+    except BROKEN as err:
         said = " ".join(str(err).split())[:120]
-        raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({said}).", _AGAIN) from err
+        raise InputError("damaged-dicom", f"{name}: the DICOM header is damaged ({said}).", AGAIN) from err
 
 
 def _pass_over(path: Path, name: str) -> None:
@@ -193,40 +186,40 @@ def _pass_over(path: Path, name: str) -> None:
         start = file.read(_PREAMBLE_BYTES)
     has_suffix = path.suffix.lower() in SUFFIXES
     if not start and has_suffix:
-        raise InputError("empty-file", f"{name} is empty (0 bytes).", _AGAIN)
+        raise InputError("empty-file", f"{name} is empty (0 bytes).", AGAIN)
     if start and len(start) < _PREAMBLE_BYTES and not any(start[:128]):
-        raise _truncated(name, f"it ends after {len(start)} bytes")
+        raise truncated(name, f"it ends after {len(start)} bytes")
     if has_suffix:
-        raise InputError("not-an-image", f"{name}: this is not a DICOM file, whatever its name says.", _AGAIN)
+        raise InputError("not-an-image", f"{name}: this is not a DICOM file, whatever its name says.", AGAIN)
 
 
 def _whole_header(path: Path, name: str) -> FileDataset | None:
     """A file's elements before the pixels, and None if it holds no image."""
     try:
-        with _quiet(), path.open("rb") as file:
+        with quiet_pydicom(), path.open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
             meta = dataset.file_meta
             # pydicom takes a value that is cut short for a shorter one; the next element shows that it is whole.
             if not len(dataset):
-                raise _truncated(name, "it ends within its first group")
+                raise truncated(name, "it ends within its first group")
             storage = UID(str(meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID") or ""))
             # A manufacturer's own class may be an image or not; one that is cut short begins as the standard's do.
             is_private = bool(storage) and not storage.startswith(_DICOM_ROOT)
             if storage.name != storage and "Image Storage" not in storage.name:
                 return None
-            syntax = _syntax_of(dataset)
+            syntax = syntax_of(dataset)
             if syntax != DeflatedExplicitVRLittleEndian:
                 if is_private and not dataset.get("Rows") and file.tell() == path.stat().st_size:
                     return None
-                _need_pixels(file, path.stat().st_size, name, dataset if syntax in _NATIVE else None)
+                _need_pixels(file, path.stat().st_size, name, dataset if syntax in NATIVE else None)
             if not dataset.get("Rows") or not dataset.get("Columns"):
-                raise _truncated(name, "the size of the image is missing")
-    except _BROKEN as err:
-        raise _truncated(name, "its header is not complete") from err
+                raise truncated(name, "the size of the image is missing")
+    except BROKEN as err:
+        raise truncated(name, "its header is not complete") from err
     return dataset
 
 
-def _syntax_of(dataset: FileDataset) -> UID:
+def syntax_of(dataset: FileDataset) -> UID:
     """The transfer syntax; where the file does not name it, the one by which pydicom made sense of the elements."""
     named = str(dataset.file_meta.get("TransferSyntaxUID") or "")
     if named:
@@ -247,17 +240,17 @@ def _need_pixels(file: BinaryIO, size: int, name: str, native: Dataset | None) -
     start = file.read(12).ljust(12, b"\0")
     order = "<" if start[:2] == b"\xe0\x7f" else ">"
     if struct.unpack_from(order + "H", start)[0] != _PIXEL_GROUP:
-        raise _truncated(name, "it ends before the pixels")
+        raise truncated(name, "it ends before the pixels")
     is_explicit = start[4:6].isalpha() and start[4:6].isupper()
     (length,) = struct.unpack_from(order + "I", start, 8 if is_explicit else 4)
     there = size - file.tell() + (0 if is_explicit else 4)
     if length != _UNKNOWN_LENGTH and there < length:
-        raise _truncated(name, f"{max(there, 0)} of {length} bytes of pixels are there")
+        raise truncated(name, f"{max(there, 0)} of {length} bytes of pixels are there")
     if native is not None:
-        _need_length(native, length, name)
+        need_length(native, length, name)
 
 
-def _need_length(dataset: Dataset, length: int, name: str) -> None:
+def need_length(dataset: Dataset, length: int, name: str) -> None:
     """Return if pixels that are not compressed are as many bytes as the header announces, filled up to an even number.
 
     Raises:
@@ -270,11 +263,11 @@ def _need_length(dataset: Dataset, length: int, name: str) -> None:
     if columns and rows and is_gray and length not in (announced, announced + announced % 2):
         what = f"{columns} x {rows} pixels of {bits} bits" + (f" in {frames} images" if frames > 1 else "")
         message = f"{name}: the header announces {what}, {announced} bytes; there are {length}."
-        raise InputError("size-mismatch", message, _AGAIN)
+        raise InputError("size-mismatch", message, AGAIN)
 
 
-def _truncated(name: str, where: str) -> InputError:
-    return InputError("truncated-dicom", f"{name}: the DICOM file is cut short: {where}.", _AGAIN)
+def truncated(name: str, where: str) -> InputError:
+    return InputError("truncated-dicom", f"{name}: the DICOM file is cut short: {where}.", AGAIN)
 
 
 def _flattened(dataset: FileDataset, name: str) -> Iterator[Dataset]:
@@ -448,153 +441,8 @@ def _vector(dataset: Dataset, keyword: str, count: int, name: str, code: str) ->
     return numbers
 
 
-# --- Pixels -----------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(image: DicomImage) -> str:
-    """What two images have in common only if every stored pixel is the same; compressed pixels are compared as such."""
-    with _quiet():
-        dataset = pydicom.dcmread(image.path, force=True)
-    return f"{hashlib.sha256(dataset.get('PixelData', b'')).hexdigest()} {image.index}"
-
-
-def read_pixels(path: Path, name: str) -> np.ndarray:
-    """The pixels of all images in a file, (images, rows, columns) as stored, without slope and intercept.
-
-    Raises:
-        InputError: pixels are missing, damaged, or compressed in a way that cannot be decoded.
-    """
-    try:
-        with _quiet():
-            dataset = pydicom.dcmread(path, force=True)
-            syntax = dataset.file_meta.TransferSyntaxUID = _syntax_of(dataset)
-            stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
-            high = int(dataset.get("HighBit", stored - 1))
-            if syntax in _NATIVE:
-                _need_length(dataset, len(dataset.PixelData), name)
-                # pydicom would drop the bits above without a word, and keep those below.
-                dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
-            pixels = _decoded(dataset)
-    except RuntimeError as err:
-        message = f"{name}: the pixels are compressed as {syntax.name} and cannot be decoded, or are damaged."
-        remedy = "Decompress the images first (for example with gdcmconv --raw), or export them uncompressed."
-        raise InputError("undecodable-pixels", message, remedy) from err
-    except _BROKEN as err:
-        raise _truncated(name, "its pixels are not complete") from err
-    if pixels.shape[-2:] != (dataset.Rows, dataset.Columns):
-        rows, columns = pixels.shape[-2:]
-        announced = f"{dataset.Columns} x {dataset.Rows}"
-        message = f"{name}: the header announces {announced} pixels; decompressed there are {columns} x {rows}."
-        raise InputError("size-mismatch", message, _AGAIN)
-    pixels = pixels.reshape((-1, *pixels.shape[-2:]))
-    return _right_aligned(pixels, dataset, stored, high, name) if syntax in _NATIVE else pixels
-
-
-def _right_aligned(pixels: np.ndarray, dataset: Dataset, stored: int, high: int, name: str) -> np.ndarray:
-    """The values of pixels that were not compressed, without the bits that the header says are not in use.
-
-    Args:
-        pixels: all bits of them.
-        dataset: the header.
-        stored: how many bits hold a value.
-        high: the last of these, counted from 0.
-        name: of the file, for messages.
-
-    Raises:
-        InputError: "bit-positions", if there is something in bits where nothing should be, but for overlays above.
-    """
-    below, above = high + 1 - stored, int(dataset.BitsAllocated) - 1 - high
-    if below >= 0 and above >= 0 and not (pixels & ((1 << below) - 1)).any():
-        values = pixels >> below
-        if pixels.dtype.kind == "i":
-            return (values << (below + above)) >> (below + above)
-        if _OVERLAY_BIT in dataset:
-            return values & ((1 << stored) - 1)
-        if not (values >> stored).any():
-            return values
-    where = f"{stored} bits end at bit {high} of {dataset.BitsAllocated}"
-    message = f"{name}: the header says that {where}; the pixels hold others."
-    remedy = "Export the images again, with High Bit one less than Bits Stored."
-    raise InputError("bit-positions", message, remedy)
-
-
-def _decoded(dataset: FileDataset) -> np.ndarray:
-    """The pixels as stored; pydicom decodes what is plain or run-length encoded, GDCM all the rest.
-
-    Raises:
-        RuntimeError: the decoder fails, or says anything at all: it goes on behind damage and only mutters.
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in (*_NATIVE, RLELossless):
-        return _decoded_by_itk(dataset)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error" if syntax == RLELossless else "ignore")
-        try:
-            return dataset.pixel_array
-        except Warning as err:
-            raise RuntimeError(str(err)) from err
-
-
-def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
-    """JPEG, JPEG-LS and JPEG 2000.
-
-    GDCM applies the first image's scale to all images of a file, so it is shown a copy without one.
-    """
-    _forget_scale(dataset)
-    with tempfile.TemporaryDirectory() as folder:
-        bare = Path(folder, "bare.dcm")
-        dataset.save_as(bare)
-        with _quiet_itk(), _heard_codecs():
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
-
-
-def _forget_scale(dataset: FileDataset) -> None:
-    shared, per_frame = (dataset.get(f"{which}FunctionalGroupsSequence") or () for which in ("Shared", "PerFrame"))
-    for part in (dataset, *shared, *per_frame):
-        for keyword in _SCALES:
-            part.pop(keyword, None)
-
-
 @contextmanager
-def _quiet_itk() -> Iterator[None]:
-    """Without ITK's warnings on stderr: what they speak of is told here."""
-    was_shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(was_shown)
-
-
-@contextmanager
-def _heard_codecs() -> Iterator[None]:
-    """Listen to GDCM's C codecs, which know no other way to complain of damaged data than the process's own stderr.
-
-    Raises:
-        RuntimeError: they said something.
-    """
-    try:
-        kept = os.dup(2)
-    except OSError:
-        kept = None  # the process has no stderr
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        finally:
-            if kept is None:
-                os.close(2)
-            else:
-                os.dup2(kept, 2)
-                os.close(kept)
-        said.seek(0)
-        words = said.read().decode(errors="replace").strip()
-    if words:
-        raise RuntimeError(words)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_pydicom() -> Iterator[None]:
     """Without pydicom's remarks, by warnings and log, on values that bend the standard."""
     logger = logging.getLogger("pydicom")
     was_disabled, logger.disabled = logger.disabled, True

@@ -21,9 +21,10 @@ from calid.errors import InputError
 from calid.images.assembly import count_findings, phase_findings, plane_findings
 from calid.images.checks import raise_first
 from calid.images.choice import RIGHT_ANGLE_DEGREES, Choice, called, choose, miss_of_right_angle, views_of
-from calid.images.dicom import DicomImage, fingerprint, read_images, read_pixels
+from calid.images.dicom import DicomImage, read_images
 from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run, groups_of
 from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
+from calid.images.pixels import fingerprint, read_pixels
 from calid.images.times import in_time, phase_times_ms
 from calid.images.vetting import colour_fault, narrowed, real_values
 from calid.stack import LaxImage, Stack

@@ -24,6 +24,9 @@ LONGEST_BEAT_MS = 2000.0
 MIN_PHASES_MS = 10.0
 """Two images nearer in time than this are one phase, taken twice."""
 
+MIN_CINE_STEP_MS = 5.0
+"""Frames of a cine are further apart; trigger times that drift by less are of one moment in beat after beat."""
+
 MIN_CINE_IMAGES = 3
 """So many images at one place are a cine; two may be end-diastole and end-systole, or one image exported twice."""
 
@@ -67,7 +70,7 @@ def motion_of(images: Sequence[DicomImage]) -> Motion:
         return "repeats"
     if len(images) < MIN_CINE_IMAGES:
         return "phases" if np.ptp(times) >= MIN_PHASES_MS else "repeats"
-    return "cine"
+    return "cine" if np.ptp(times) >= MIN_CINE_STEP_MS * (len(images) - 1) else "repeats"
 
 
 def _is_of_several_contrasts(images: Sequence[DicomImage]) -> bool:
