@@ -66,7 +66,7 @@ def test_while_packages_are_installed_nothing_else_can_be_started(lacking, monke
         )
         panel.panel.setup.install()
         panel.panel.setup.onRepair()
-        panel.panel.askEstimate()
+        panel.panel.estimate.ask()
 
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     panel, installer = lacking(meanwhile=meanwhile)
@@ -90,7 +90,7 @@ def test_a_torch_that_is_being_repaired_is_not_tried(opened, monkeypatch):
     hearts.addPicture()
     monkeypatch.setattr(Installation, "SELF_CHECK", "print()")
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    panel = opened(installer=BusyInstaller(monkeypatch, meanwhile=lambda: panel.panel.askEstimate()), agrees=True)
+    panel = opened(installer=BusyInstaller(monkeypatch, meanwhile=lambda: panel.panel.estimate.ask()), agrees=True)
     panel.until(lambda: panel.ui.deviceReasonLabel.text)
     panel.ui.repairButton.click()
     assert [transport.isKilled for transport in panel.transports] == [True]
