@@ -185,7 +185,7 @@ def estimateText(event: dict, *, withSegmentation: bool) -> str:
     """The time and memory that the engine expects and the device it would take; segmenting comes on top of it."""
     parts = []
     if event.get("seconds") is not None:
-        parts.append(_("About {time}").format(time=timeText(float(event["seconds"]))))
+        parts.append(_("Expected time: {time}").format(time=timeText(float(event["seconds"]))))
     if event.get("device"):
         parts.append(_("on {device}").format(device=event["device"]))
     if parts and withSegmentation:
