@@ -107,7 +107,7 @@ def in_this_process(cases, plan, out, *, on_done, **_):
 def test_what_is_asked_to_be_kept_stays_and_can_be_read(tmp_path, models):  # noqa: F811
     write_stack(heart(), tmp_path / "heart.seq.nrrd")
     keep = ("dense", "labels", "meshes", "ed-es")
-    plan = Plan(LINEAR, is_tried=False, is_aligned=True, keep=keep, models_folder=models)
+    plan = Plan(LINEAR, is_tried=False, keep=keep, models_folder=models)
     case = CohortCase("A heart", tmp_path / "heart.seq.nrrd")
     (row,) = done_one_by_one([case], plan, tmp_path / "out")
     kept = tmp_path / "out" / "cases" / "A heart"

@@ -47,11 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-upsample", action="store_true", help="measure the acquired slices")
     parser.add_argument("--no-segment", action="store_true", help="label nothing, measure no function")
     parser.add_argument("--no-trust", action="store_true", help="do not try the model on left-out slices")
-    parser.add_argument(
-        "--align", action="store_true", help="also measure how far slices are shifted; nothing is moved"
-    )
     parser.add_argument("--report", action="store_true", help="also write a report of each case")
-    add_flags(parser, ["factor", "method", "model", "mode", "samples", "steps", "seed", "device"])
+    add_flags(parser, ["factor", "method", "model", "mode", "samples", "steps", "seed", "device", "align", "lax"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes on this machine (default: by its GPUs, cores)"
@@ -111,7 +108,6 @@ def _plan(options: argparse.Namespace) -> Plan:
         is_upsampled=not options.no_upsample,
         is_segmented=not options.no_segment,
         is_tried=not options.no_trust,
-        is_aligned=options.align,
         has_report=options.report,
         keep=tuple(name for name in KEEP if name in options.keep and name != "figures"),
         models_folder=options.models,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from calid.cohort.manifest import CohortCase, with_settings
 from calid.cohort.store import FIGURES_NAME, Store
 from calid.errors import CalidError, is_out_of_memory, out_of_memory
 from calid.run.settings import Settings
-from calid.stack import LaxImage, Stack
+from calid.stack import Stack
 
 LOG = logging.getLogger("calid")
 
@@ -34,7 +33,6 @@ class Plan:
         is_upsampled: whether slices are filled in; else the acquired ones are measured.
         is_segmented: whether the ventricles are labelled and measured.
         is_tried: whether the model is tried on left-out slices.
-        is_aligned: whether the shifts of the slices against each other are measured; nothing is moved.
         has_report: whether a report is written.
         keep: what stays beside the figures, some of `KEEP`: the dense stack, its labels, the surfaces of every frame,
             stack and labels at end-diastole and end-systole.
@@ -45,7 +43,6 @@ class Plan:
     is_upsampled: bool = True
     is_segmented: bool = True
     is_tried: bool = True
-    is_aligned: bool = False
     has_report: bool = False
     keep: tuple[str, ...] = ()
     models_folder: Path | None = None
@@ -130,22 +127,8 @@ def _do(case: CohortCase, plan: Plan, results: Path, scratch: Path) -> None:
     if plan.has_report:
         write_report(document(heart, case.name, body=source.body), results / "report.html")
     figures = case_figures(heart, view_agreements(heart), command="cohort", body=source.body)
-    if plan.is_aligned:
-        figures["alignment"] = _shifts(source.sax, source.lax)
     figures["seconds"] |= seconds | {"total": time.monotonic() - started}
     write_figures({"case": case.name, **figures}, results / FIGURES_NAME)
-
-
-def _shifts(sax: Stack, lax: Sequence[LaxImage]) -> dict[str, Any]:
-    """How far the acquired slices are off, or why that is not known."""
-    from calid.heart.alignment import align
-    from calid.heart.figures import as_json
-
-    try:
-        found = align(sax, {image.name: image.stack for image in lax})
-    except CalidError as error:
-        return {"missing": str(error)}
-    return as_json({"worst_mm": found.worst_mm, **found.as_json()})
 
 
 def _as_it_is(stack: Stack) -> Stack:

@@ -23,6 +23,7 @@ from calid.heart.wall import SEGMENTS, wall_thickness
 from calid.images import whole_file
 from calid.images.body import Body, read_body
 from calid.images.checks import Finding
+from calid.run.alignment import PROVENANCE_KEY
 from calid.stack import Stack
 
 FIGURES_VERSION = 1
@@ -47,7 +48,6 @@ def document(
     wall_thickness: Mapping[str, Any] | str = NOT_SEGMENTED,
     long_axis: Mapping[str, Mapping[str, Any]] | str = NO_VIEWS,
     trust: Mapping[str, Any] | str = NOT_TRIED,
-    alignment: Mapping[str, Any] | str = NOT_ALIGNED,
     body: Body | None = None,
     findings: Iterable[Finding] = (),
     seconds: Mapping[str, float] | None = None,
@@ -63,14 +63,13 @@ def document(
         wall_thickness: mm in each AHA segment, at end-diastole (`ed_mm`) and end-systole (`es_mm`).
         long_axis: agreement with each acquired long-axis image, by view and by what is compared.
         trust: errors of the model on left-out slices.
-        alignment: shifts of the acquired slices against each other, as `calid align` tells them.
         body: height and weight, by which volumes are indexed.
         findings: remarks of the checks on the input.
         seconds: duration of each step.
         labels: the labels, whose provenance names the segmenter.
     """
     acquired = int((~np.asarray(stack.generated)).sum())
-    provenance = stack.history
+    provenance = dict(stack.history)
     if labels is not None:
         provenance |= {name: value for name, value in labels.provenance.items() if name not in provenance}
     return as_json(
@@ -92,7 +91,7 @@ def document(
             "wall_thickness": _section(wall_thickness),
             "long_axis": _section(long_axis),
             "trust": _section(trust),
-            "alignment": _section(alignment),
+            "alignment": _section(provenance.pop(PROVENANCE_KEY, NOT_ALIGNED)),
             "findings": [asdict(finding) for finding in findings],
             "seconds": dict(seconds or {}),
             "provenance": provenance,

@@ -18,6 +18,7 @@ looks like a shift), so it is reported, and applied only when asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -140,7 +141,11 @@ class Alignment:
             "basis": self.basis,
             "applied": self.applied,
             "lines": self.lines,
-            "agreement": [round(self.agreement_before, 4), round(self.agreement_after, 4)],
+            "worst_mm": round(self.worst_mm, 2),
+            "agreement": [
+                round(value, 4) if math.isfinite(value) else None
+                for value in (self.agreement_before, self.agreement_after)
+            ],
             "slices": [_as_json(shift) for shift in self.slices],
             "views": [_as_json(shift) for shift in self.views],
         }
