@@ -179,7 +179,7 @@ def slow(number):
     fsync(number)
 whole_file.os.fsync = slow
 from calid.__main__ import main
-sys.exit(main({["upsample", str(sparse), str(output), *LINEAR, "--overwrite"]!r}))
+sys.exit(main({["upsample", str(sparse), str(output), *LINEAR, "--align", "off", "--overwrite"]!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "writing\n"

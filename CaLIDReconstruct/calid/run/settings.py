@@ -105,8 +105,8 @@ class Settings:
     mode: Mode = field(
         default="detail",
         metadata=_told(
-            "detail: one draw; fidelity: the mean of all draws, least error, softer, predicted by one step in "
-            "--samples mirrored views; with --uncertainty it is the mean of --samples whole draws, another result",
+            "detail: one draw; fidelity: the slice at the least expected error, softer, from --samples mirrored views; "
+            "with --uncertainty it is the mean of --samples whole draws, another result",
             choices=MODES,
         ),
     )
