@@ -37,7 +37,7 @@ from calid_benchmark.rivals.stylegan import (
     batch_deviation,
 )
 from calid_benchmark.rivals.training import CONFIGS
-from calid_training.prepare import Entry, PreparedCase, load_cases
+from calid_training.prepare import AnyCase, Entry, PreparedCase, load_cases
 from calid_training.train import main
 from training_runs import averaging, scalars, train
 
@@ -287,8 +287,8 @@ def test_predictions_are_made_once_and_kept(phantom_set, segmenter, tmp_path):
         np.testing.assert_array_equal(first, again)
 
 
-def unlabelled(cases: Iterable[PreparedCase]) -> Iterator[PreparedCase]:
-    return (replace(case, labels=None) for case in cases)
+def unlabelled(cases: Iterable[AnyCase]) -> Iterator[PreparedCase]:
+    return (PreparedCase(case.entry, case.images, None) for case in cases)
 
 
 def test_labels_are_cut_like_their_slices(hearts):
@@ -301,9 +301,10 @@ def test_labels_are_cut_like_their_slices(hearts):
     assert blood > muscle + 0.4
 
 
-def replace_images(case: PreparedCase, index: int) -> PreparedCase:
+def replace_images(case: AnyCase, index: int) -> PreparedCase:
     """The case with one slice everywhere."""
-    return replace(case, images=np.repeat(case.images[:, index : index + 1], case.images.shape[1], axis=1))
+    images = np.repeat(case.images[:, index : index + 1], case.images.shape[1], axis=1)
+    return PreparedCase(case.entry, images, case.labels)
 
 
 class Slope(torch.nn.Module):
