@@ -12,6 +12,7 @@ pytest.importorskip("skimage", reason="the training package is not installed (pi
 from calid.heart.longaxis import derive_planes
 from calid.heart.surfaces import surfaces, volume_ml
 from calid.stack import LaxImage, Stack
+from calid_benchmark.systems import Source, offered
 from calid_benchmark.tables import long_axis, meshes
 from calid_benchmark.tables.long_axis import Heart
 from phantoms import affine, heart_labels, pictured, rotation
@@ -29,10 +30,11 @@ def lax(labels) -> tuple[LaxImage, ...]:
     return tuple(LaxImage(view, plane) for view, plane in derive_planes(labels).items())
 
 
-def test_by_default_what_matters_most_is_seen_from_the_side():
+def test_by_default_what_matters_most_is_seen_from_the_side(tmp_path):
     parser = ArgumentParser()
     long_axis.add_arguments(parser)
-    shown = parser.parse_args(["study"]).systems
+    assert parser.parse_args(["study"]).systems is None
+    shown = [one.name for one in long_axis.upsampling(offered(Source(weights=tmp_path, device="cpu")).systems, None)]
     assert shown == ["nearest", "linear", "registration", "CaLID's motion alone", "CaLID+"]
 
 

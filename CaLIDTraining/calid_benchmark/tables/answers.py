@@ -6,6 +6,7 @@ memory holds one stack at a time however many patients and systems there are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,11 +140,16 @@ def with_controls(answers: Answers, controls: Mapping[str, str], folder: Path) -
         if without is None or without not in answers.rows:
             continue
         name, place = control_name(learned, without), len(rows)
-        owners[name], rows[name], filters[name] = learned, {}, {}
-        for group, members in by_group(answers.asked).items():
-            pairs = [(mine, kept[question]) for question, mine in answers.of(without, members) if question in kept]
-            if pairs:
-                filters[name][group] = _fitted(pairs)
+        fitted: dict[str, Filter] = {}
+        try:
+            for group, members in by_group(answers.asked).items():
+                pairs = [(mine, kept[question]) for question, mine in answers.of(without, members) if question in kept]
+                if pairs:
+                    fitted[group] = _fitted(pairs)
+        except ValueError as error:  # a model that has learned nothing may be noisier than any gain makes its control
+            tqdm.write(f"{name} is left out: {error}", file=sys.stderr)
+            continue
+        owners[name], rows[name], filters[name] = learned, {}, fitted
         for question, mine in answers.rows[without].items():
             if question in kept:
                 images = filters[name][question.group](mine.images())
