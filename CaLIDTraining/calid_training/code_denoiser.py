@@ -46,6 +46,7 @@ class CodeDenoiserStage(L.LightningModule):
         spread_share: how much of the draws' distance to each other counts.
         likelihood_weight, perceptual_weight, texture_weight: as the codec's.
         trains_motion: whether the motion learns, too, from what becomes of the neighbors that it moves.
+        trains_walk: whether eps_theta and tau2 learn; without, tau1 alone follows what the codec comes to see.
         anneals: whether the rate falls to nothing by the end of the run.
     """
 
@@ -66,6 +67,7 @@ class CodeDenoiserStage(L.LightningModule):
         perceptual_weight: float = 1.0,
         texture_weight: float = 1.0,
         trains_motion: bool = False,
+        trains_walk: bool = True,
         anneals: bool = True,
     ) -> None:
         super().__init__()
@@ -77,6 +79,7 @@ class CodeDenoiserStage(L.LightningModule):
         self.network = Denoiser(network)
         if start is not None:
             self.network.load_state_dict(below(read_tensors(start)[0], "denoiser."))
+        self.network.requires_grad_(trains_walk).tau1.requires_grad_(True)
         self.codec: Codec = read_codec(codec)
         for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
             part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says

@@ -29,6 +29,9 @@ class Variety:
         turns: directions that a crop may look in: 4 are quarter turns, 2 half turns, 1 is upright.
         mirrors: whether half of the crops are mirrored.
         gamma: range of the exponent on the [0, 1] intensities, drawn evenly in its logarithm.
+        white: range of the intensity that becomes the brightest, drawn evenly in its logarithm; what is brighter is cut.
+        shading: largest logarithm of the ratio between the brightness at opposite edges of a crop, as receiver coils
+            leave it.
         jitter_pixels: largest distance, per axis, from the heart to the crop's center.
         anywhere: share of the field of view, around its middle, in which crops of single slices are centered; 0 centers
             them on the heart.
@@ -40,6 +43,8 @@ class Variety:
     turns: int = 4
     mirrors: bool = True
     gamma: tuple[float, float] = (0.8, 1.25)
+    white: tuple[float, float] = (1.0, 1.0)
+    shading: float = 0.0
     jitter_pixels: float = 18.0
     anywhere: float = 0.4
 
@@ -59,6 +64,8 @@ class CropPlan:
         mirrored: whether the columns run backwards.
         gamma: exponent on the [0, 1] intensities.
         size: rows and columns of the crop.
+        white: intensity that becomes the brightest.
+        shading: logarithms of the ratio between the brightness at opposite edges, across columns and across rows.
     """
 
     center: tuple[float, float]
@@ -67,6 +74,8 @@ class CropPlan:
     mirrored: bool
     gamma: float
     size: int
+    white: float = 1.0
+    shading: tuple[float, float] = (0.0, 0.0)
 
 
 def draw_crop(
@@ -81,6 +90,8 @@ def draw_crop(
         angle=float(np.deg2rad(360 / variety.turns * rng.integers(variety.turns) + tilt)),
         mirrored=bool(rng.random() < 0.5) and variety.mirrors,
         gamma=float(np.exp(rng.uniform(*np.log(variety.gamma)))),
+        white=float(np.exp(rng.uniform(*np.log(variety.white)))),
+        shading=(float(rng.uniform(-1, 1) * variety.shading), float(rng.uniform(-1, 1) * variety.shading)),
         size=size,
     )
 
@@ -98,7 +109,14 @@ def apply_crop(images: np.ndarray, plan: CropPlan, *, native_mm: float) -> torch
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)
     pixels = torch.from_numpy(np.asarray(images, dtype=np.float32))[None]
     cut = F.grid_sample(pixels, grid[None], mode="bicubic", padding_mode="zeros", align_corners=True)[0]
-    return cut.clamp(0, 1)[:, None] ** plan.gamma * 2 - 1
+    return _seen_anew(cut.clamp(0, 1)[:, None], plan) * 2 - 1
+
+
+def _seen_anew(images: torch.Tensor, plan: CropPlan) -> torch.Tensor:
+    """Images (N, 1, size, size) in [0, 1] as another scanner and another window would show them."""
+    ramp = torch.linspace(-0.5, 0.5, plan.size)
+    shade = torch.exp(plan.shading[0] * ramp + plan.shading[1] * ramp[:, None])
+    return (images * (shade / plan.white)).clamp(0, 1) ** plan.gamma
 
 
 Batch = dict[str, torch.Tensor]

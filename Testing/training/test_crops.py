@@ -53,6 +53,15 @@ def test_outside_the_image_there_is_air():
     assert crop[0, 0, -3, -3] == pytest.approx(1, abs=1e-5)
 
 
+def test_a_lower_white_brightens_and_shading_runs_from_edge_to_edge():
+    even = np.full((1, 40, 40), 0.25, np.float32)
+    brighter = apply_crop(even, plan(white=0.5), native_mm=1.5)[0, 0, 8, 8]
+    assert brighter == pytest.approx(2 * 0.5 - 1, abs=1e-4)
+    shaded = (apply_crop(even, plan(shading=(np.log(2), 0.0)), native_mm=1.5)[0, 0] + 1) / 2
+    assert shaded[:, -1] / shaded[:, 0] == pytest.approx(np.full(16, 2.0), rel=1e-3)
+    assert shaded[0] == pytest.approx(shaded[-1])
+
+
 def test_all_slices_of_a_triplet_are_cut_alike():
     image = np.random.default_rng(0).random((30, 30)).astype(np.float32)
     crop = apply_crop(np.stack([image] * 3), plan(angle=0.3), native_mm=1.2)
