@@ -248,7 +248,7 @@ def generated(
     rows, columns = voxels.shape[2:]
     if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
         raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
-    whole = Preparation(0.0, 1.0, (0, columns, 0, rows), (rows, columns), (rows, columns), slice_mm)
+    whole = Preparation(0.0, 1.0, *[(rows, columns)] * 3, slice_mm)
     plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
     return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
 

@@ -29,7 +29,7 @@ class Variety:
         turns: directions that a crop may look in: 4 are quarter turns, 2 half turns, 1 is upright.
         mirrors: whether half of the crops are mirrored.
         gamma: range of the exponent on the [0, 1] intensities, drawn evenly in its logarithm.
-        white: range of the intensity that becomes the brightest, drawn evenly in its logarithm; what is brighter is cut.
+        white: range of the intensity that becomes the brightest, drawn evenly in its logarithm; all above is cut.
         shading: largest logarithm of the ratio between the brightness at opposite edges of a crop, as receiver coils
             leave it.
         jitter_pixels: largest distance, per axis, from the heart to the crop's center.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from calid.errors import InputError, SettingsError
 from calid.run.preparation import plan_preparation
 from calid.stack import Stack
 
@@ -45,30 +44,6 @@ def test_fine_pixels_are_shown_at_the_size_the_networks_know_and_come_back_in_pl
     assert plan.working_shape == (100, 80)
     back = plan.restore(plan.prepare(stack.voxels[0])) + plan.excess(stack.voxels[0])
     np.testing.assert_allclose(back, stack.voxels[0], atol=15)
-
-
-def test_a_region_is_cut_out_and_fades_into_its_surroundings_only():
-    stack = stack_of((1, 2, 60, 80))
-    plan = plan_preparation(stack, roi=(20, 52, 0, 60))
-    assert plan.prepare(stack.voxels[0]).shape[-2:] == (64, 32)
-    weights = plan.blend_weights(60, 80)
-    assert weights[:, :20].max() == weights[:, 52:].max() == 0
-    assert weights[0, 36] == 1  # a side of the region that is a side of the image does not fade
-    assert (np.diff(weights[30, 20:28]) >= 0).all()
-    assert 0 < weights[30, 20] < 0.5
-
-
-@pytest.mark.parametrize("roi", [(0, 200, 0, 10), (-1, 20, 0, 20), (30, 20, 0, 20), (0, 8, 0, 40)])
-def test_impossible_regions_are_refused_with_what_is_possible(roi):
-    with pytest.raises(SettingsError, match="region"):
-        plan_preparation(stack_of((1, 2, 60, 80)), roi=roi)
-
-
-def test_a_region_that_shows_nothing_is_an_error():
-    stack = stack_of((1, 2, 60, 80))
-    stack.voxels[:, :, :30, :30] = 7
-    with pytest.raises(InputError, match="value 7"):
-        plan_preparation(stack, roi=(0, 30, 0, 30))
 
 
 def test_one_outlier_does_not_darken_everything():

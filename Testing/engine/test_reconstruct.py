@@ -57,14 +57,21 @@ def test_the_same_seed_gives_the_same_voxels_and_another_seed_others(random_mode
         assert (first != other).any()
 
 
-def test_what_surrounds_the_region_is_linear(random_models):
-    sparse = cine(size=(64, 64), dtype=np.float32)
-    settings = quick(roi=(16, 48, 8, 40))
-    dense = upsample(sparse, settings, models_folder=random_models).stack.voxels
-    straight = upsample(sparse, quick(method="linear")).stack.voxels
-    np.testing.assert_allclose(dense[..., :16], straight[..., :16], rtol=1e-6)
-    np.testing.assert_allclose(dense[..., 40:, :], straight[..., 40:, :], rtol=1e-6)
-    assert np.abs(dense - straight)[..., 20:30, 25:40].mean() > 1
+def test_a_region_changes_only_itself_and_a_mirrored_draw_lies_where_the_first_does(random_models):
+    sparse = cine(size=(96, 96), dtype=np.float32)
+    wanted = quick(roi=(40, 64, 40, 56), method="calid", align="off")
+    first, other = (
+        upsample(sparse, replace(wanted, seed=seed, samples=4), models_folder=random_models, uncertainty=True)
+        for seed in (0, 1)
+    )
+    x0, x1, y0, y1 = first.stack.provenance["roi"]
+    outside = np.ones((96, 96), bool)
+    outside[y0:y1, x0:x1] = False
+    np.testing.assert_array_equal(first.stack.voxels[..., outside], other.stack.voxels[..., outside])
+    assert np.abs(first.stack.voxels - other.stack.voxels)[..., 40:56, 40:64].mean() > 1
+    spread = first.uncertainty.voxels[:, 1::2]
+    assert (spread[..., 40:56, 40:64] > 0).mean() > 0.9
+    assert spread[..., outside].mean() < 0.3 * spread[..., 40:56, 40:64].mean()  # mirrored motion differs a little
 
 
 def test_linear_slices_agree_with_a_ramp():

@@ -101,9 +101,25 @@ class Interpolator:
         found = partial(mean_fields, motion) if self.knows_neighbors else motion
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-        """Both neighbors at the place half-way between them: (N, 2 for before and after, 1, H, W)."""
-        return self.batched(lambda *images: torch.stack(self.model.halfway(*images), dim=1), before, after)
+    def halfway(
+        self, before: torch.Tensor, after: torch.Tensor, *correction: torch.Tensor, tick: Tick = _untold
+    ) -> torch.Tensor:
+        """Both neighbors at the place half-way between them: (N, 2 for before and after, 1, H, W).
+
+        Args:
+            before, after: images.
+            correction: of the motion's fields, or nothing.
+            tick: told of every evaluation of the motion.
+        """
+
+        def moved(*images: torch.Tensor) -> torch.Tensor:
+            return torch.stack(self.model.halfway(*images), dim=1)
+
+        return self.batched(moved, before, after, *correction, tick=tick)
+
+    def estimates(self, mode: Mode, steps: int) -> bool:
+        """Whether slices are the mean of their moved neighbors: codec and denoiser then have nothing to do."""
+        return self.knows_neighbors and self.departures[mode].estimate and steps == 1
 
     def batched(
         self,
@@ -141,11 +157,18 @@ class Interpolator:
         """The cost of `CaLID.between` for one slice, in evaluations of the denoiser."""
         departures, config = self.departures[mode], self.model.denoiser.config
         if isinstance(self.model, CodedCaLID):
-            drawn = 0 if departures.estimate and steps == 1 else steps + CODING_EVALUATIONS
-            return drawn + 2 * MOTION_EVALUATIONS
+            drawn = 0 if self.estimates(mode, steps) else steps + CODING_EVALUATIONS
+            return drawn + self.moving_evaluations
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
         moves = self.model.motion is not None and departures.motion
         return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
+
+    @property
+    def moving_evaluations(self) -> int:
+        """The cost of bringing two neighbors half-way, in evaluations of the denoiser."""
+        if self.model.motion is None:
+            return 0
+        return (2 if self.knows_neighbors else 1) * MOTION_EVALUATIONS
 
     def inversion_evaluations(self, steps: int, mode: Mode) -> int:
         """The cost of `CaLID.invert` for one slice, in evaluations of the denoiser."""

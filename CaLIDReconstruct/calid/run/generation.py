@@ -7,6 +7,9 @@ over what the networks do differently in a mirror, and start from other noise.
 A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine together, window by window if it is a
 long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
 
+Where the preparation has a region, codec and denoiser work in it alone, and around it slices are the mean of their
+moved neighbors, level by level as inside.
+
 What has to fit into memory is cut where that changes nothing: along the draws and the gaps of a level, and the frames
 of a 2D model.
 
@@ -26,7 +29,7 @@ import torch
 from calid.errors import is_out_of_memory, out_of_memory
 from calid.method.bisection import Gap, Plan, linear_slices
 from calid.method.diffusion import slerp
-from calid.method.guidance import reflected
+from calid.method.guidance import reflected, with_correction
 from calid.method.model import Departures
 from calid.run.batches import Interpolator
 from calid.run.draws import Draws
@@ -64,7 +67,9 @@ def windows_of(
     return windows(num_frames=frames, size=size, context=0)
 
 
-def work(interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: int, draws: int) -> int:
+def work(
+    interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: int, draws: int, in_region: bool = False
+) -> int:
     """The cost of a run in network evaluations of one slice, motion and coding of images included.
 
     Args:
@@ -73,9 +78,12 @@ def work(interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: 
         settings: method, mode and steps.
         frames: that are made; those that windows share are made in each of them.
         draws: of every slice.
+        in_region: whether codec and denoiser work in a region only, around which neighbors are moved as well.
     """
     new = plan.num_generated * draws
     evaluations = new * interpolator.evaluations(settings.steps, settings.mode)
+    if in_region:
+        evaluations += new * interpolator.moving_evaluations
     if settings.method == "calid+":
         departures = interpolator.departures[settings.mode]
         inversions = plan.num_acquired if departures.self_condition else 2 * new
@@ -147,8 +155,9 @@ class Generation:
         frames, slices = chosen.shape[:2]
         acquired = self.preparation.prepare(chosen.reshape(frames * slices, *chosen.shape[2:]))
         acquired = acquired.unflatten(0, (frames, 1, slices))
+        region = self.preparation.region
         once = self.settings.method == "calid+" and self._departures.self_condition
-        inverted = self._inverted(acquired, window) if once else None
+        inverted = self._inverted(acquired if region is None else region.cut(acquired), window) if once else None
         kept = range(frames)[window.kept]
         made = [Draws() for _ in kept]
         for draws in _parts(range(self.draws), self._together(frames * (slices - 1))):
@@ -178,17 +187,57 @@ class Generation:
             for gaps in _parts(level, self._together(len(acquired) * len(draws))):
                 before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
                 seen = _swapped(images[:, :, before], images[:, :, after], draws)
+                correction = self._corrections(window, target, draws)
+                inside = [self._within(tensor, draws) for tensor in (*seen, *correction)]
                 if inverted is not None:
                     starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
                 elif self.settings.method == "calid+":
-                    starts[:, :, target] = _over_slices(slerp, *self._inverted_between(seen, window))
-                batch = [self._batch(tensor) for tensor in (*seen, starts[:, :, target])]
-                batch.append(self._gaps_mm(gaps, images))
-                if self.corrections is not None:
-                    batch.append(self._batch(_seen_in(self.corrections[list(window.frames)][:, target], draws)))
+                    starts[:, :, target] = _over_slices(slerp, *self._inverted_between(inside[:2], window))
+                batch = [self._batch(tensor) for tensor in (*inside[:2], starts[:, :, target])]
+                batch += [self._gaps_mm(gaps, images), *map(self._batch, inside[2:])]
                 made = self.interpolator.batched(between, *batch, tick=self.watch.tick)
-                images[:, :, target] = self._unbatched(made, like=images[:, :, target])
+                made = self._unbatched(made, like=images[:, :, target])
+                if self.preparation.region is not None:
+                    made = self._pasted(made, self._moved(*seen, *correction), draws)
+                images[:, :, target] = made
         return images
+
+    def _corrections(self, window: Window, slots: Sequence[int], draws: Sequence[int]) -> list[torch.Tensor]:
+        """The correction of the motion that slots have, as the draws see it, or nothing.
+
+        Where a region is cut out of it, a correction has a node for every pixel.
+        """
+        if self.corrections is None:
+            return []
+        seen = _seen_in(self.corrections[list(window.frames)][:, slots], draws)
+        if self.preparation.region is None:
+            return [seen]
+        dense = with_correction(torch.zeros(1, 1, *self.preparation.padded_shape), seen.flatten(0, 2))
+        return [dense.unflatten(0, seen.shape[:3])]
+
+    def _within(self, tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+        """What codec and denoiser see of a tensor (frames, draws, slots, C, H, W)."""
+        region = self.preparation.region
+        if region is None:
+            return tensor
+        cuts = [region.cut(tensor[:, place], _mirror_axes(draw)) for place, draw in enumerate(draws)]
+        return torch.stack(cuts, dim=1)
+
+    def _pasted(self, inside: torch.Tensor, around: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+        """Images made in the region within what surrounds them."""
+        region = self.preparation.region
+        if region is None:
+            return inside
+        pasted = [
+            region.paste(around[:, place], inside[:, place], _mirror_axes(draw)) for place, draw in enumerate(draws)
+        ]
+        return torch.stack(pasted, dim=1)
+
+    def _moved(self, before: torch.Tensor, after: torch.Tensor, *correction: torch.Tensor) -> torch.Tensor:
+        """The mean of neighbors, brought half-way: what surrounds the region."""
+        batch = [self._batch(tensor) for tensor in (before, after, *correction)]
+        moved = self.interpolator.halfway(*batch, tick=self.watch.tick)
+        return self._unbatched(moved.mean(dim=1), like=before)
 
     def _gaps_mm(self, gaps: Sequence[Gap], images: torch.Tensor) -> torch.Tensor:
         """The distance of both neighbors, for each of what `_batch` makes of a tensor like `images`."""
@@ -230,7 +279,7 @@ class Generation:
 
     def _noises(self, draws: Sequence[int], *frame: int) -> torch.Tensor:
         """(draws, slots, C, h, w), a function of the seed, slot, draw, and frame if one is named."""
-        shape = self.interpolator.latent_shape(self.preparation.padded_shape)
+        shape = self.interpolator.latent_shape(self.preparation.region_shape)
         keys = [(self.settings.seed, slot, draw) for draw in draws for slot in range(self.plan.num_slots)]
         noise = torch.stack([_noise((*key, *frame), shape) for key in keys])
         return noise.unflatten(0, (len(draws), self.plan.num_slots))
@@ -268,22 +317,16 @@ class Generation:
         Intensities beyond the networks' window are carried past them, linearly from slice to slice.
 
         Args:
-            draws: of the region, (slots, rows, columns) each.
+            draws: (slots, Y, X) each.
             raw: (slices, Y, X) acquired voxels.
         """
         value = draws.mean if self.settings.mode == "fidelity" else draws.first
-        x0, x1, y0, y1 = self.preparation.roi
-        inside = self.preparation.blend_weights(*raw.shape[1:])[y0:y1, x0:x1]
-        beyond = linear_slices(self.preparation.excess(raw[:, y0:y1, x0:x1]), self.plan)
-        dense = linear_slices(raw, self.plan)
-        dense[:, y0:y1, x0:x1] += inside * (value + beyond - dense[:, y0:y1, x0:x1])
+        dense = linear_slices(self.preparation.excess(raw), self.plan) + value
         if draws.count == 1:
             return dense, None
-        spread = np.zeros_like(dense)
         strength = self._departures.strength or 1.0
         widened = self.interpolator.spread / strength  # as wide as the model's own draws, and as errors are
-        spread[:, y0:y1, x0:x1] = inside * draws.deviation * widened
-        return dense, spread
+        return dense, draws.deviation * widened
 
 
 def _over_slices(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:

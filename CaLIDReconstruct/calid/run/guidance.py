@@ -167,9 +167,8 @@ def _explained(values: np.ndarray, told: np.ndarray) -> float:
 def _line(guide: Guide, target: Image, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The line of a slice and a view: places (points, samples, 2), values (points, frames), weights (points,)."""
     preparation = guide.preparation
-    x0, x1, y0, y1 = preparation.roi
     rows, columns = preparation.working_shape
-    scale = np.array([rows / (y1 - y0), columns / (x1 - x0)])
+    scale = np.array(preparation.working_shape) / preparation.size
     pixel_mm = float(np.mean(guide.stack.spacing_mm[1::-1] / scale))
     half = round((RADIUS_MM + TAPER_MM) / pixel_mm)
     along = np.arange(-half, half + 1) * pixel_mm
@@ -181,7 +180,7 @@ def _line(guide: Guide, target: Image, view: View) -> tuple[np.ndarray, np.ndarr
     values, inside = _slab_means(view.image, line, points, frames, target.thickness_mm)
     across = (np.arange(SAMPLES) - (SAMPLES - 1) / 2) / SAMPLES * view.image.thickness_mm
     column, row = target.pixel_indices(points[:, None] + across[:, None] * line.across_sax)
-    places = np.stack([(row - y0 + 0.5) * scale[0] - 0.5, (column - x0 + 0.5) * scale[1] - 0.5], axis=-1)
+    places = np.stack([(row + 0.5) * scale[0] - 0.5, (column + 0.5) * scale[1] - 0.5], axis=-1)
     inside &= ((places >= 0) & (places <= np.array([rows, columns]) - 1)).all(axis=(1, 2))
     near = np.clip((RADIUS_MM + TAPER_MM - np.abs(along)) / TAPER_MM, 0, 1)
     place = guide.stack.to_index(target.affine[:3, 3])[2]

@@ -154,7 +154,7 @@ class Job:
             return sax, ()
 
     def _begin(self, tell: Callable[[str], None] | None, planned: Reconstruction) -> None:
-        for line in told(planned.stack) if tell is not None else ():
+        for line in (*told(planned.stack), *_told_region(planned.stack)) if tell is not None else ():
             tell(line)
         if self.as_dicom:
             return  # every stack that was read from DICOM fits into it
@@ -166,6 +166,19 @@ class Job:
         if self.uncertainty is None or uncertainty is None:
             return nullcontext()
         return pending_stack(uncertainty, self.uncertainty, overwrite=self.overwrite)
+
+
+def _told_region(planned: Stack) -> list[str]:
+    """Where codec and denoiser work, if that is not everywhere."""
+    box = planned.provenance.get("roi")
+    if box is None:
+        return []
+    x0, x1, y0, y1 = box
+    columns, rows = planned.voxels.shape[:1:-1]
+    return [
+        f"generated in columns {x0}:{x1}, rows {y0}:{y1} of {columns} x {rows} pixels, moved neighbors around; "
+        "--roi all generates everywhere"
+    ]
 
 
 def estimate(

@@ -25,6 +25,7 @@ from calid.run.generation import Frame, Generation, windows_of, work
 from calid.run.guidance import Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
+from calid.run.region import Box, checked_box, heart_box
 from calid.run.settings import Settings
 from calid.run.windows import Window, spans_the_cycle
 from calid.stack import GUIDED_KEY, LaxImage, Stack
@@ -151,7 +152,10 @@ class Run:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
         guiding = self.num_frames * self.plan.num_generated if self.guide is not None else 0
-        return guiding + work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
+        in_region = self.preparation.region is not None
+        return guiding + work(
+            self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region
+        )
 
     def windows(self, interpolator: Interpolator) -> list[Window]:
         """Which frames the model makes together."""
@@ -189,16 +193,17 @@ def plan_run(
     """
     if settings.method == "linear" and uncertainty:
         raise SettingsError("uncertainty", "Linear interpolation has no uncertainty.", "Choose calid or calid+.")
-    settings = settings.resolved(uncertainty=uncertainty)
+    settings, whole = settings.resolved(uncertainty=uncertainty), stack
     if num_frames is None:
         stack = _chosen_frames(stack, settings.frames)
         num_frames = stack.num_frames
     check_stack(stack, source=source)
+    box = _box(whole, settings)  # of all frames, so that a frame does not depend on which others are kept
     run = Run(
         stack=stack,
         settings=settings,
         plan=plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack)),
-        preparation=plan_preparation(stack, roi=settings.roi),
+        preparation=plan_preparation(stack),
         draws=settings.draws(uncertainty=uncertainty),
         num_frames=num_frames,
     )
@@ -207,7 +212,23 @@ def plan_run(
     model, reason = choose_model(settings.model, frames=num_frames, models_folder=models_folder)
     interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
     is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
-    return replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
+    run = replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
+    if interpolator.estimates(settings.mode, settings.steps):
+        return run
+    return replace(run, preparation=plan_preparation(stack, roi=box))
+
+
+def _box(stack: Stack, settings: Settings) -> Box | None:
+    """Columns and rows where codec and denoiser work; None is everywhere.
+
+    Raises:
+        SettingsError: "roi" if the one that the user gave does not lie in the image.
+    """
+    if settings.roi == "all":
+        return None
+    if settings.roi == "heart":
+        return heart_box(stack)
+    return checked_box(settings.roi, rows=stack.voxels.shape[2], columns=stack.voxels.shape[3])
 
 
 def _aligned(run: Run, lax: Sequence[LaxImage]) -> Run:
@@ -308,7 +329,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "method": settings.method,
         "mode": settings.mode,
         "factor": plan.factor,
-        "roi": settings.roi and list(settings.roi),
+        "roi": run.preparation.box and list(run.preparation.box),
         "frames": settings.frames and list(settings.frames),
         "acquired_slices": plan.num_acquired - int(np.asarray(stack.generated).sum()),
         "acquired_spacing_mm": float(stack.spacing_mm[2]),

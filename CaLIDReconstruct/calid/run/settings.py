@@ -29,6 +29,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MODES: tuple[Mode, ...] = get_args(Mode)
 MODELS: tuple[Model, ...] = get_args(Model)
 DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
+ROIS = ("heart", "all")
 MAX_STEPS, MAX_SAMPLES, MAX_SEED = 1000, 64, 2**32 - 1
 DEFAULT_SAMPLES = 8  # the mean of 8 draws is 0.5 dB from the mean of all
 
@@ -39,7 +40,8 @@ class Option:
 
     Args:
         help: one phrase for the command line's help.
-        choices: all values there are; empty where numbers are asked for.
+        choices: all values there are, or all words where numbers are possible as well; empty where numbers are asked
+            for.
         low, high: limits of a whole number, or of each one in a list.
         count: how many whole numbers a list has; 0 for a value that is no list.
         metavar: how the command line writes a list, such as "A:B".
@@ -53,6 +55,11 @@ class Option:
     count: int = 0
     metavar: str | None = None
     unit: str = ""
+
+    @property
+    def words(self) -> list[str]:
+        """All choices as they are written, with the form of a list where one is possible."""
+        return [*map(str, self.choices), *([self.metavar] if self.metavar else [])]
 
 
 def _told(help: str, **limits: Any) -> dict[str, Option]:  # noqa: A002 (argparse's word)
@@ -75,7 +82,8 @@ class Settings:
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
         seed: of all noise. A model without a codec starts the first draw of CaLID+ from its neighbors' latents alone.
-        roi: (x0, x1, y0, y1) half-open columns and rows in which slices are generated; linear around it.
+        roi: where codec and denoiser work: "heart" is where a cine moves, "all" the whole image, or (x0, x1, y0, y1)
+            half-open columns and rows. Around it slices are the mean of their moved neighbors.
         frames: (first, last + 1) frames to keep; None keeps all.
         device: "auto", "cpu", "cuda" or "mps".
         align: "report" tells how far the slices of different breath-holds are off, "on" moves them within their planes.
@@ -119,9 +127,15 @@ class Settings:
         default=0,
         metadata=_told("of all noise; the first draw of calid+ uses none with a model without a codec", high=MAX_SEED),
     )
-    roi: tuple[int, int, int, int] | None = field(
-        default=None,
-        metadata=_told("columns and rows in which to generate", count=4, metavar="x0:x1,y0:y1", unit="pixels"),
+    roi: Literal["heart", "all"] | tuple[int, int, int, int] = field(
+        default="heart",
+        metadata=_told(
+            "where codec and denoiser work, with moved neighbors around; heart: where a cine moves; all: everywhere",
+            choices=ROIS,
+            count=4,
+            metavar="x0:x1,y0:y1",
+            unit="pixels",
+        ),
     )
     frames: tuple[int, int] | None = field(
         default=None, metadata=_told("frames A to B-1, counted from 0", count=2, metavar="A:B")
@@ -177,9 +191,9 @@ def checked(name: str, value: Any) -> Any:
     option = OPTIONS[name]
     if value is None and DEFAULTS[name] is None:
         return None
-    if option.choices:
+    if option.choices and (isinstance(value, str) or not option.count):
         if not any(value == choice and type(value) is type(choice) for choice in option.choices):
-            remedy = f"Choose one of: {', '.join(map(str, option.choices))}."
+            remedy = f"Choose one of: {', '.join(option.words)}."
             raise SettingsError(name, f"The {name} '{_shown(value)}' is not possible.", remedy)
         return value
     numbers = value if option.count else [value]
@@ -213,7 +227,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(OPTI
             f"--{name}",
             type=partial(_parsed, name),
             default=default,
-            metavar=option.metavar or (f"{{{','.join(map(str, option.choices))}}}" if option.choices else "N"),
+            metavar=f"{{{','.join(option.words)}}}" if option.choices else option.metavar or "N",
             help=option.help if default is None else f"{option.help} (default: {default})",
         )
 
@@ -235,12 +249,13 @@ def _parsed(name: str, text: str) -> Any:
     """
     option = OPTIONS[name]
     try:
-        if option.choices:
-            named = {str(choice): choice for choice in option.choices}
+        named = {str(choice): choice for choice in option.choices}
+        if text in named or (named and not option.count):
             return checked(name, named.get(text, text))
         found = re.fullmatch(re.sub("[A-Za-z][0-9]?", "(-?[0-9]{1,18})", option.metavar or "N"), text)
         if found is None:
-            raise argparse.ArgumentTypeError(f"{text[:60]!r} does not look like {option.metavar or 'a whole number'}")
+            form = " or ".join(option.words) or "a whole number"
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} does not look like {form}")
         numbers = [int(number) for number in found.groups()]
         return checked(name, numbers if option.count else numbers[0])
     except SettingsError as error:
