@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from calid.stack import Stack
 from scipy import ndimage
+from vtkmodules.vtkCommonDataModel import vtkPolyData
+from vtkmodules.vtkFiltersCore import vtkMassProperties
 
 LV_RADIUS_MM = 22.0
 LV_LENGTH_MM = 70.0
@@ -126,3 +128,10 @@ def beating_case(seed: int) -> tuple[Stack, Stack]:
     texture = ndimage.gaussian_filter(rng.normal(size=labels.voxels.shape), (0, 0.5, 1, 1))
     picture = pictured(labels)
     return picture.with_voxels((picture.voxels + 40 * texture).astype(np.float32)), labels
+
+
+def mesh_volume_ml(mesh: vtkPolyData) -> float:
+    """Volume enclosed by a closed surface, by VTK."""
+    properties = vtkMassProperties()
+    properties.SetInputData(mesh)
+    return properties.GetVolume() / 1000

@@ -59,7 +59,7 @@ def arePhases(stack: Stack) -> bool:
 
 
 def alignedPlane(stack: Stack) -> str:
-    """ "axial", "sagittal" or "coronal" where the slices are that, as a short axis never is; else empty."""
+    """Which plane the slices lie in, "axial", "sagittal" or "coronal", as a short axis never does; else empty."""
     normal = np.abs(np.cross(stack.directions_lps[:, 0], stack.directions_lps[:, 1]))
     nearest = int(normal.argmax())
     angle = np.degrees(np.arccos(min(1.0, normal[nearest] / np.linalg.norm(normal))))

@@ -77,10 +77,12 @@ class Stack:
 
     @property
     def num_frames(self) -> int:
+        """T."""
         return self.voxels.shape[0]
 
     @property
     def num_slices(self) -> int:
+        """Z."""
         return self.voxels.shape[1]
 
     @property

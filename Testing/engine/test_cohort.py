@@ -20,7 +20,6 @@ import torch
 from calid.__main__ import main
 from calid.cohort import command, crew, work
 from calid.cohort.manifest import CohortCase, read_manifest, shard
-from calid.cohort.row import TIME_COLUMNS
 from calid.cohort.store import Store
 from calid.cohort.work import Plan, do_case
 from calid.errors import CalidError, InputError, SettingsError
@@ -52,7 +51,7 @@ def hearts(folder: Path, count: int) -> Path:
 def table(path: Path) -> list[dict[str, str]]:
     """The rows of a table, without what differs from run to run."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [{key: value for key, value in row.items() if key not in TIME_COLUMNS} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
 def done_one_by_one(cases: list[CohortCase], plan: Plan, out: Path) -> list[dict[str, str]]:

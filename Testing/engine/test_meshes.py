@@ -10,7 +10,6 @@ import pytest
 from calid.__main__ import main
 from calid.errors import InputError
 from calid.heart import meshes
-from calid.heart.surfaces import volume_ml
 from calid.images.files import write_labels, write_stack
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonDataModel import vtkPolyData
@@ -63,7 +62,7 @@ def test_surfaces_in_every_format_are_closed_and_have_the_volume_of_their_labels
         mesh = read(tmp_path / "out" / f"frame0000-{key}.{kind}", kind)
         voxels = (labels.voxels == value).sum() * np.prod(labels.spacing_mm) / 1000
         scale = meshes._MM_PER_M**3 if kind == "glb" else 1
-        assert scale * volume_ml(mesh) == pytest.approx(voxels, rel=0.02)
+        assert scale * phantoms.mesh_volume_ml(mesh) == pytest.approx(voxels, rel=0.02)
         assert open_edges(mesh) == 0
 
 
@@ -119,7 +118,7 @@ def test_tetrahedra_fill_the_wall(wall, tmp_path):
     sizes.Update()
     volumes = vtk_to_numpy(sizes.GetOutput().GetCellData().GetArray("Volume"))
     assert (np.abs(volumes) > 0).all()
-    assert np.abs(volumes).sum() / 1000 == pytest.approx(volume_ml(wall), rel=0.02)
+    assert np.abs(volumes).sum() / 1000 == pytest.approx(phantoms.mesh_volume_ml(wall), rel=0.02)
     meshes._write_tetrahedra(grid, tmp_path / "wall.vtu", overwrite=False)
     reader = vtkXMLUnstructuredGridReader()
     reader.SetFileName(str(tmp_path / "wall.vtu"))

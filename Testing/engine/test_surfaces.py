@@ -6,7 +6,7 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError, OutputError
-from calid.heart.surfaces import distances_mm, left_out, surface, surfaces, volume_ml, write_surface
+from calid.heart.surfaces import distances_mm, left_out, surface, surfaces, write_surface
 from calid.images.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
@@ -66,13 +66,13 @@ def test_a_surface_is_watertight_and_in_one_piece(heart, label):
 @pytest.mark.parametrize("label", [LV, WALL, RV])
 def test_a_surface_keeps_the_volume_of_its_labels(heart, label):
     labels, meshes = heart
-    assert volume_ml(meshes[label]) == pytest.approx(voxel_volume_ml(labels, label), rel=0.01)
+    assert phantoms.mesh_volume_ml(meshes[label]) == pytest.approx(voxel_volume_ml(labels, label), rel=0.01)
 
 
 def test_the_surfaces_of_a_fine_heart_have_the_volumes_of_the_formula():
     meshes = surfaces(phantoms.heart_labels((1.2, 1.2, 1.2)))
-    assert volume_ml(meshes[LV]) == pytest.approx(phantoms.lv_volume_ml(), rel=0.02)
-    assert volume_ml(meshes[WALL]) == pytest.approx(phantoms.myocardium_volume_ml(), rel=0.02)
+    assert phantoms.mesh_volume_ml(meshes[LV]) == pytest.approx(phantoms.lv_volume_ml(), rel=0.02)
+    assert phantoms.mesh_volume_ml(meshes[WALL]) == pytest.approx(phantoms.myocardium_volume_ml(), rel=0.02)
 
 
 @pytest.mark.parametrize("label", [LV, WALL, RV])
@@ -224,7 +224,7 @@ def test_surfaces_of_experts_labels_are_watertight_and_keep_their_volume(data_fo
     labels = raw.with_voxels(np.array([0, RV, WALL, LV], np.uint8)[raw.voxels.astype(int)])
     for label, mesh in surfaces(labels).items():
         assert bad_edges(mesh) == 0
-        assert volume_ml(mesh) == pytest.approx(voxel_volume_ml(labels, label), rel=0.02)
+        assert phantoms.mesh_volume_ml(mesh) == pytest.approx(voxel_volume_ml(labels, label), rel=0.02)
 
 
 # --- Labels that are too small ----------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_small_labels_of_every_size_have_a_surface_or_are_left_out(size):
     assert set(found) <= {LV}
     for mesh in found.values():
         assert bad_edges(mesh) == 0
-        assert volume_ml(mesh) > 0
+        assert phantoms.mesh_volume_ml(mesh) > 0
 
 
 def test_labels_of_single_voxels_alone_have_no_surfaces():

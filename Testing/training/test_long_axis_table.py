@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
 from calid.heart.longaxis import derive_planes
-from calid.heart.surfaces import surfaces, volume_ml
+from calid.heart.surfaces import surfaces
 from calid.stack import LaxImage, Stack
 from calid_benchmark.systems import Source, offered
 from calid_benchmark.tables import long_axis, meshes
 from calid_benchmark.tables.long_axis import Heart
-from phantoms import affine, heart_labels, pictured, rotation
+from phantoms import affine, heart_labels, mesh_volume_ml, pictured, rotation
 from vtkmodules.vtkFiltersSources import vtkSphereSource
 from vtkmodules.vtkIOLegacy import vtkPolyDataWriter
 
@@ -136,7 +136,7 @@ def test_a_missing_mesh_is_named(labels, tmp_path):
 def test_filling_labels_uses_the_volume_of_the_surfaces(labels, fitted):
     truth = meshes.mesh_labels(labels, (4, 9), fitted)
     ml = np.prod(labels.spacing_mm) / 1000
-    expected = volume_ml(surfaces(labels, 1)[1])
+    expected = mesh_volume_ml(surfaces(labels, 1)[1])
     assert (truth.voxels[1] == 1).sum() * ml == pytest.approx(expected, rel=0.04)
 
 

@@ -44,9 +44,6 @@ COLUMNS = (
 )
 """Columns of the table, in their order."""
 
-TIME_COLUMNS = ("seconds",)
-"""What may differ between two runs of the same cohort."""
-
 
 def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the columns; empty where there is nothing to tell.

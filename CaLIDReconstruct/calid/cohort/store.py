@@ -61,7 +61,8 @@ class Store:
             raise OutputError(
                 "unwritable", f"{self.folder} cannot be written ({error.strerror}).", "Choose another."
             ) from error
-        known = self._read_cohort() if self._cohort_path.is_file() else {"asked": dict(asked), "cases": []}
+        new: dict[str, Any] = {"asked": dict(asked), "cases": []}
+        known = self._read_cohort() if self._cohort_path.is_file() else new
         differing = sorted(key for key in {*known["asked"], *asked} if known["asked"].get(key) != asked.get(key))
         if differing:
             raise SettingsError(

@@ -1,5 +1,6 @@
-"""MedFormer 2D, the segmenter of short-axis slices (Gao et al. 2022, "A data-scalable Transformer for medical image
-segmentation", arXiv 2203.00131).
+"""MedFormer 2D, the segmenter of short-axis slices.
+
+Gao et al. 2022, "A data-scalable Transformer for medical image segmentation", arXiv 2203.00131.
 
 A U-shaped network whose middle scales exchange information through a small *semantic map* (3 x 3 tokens): every pixel
 attends to the tokens and every token to the pixels with one score matrix (bidirectional attention), which is linear in
@@ -110,7 +111,8 @@ class BasicBlock(nn.Module):
         )  # fmt: skip
         self.shortcut = nn.Identity() if inputs == outputs else _conv(inputs, outputs, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H, W)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
         return self.shortcut(x) + self.body(x)
 
 
@@ -122,7 +124,8 @@ class SqueezeExcite(nn.Module):
         hidden = max(width // ratio, 4)
         self.gate = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1), nn.Sigmoid())
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), gate (B, C, 1, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape; the gate is (B, C, 1, 1)."""
         return x * self.gate(x.mean(dim=(2, 3), keepdim=True))
 
 
@@ -139,6 +142,7 @@ class FeedForward(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
         return x + self.body(x)
 
 
@@ -165,7 +169,8 @@ class BidirectionalAttention(nn.Module):
         batch, channels = x.shape[:2]
         return x.reshape(batch, 2, self.heads, channels // (2 * self.heads), -1).transpose(0, 1)
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, C, H, W), (B, C, m, m)
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W) and tokens (B, C, m, m) -> what is added to both, in the same shapes."""
         query_x, value_x = self._split(self.of_pixels(pixels))  # (B, h, d, H * W)
         query_m, value_m = self._split(self.of_tokens(tokens))  # (B, h, d, M)
         scores = query_m.transpose(-1, -2) @ query_x * query_x.shape[2] ** -0.5  # (B, h, M, H * W)
@@ -188,6 +193,7 @@ class AttentionBlock(nn.Module):
         self.feed_forward = FeedForward(width, expansion=expansion)
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W) and tokens (B, C, m, m) -> both, in the same shapes."""
         pixel_change, token_change = self.attention(self.norm_pixels(pixels), self.norm_tokens(tokens))
         return self.feed_forward(pixels + pixel_change), tokens + token_change
 
@@ -200,7 +206,8 @@ class PatchMerging(nn.Module):
         self.norm = nn.BatchNorm2d(4 * inputs)
         self.reduce = _separable_conv(4 * inputs, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', H / 2, W / 2)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / 2, W / 2)."""
         return self.reduce(self.norm(F.pixel_unshuffle(x, 2)))
 
 
@@ -213,7 +220,8 @@ class MapGeneration(nn.Module):
         self.features = _conv(width, width)
         self.weights = _conv(width, map_size * map_size)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, m, m)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> tokens (B, C, m, m)."""
         features = self.features(x).flatten(2)  # (B, C, H * W)
         weights = self.weights(x).flatten(2).softmax(dim=2)  # (B, M, H * W), each token's weights sum to 1
         tokens = features @ weights.transpose(1, 2)  # (B, C, M)
@@ -230,7 +238,8 @@ class MapFusion(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.back = nn.ModuleList(_conv(width, w, 1) for w in widths)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:  # [(B, C_i, m, m)] -> the same shapes
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C_i, m, m), one of each scale -> the same shapes."""
         shape = maps[0].shape[2:]
         tokens = [project(m).flatten(2).transpose(1, 2) for project, m in zip(self.into, maps, strict=True)]
         fused = self.layers(torch.cat(tokens, dim=1))  # (B, 3 M, width)
@@ -268,7 +277,8 @@ class Down(_Scale):
         self.merge = PatchMerging(inputs, config.widths[index])
         self.generate = MapGeneration(config.widths[index], map_size=config.map_size) if index else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # (B, C, H, W) -> (B, C', H / 2, W / 2)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) -> (B, C', H / 2, W / 2), and the map (B, C', m, m) of a scale that has one."""
         x = self.convolutions(self.merge(x))
         if self.generate is None:
             return x, None
@@ -291,6 +301,7 @@ class Up(_Scale):
     def forward(
         self, x: Tensor, skip: Tensor, tokens: Tensor | None = None, skip_tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W), the skip connection at twice the size, and both maps -> (B, C', 2 H, 2 W) and the joint map."""
         x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
         x = self.join(torch.cat((x, skip), dim=1))
         if self.join_maps is None or tokens is None or skip_tokens is None:
@@ -347,6 +358,7 @@ class MedFormer(nn.Module):
         return self.head(x), auxiliary
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W) -> logits (B, 4, H, W)."""
         return self.forward_with_auxiliary(images)[0]
 
 

@@ -22,7 +22,6 @@ from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
 from vtkmodules.vtkFiltersCore import (
     vtkFlyingEdges3D,
     vtkImplicitPolyDataDistance,
-    vtkMassProperties,
     vtkPolyDataNormals,
     vtkReverseSense,
     vtkWindowedSincPolyDataFilter,
@@ -112,13 +111,6 @@ def left_out(labels: Stack, found: Sequence[Collection[int]]) -> list[str]:
             where = "" if labels.num_frames == 1 else f" in {len(frames)} of {labels.num_frames} frames"
             sentences.append(f"{label.name} is too small for a surface{where} and was left out.")
     return sentences
-
-
-def volume_ml(mesh: vtkPolyData) -> float:
-    """Volume enclosed by a closed surface."""
-    properties = vtkMassProperties()
-    properties.SetInputData(mesh)
-    return properties.GetVolume() / 1000
 
 
 def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -351,7 +343,7 @@ def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> 
 
 
 def arrays(meshes: Mapping[int, vtkPolyData]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """label -> ((P, 3) float32 points in LPS mm, (N, 3) int32 triangles), for drawing elsewhere."""
+    """Points (P, 3) float32 in LPS mm and triangles (N, 3) int32 of each label, for drawing elsewhere."""
     result = {}
     for label, mesh in meshes.items():
         points, triangles = _points_and_triangles(mesh)

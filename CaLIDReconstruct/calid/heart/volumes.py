@@ -145,8 +145,11 @@ class Measure:
 
 
 def compare_function(sparse: Function, dense: Function) -> list[Measure]:
-    """Every figure from both stacks. Their difference is the plainest uncertainty there is: it says nothing of errors
-    that both share, such as a misplaced base."""
+    """Every figure from both stacks.
+
+    Their difference is the plainest uncertainty there is: it says nothing of errors that both share, such as a
+    misplaced base.
+    """
     measures = []
     for name in ("lv", "rv"):
         ventricles = getattr(sparse, name), getattr(dense, name)

@@ -136,7 +136,7 @@ def _frame_thickness(labels: Stack, frame: np.ndarray, axes: HeartAxes) -> np.nd
         return np.full(len(SEGMENTS), np.nan)
     if labels.directions_lps[:, 2] @ axes.apexward < 0:
         found = found[::-1]
-    sectors = np.stack([_sector_thickness(labels, frame[index], index, axes) for index in found])
+    sectors = np.stack([_sector_thickness(labels, frame[index], index, axes) for index in found.tolist()])
     third = np.minimum((np.arange(found.size) + 0.5) / found.size * 3, 2.999).astype(int)
     thickness = [_mean(sectors[third == RINGS.index(segment.ring)][:, segment.sectors]) for segment in SEGMENTS[:-1]]
     return np.array([*thickness, _apex_thickness(labels, frame, found, axes)])

@@ -85,6 +85,7 @@ class Choice:
 
     @property
     def left_out(self) -> list[Verdict]:
+        """Groups that are neither short axis nor long-axis views, with the reason."""
         return [verdict for verdict in self.verdicts if verdict.role == "left out"]
 
     def _of(self, role: Role) -> list[Group]:

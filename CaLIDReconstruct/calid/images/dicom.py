@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import (
     UID,
@@ -81,7 +82,7 @@ class DicomImage:
         path: the file.
         name: of the file, for messages.
         index: of the image in its file, 0 but for enhanced multi-frame files.
-        plane: where its pixels lie; None where the header does not say.
+        place: where its pixels lie; None where the header does not say.
         size: (columns, rows).
         thickness_mm: of the slice; NaN where the header does not say.
         when: every element that tells images apart in time, those of `PHASE_TIMES` in ms after the R wave, those of
@@ -107,7 +108,7 @@ class DicomImage:
     path: Path
     name: str
     index: int
-    plane: Plane | None
+    place: Plane | None
     size: tuple[int, int]
     thickness_mm: float
     when: Mapping[str, float]
@@ -127,6 +128,13 @@ class DicomImage:
     patient: str
     reference: str
     field_strength_t: float
+
+    @property
+    def plane(self) -> Plane:
+        """Where the pixels of an image lie that was not sorted out for lack of a place."""
+        if self.place is None:
+            raise ValueError(f"{self.name} has no place")
+        return self.place
 
 
 # --- Headers ----------------------------------------------------------------------------------------------------------
@@ -267,6 +275,7 @@ def need_length(dataset: Dataset, length: int, name: str) -> None:
 
 
 def truncated(name: str, where: str) -> InputError:
+    """The error of a file that ends too early."""
     return InputError("truncated-dicom", f"{name}: the DICOM file is cut short: {where}.", AGAIN)
 
 
@@ -288,7 +297,8 @@ def _flattened(dataset: FileDataset, name: str) -> Iterator[Dataset]:
         raise ValueError(f"{frames} frames, {len(dataset.PerFrameFunctionalGroupsSequence)} of them described")
     own = [element for element in dataset if element.VR != "SQ"]
     for groups in dataset.PerFrameFunctionalGroupsSequence:
-        public, rest = [], []
+        public: list[DataElement] = []
+        rest: list[DataElement] = []
         for group in (*shared[0], *groups):
             if group.VR == "SQ" and group.value:
                 is_public = not group.tag.is_private and not group.keyword.startswith("Unassigned")
@@ -308,7 +318,7 @@ def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
         path=path,
         name=name,
         index=index,
-        plane=_plane(dataset, name) if "ImagePositionPatient" in dataset else None,
+        place=_plane(dataset, name) if "ImagePositionPatient" in dataset else None,
         size=(int(dataset.Columns), int(dataset.Rows)),
         thickness_mm=_number(dataset, "SliceThickness"),
         when=_when(dataset),

@@ -31,14 +31,20 @@ from calid.images.pixels import read_pixels
 from calid.images.vetting import real_values
 from calid.stack import WINDOW_PERCENTILES, Stack
 
-PERSON = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge")
-PERSON += ("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod")
-STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
-STUDY += ("StudyDescription",)
+PERSON = (
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
+    *("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
+)
+STUDY = (
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
+    "StudyDescription",
+)
 PLACE = ("FrameOfReferenceUID", "PositionReferenceIndicator", "PatientPosition")
-SCAN = ("ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "SequenceName", "AngioFlag")
-SCAN += ("RepetitionTime", "EchoTime", "EchoTrainLength", "InversionTime", "FlipAngle", "NumberOfAverages")
-SCAN += ("ImagingFrequency", "ImagedNucleus", "MagneticFieldStrength", "NominalInterval", "BodyPartExamined")
+SCAN = (
+    *("ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType", "SequenceName", "AngioFlag"),
+    *("RepetitionTime", "EchoTime", "EchoTrainLength", "InversionTime", "FlipAngle", "NumberOfAverages"),
+    *("ImagingFrequency", "ImagedNucleus", "MagneticFieldStrength", "NominalInterval", "BodyPartExamined"),
+)
 EQUIPMENT = ("Manufacturer", "InstitutionName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
 _DESCRIPTION_CHARACTERS = 64
@@ -88,7 +94,7 @@ def find_sources(folder: Path, stack: Stack) -> Sources:
         InputError: "no-source" if an acquired slice has none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-    placed = [image for path in paths for image in read_images(path, path.name) if image.plane is not None]
+    placed = [image for path in paths for image in read_images(path, path.name) if image.place is not None]
     acquired = np.flatnonzero(~np.asarray(stack.generated))
     found: dict[tuple[int, int], DicomImage] = {}
     pixels: dict[Path, np.ndarray] = {}
@@ -102,9 +108,9 @@ def find_sources(folder: Path, stack: Stack) -> Sources:
             values = real_values(pixels[image.path][image.index], *image.scale)
             by_value.setdefault(_key(values, stack), image)
         for frame in range(stack.num_frames):
-            image = by_value.get(_key(stack.voxels[frame, index], stack))
-            if image is not None:
-                found[frame, int(index)] = image
+            source = by_value.get(_key(stack.voxels[frame, index], stack))
+            if source is not None:
+                found[frame, int(index)] = source
     if len(found) < stack.num_frames * len(acquired):
         message = f"{stack.num_frames * len(acquired) - len(found)} acquired slices have no image in {folder.name}."
         raise InputError("no-source", message, "DICOM can only be written of what was read from DICOM.")
@@ -270,7 +276,7 @@ def _image(stack: Stack, sources: Sources, series: _Series, frame: int, index: i
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     file.update(header_of(near[0]))
     file.SOPClassUID, file.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
     _set_series(file, series, near[0])

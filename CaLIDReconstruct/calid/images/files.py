@@ -166,6 +166,7 @@ def _read_volume(path: Path, suffix: str) -> Stack:
     if not isinstance(beat_ms, float | int | None) or not isinstance(known_guess, str):
         raise fault("damaged-header", path.name, "the heart beat or the note on the frame times is damaged.")
     order = header.spatial_order
+    assert header.affine is not None  # the readers refuse a header without a place
     if order != (0, 1, 2):
         history[AXES_KEY] = f"the slices were stored along the {('first', 'second')[order[2]]} axis"
     return Stack(

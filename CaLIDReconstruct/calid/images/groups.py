@@ -54,6 +54,7 @@ class Run:
 
     @property
     def series(self) -> tuple[float, str]:
+        """Number and UID."""
         return self.images[0].series
 
     @property
@@ -81,6 +82,7 @@ class Group:
 
     @cached_property
     def images(self) -> list[DicomImage]:
+        """Those of all runs."""
         return [image for run in self.runs for image in run.images]
 
     @property
@@ -95,10 +97,12 @@ class Group:
 
     @property
     def num_frames(self) -> int:
+        """Number of images of the longest run."""
         return max(len(run.images) for run in self.runs)
 
     @property
     def kind(self) -> tuple[str, str, str]:
+        """Modality, frame type and scanning sequence, from the header that tells most."""
         return max((image.kind for image in self.images), key=lambda kind: sum(map(bool, kind)))
 
     @property
@@ -183,12 +187,12 @@ def groups_of(images: Sequence[DicomImage]) -> list[Group]:
 
 def _of_one_contrast(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
     """Images of one size and pixel spacing, taken by one pulse sequence; what a header leaves blank fits anything."""
-    by_series: dict[Hashable, list[DicomImage]] = {}
+    by_series: dict[tuple[tuple[str, ...], Hashable], list[DicomImage]] = {}
     for image in images:
         words = (*image.kind, *image.sequence, subject_of(image.description))
         pixel = tuple(np.round(image.plane.spacing_mm, 4))
-        by_series.setdefault((image.series, image.plane.size, pixel, words), []).append(image)
-    parts = [(_Contrast.of(words, part), part) for (*_, words), part in by_series.items()]
+        by_series.setdefault((words, (image.series, image.plane.size, pixel)), []).append(image)
+    parts = [(_Contrast.of(words, part), part) for (words, _), part in by_series.items()]
     # Those that say most, and are most, are the ones the others are compared with.
     parts.sort(key=lambda part: (-sum(map(bool, part[0].words)), -len(part[1])))
     clusters: list[tuple[_Contrast, list[DicomImage]]] = []

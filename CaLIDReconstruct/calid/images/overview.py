@@ -200,7 +200,7 @@ def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
             slices=len({tuple(np.round(run.images[0].plane.origin_lps, 2)) for run in runs}),
             phases=max(len(run.images) for run in runs),
             spacing_mm=None if gap is None else round(gap, 3),
-            pixel_mm=tuple(round(float(value), 4) for value in group.plane.spacing_mm),
+            pixel_mm=(round(float(group.plane.spacing_mm[0]), 4), round(float(group.plane.spacing_mm[1]), 4)),
             size=group.plane.size,
             times_ms=_span_ms(runs),
             tilt_degrees=None if sax is None else round(group.tilt_degrees(sax), 1),

@@ -193,8 +193,8 @@ def _pattern(path: Path) -> str:
 
 def _overview(images: list[DicomImage], notes: list[str], source: Path, series: str | None) -> Overview:
     """Images of one patient, each once, as an overview."""
-    placed = [image for image in images if image.plane is not None]
-    unplaced = tuple(image for image in images if image.plane is None)
+    placed = [image for image in images if image.place is not None]
+    unplaced = tuple(image for image in images if image.place is None)
     if not placed:
         remedy = "Choose the folder with the DICOM images, or give a volume file itself."
         raise InputError("no-images", f"{source} holds no DICOM image with a place in space.", remedy)

@@ -95,8 +95,9 @@ def in_time(positions: Sequence[Sequence[DicomImage]]) -> Phases:
     """
     times = [phase_times_ms(position) for position in positions]
     if max(map(len, positions)) == 1:
-        known = [np.zeros(1) if any(found is None for found in times) else found for found in times]
-        return [list(position) for position in positions], known, ""
+        told = [found for found in times if found is not None]
+        each = told if len(told) == len(times) else [np.zeros(1)] * len(times)
+        return [list(position) for position in positions], each, ""
     if all(found is None for found in times):
         return _without_times(positions)
     orders = [None if found is None else np.argsort(found, kind="stable") for found in times]
@@ -104,12 +105,12 @@ def in_time(positions: Sequence[Sequence[DicomImage]]) -> Phases:
         if found is not None and order is not None and len(np.unique(found)) == len(found):
             _need_agreement(position, order)
     known = [np.sort(found) for found in times if found is not None]
-    for index, position in enumerate(positions):
-        if orders[index] is None:
-            orders[index] = _by_a_proven_number(position, positions, orders)
-            times[index] = _likely_times(len(position), known)
-    phases = [[position[i] for i in order] for position, order in zip(positions, orders, strict=True)]
-    return phases, [np.sort(found) for found in times], ""
+    sorted_times, phases = [], []
+    for position, found, order in zip(positions, times, orders, strict=True):
+        in_order = _by_a_proven_number(position, positions, orders) if order is None else order
+        sorted_times.append(_likely_times(len(position), known) if found is None else np.sort(found))
+        phases.append([position[i] for i in in_order])
+    return phases, sorted_times, ""
 
 
 def _need_agreement(images: Sequence[DicomImage], order: np.ndarray) -> None:
@@ -176,8 +177,9 @@ def _guessed_times(phases: Sequence[Sequence[DicomImage]], keys: Sequence[str]) 
             return since_first, f"from {key}"
     intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
     beat_ms = float(np.median(intervals)) if intervals else np.nan
-    if intervals and keys[0] == PHASE_SHARE:
-        return [values_of(phase, PHASE_SHARE) * beat_ms / 100 for phase in phases], "from shares of the heart beat"
+    shares = [found for phase in phases if (found := values_of(phase, PHASE_SHARE)) is not None]
+    if intervals and keys[0] == PHASE_SHARE and len(shares) == len(phases):
+        return [share * beat_ms / 100 for share in shares], "from shares of the heart beat"
     steps = [beat_ms / len(phase) if intervals else 1.0 for phase in phases]
     note = "from the heart beat's length" if intervals else "frame numbers"
     return [np.arange(len(phase)) * step for phase, step in zip(phases, steps, strict=True)], note

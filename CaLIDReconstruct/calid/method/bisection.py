@@ -44,14 +44,13 @@ class Plan:
 
     @property
     def num_slots(self) -> int:
+        """Number of slices of the dense stack."""
         return (self.num_acquired - 1) * self.factor + 1
 
     @property
     def num_generated(self) -> int:
+        """Number of slices that are made."""
         return self.num_slots - self.num_acquired
-
-    def is_acquired(self, slot: int) -> bool:
-        return slot % self.factor == 0
 
 
 def plan_bisection(num_acquired: int, factor: int) -> Plan:

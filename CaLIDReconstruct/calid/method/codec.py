@@ -47,6 +47,7 @@ class CodecConfig:
 
     @property
     def downsampling(self) -> int:
+        """f: pixels of an image for one of its code, along each axis."""
         return CELL * 2 ** (len(self.channels) - 1)
 
 
@@ -76,6 +77,7 @@ class Residual(nn.Module):
         self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the same shape."""
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
 
 
@@ -90,6 +92,7 @@ class Pyramid(nn.Module):
         self.levels = _levels(config)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, C, H, W) -> features (N, C_i, H / 2^(i + 1), W / 2^(i + 1)) of each level i, finest first."""
         found = [self.levels[0](self.enter(F.pixel_unshuffle(images, CELL)))]
         for down, level in zip(self.down, self.levels[1:], strict=True):
             found.append(level(down(found[-1])))
@@ -114,6 +117,7 @@ class Decoder(nn.Module):
         self.out = zeroed(nn.Conv2d(16, 2, 3, padding=1))
 
     def forward(self, code: torch.Tensor, sight: Sight) -> torch.Tensor:
+        """A code (N, code_channels + 1, H / f, W / f) and both neighbors -> the slice between (N, 1, H, W)."""
         x = self.levels[-1](self.seen[-1](sight.features[-1]) + self.code(code))
         for up, seen, level, features in reversed(
             list(zip(self.up, self.seen[:-1], self.levels[:-1], sight.features[:-1], strict=True))

@@ -169,7 +169,7 @@ def _at_points(correction: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return moves.unflatten(1, (frames, 4)).transpose(0, 1)
 
 
-def _from_points(values: torch.Tensor, basis: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+def _from_points(values: torch.Tensor, basis: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """The transpose of `_at_points`."""
     frames = len(values)
     summed = values.transpose(0, 1).flatten(1, 2) @ basis.transpose(1, 2)
@@ -199,7 +199,7 @@ def _sampled(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return found.mean(dim=-1).unflatten(0, images.shape[:2])
 
 
-def _normalized(places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _normalized(places: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """(row, column) in pixels as (x, y) from -1 to 1."""
     scale = torch.tensor([size[0] - 1, size[1] - 1], dtype=places.dtype)
     return (2 * places / scale - 1).flip(-1)

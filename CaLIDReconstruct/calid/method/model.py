@@ -213,7 +213,7 @@ class CaLID(nn.Module):
         departures: Departures,
         strength: float,
     ) -> torch.Tensor:
-        """*Departures: strength, brightness gain, texture gain.*
+        """*Departures: strength, brightness gain, texture gain*.
 
         What is taken from the diffusion is how D(z_0) differs from what coding makes of the neighbors' mean. So the
         texture that the autoencoder cannot hold stays, and a model whose draws err more than they add can be taken at

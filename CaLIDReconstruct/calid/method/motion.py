@@ -100,7 +100,6 @@ def halfway(
         correction: (N, 4, h, w) or (N, 4, frames, h, w) of the fields, see `guidance.py`; None leaves them as they are.
         both_ways: whether to take `mean_fields`, at twice the cost.
     """
-
     if correction is not None and correction.ndim == 5:
         correction = folded(correction)
 

@@ -73,6 +73,7 @@ class AutoencoderConfig:
 
     @property
     def downsampling(self) -> int:
+        """f: pixels of an image for one of its latents, along each axis."""
         return 2 ** (len(self.channels) - 1)
 
 
@@ -115,6 +116,7 @@ class DenoiserConfig:
 
     @property
     def downsampling(self) -> int:
+        """What sides of latents are multiples of: each level but the first halves them."""
         return 2 ** (len(self.channels) - 1)
 
     @property

@@ -107,7 +107,12 @@ def read_manifest(folder: Path | None = None) -> dict[str, Entry]:
 
 def _need_types(entry: Entry) -> None:
     """Raise TypeError if a field of an entry is of another type than it is declared."""
-    declared = {"str": str, "int": int, "Mapping[str, Any]": Mapping, "Mapping[str, Any] | None": (Mapping, type(None))}
+    declared: dict[str, type | tuple[type, ...]] = {
+        "str": str,
+        "int": int,
+        "Mapping[str, Any]": Mapping,
+        "Mapping[str, Any] | None": (Mapping, type(None)),
+    }
     for field in fields(Entry):
         value = getattr(entry, field.name)
         if not isinstance(value, declared[str(field.type)]) or isinstance(value, bool):

@@ -80,14 +80,6 @@ class Interpolator:
         """(C, H / f, W / f) of images with the shape `image_shape` (H, W)."""
         return (self.model.latent_channels, *(size // self.model.downsampling for size in image_shape))
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """E: images -> latents."""
-        return self.batched(self.model.encode, images)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """D: latents -> images."""
-        return self.batched(self.model.decode, latents, magnification=self.model.downsampling)
-
     @property
     def moves(self) -> bool:
         """Whether neighbors are brought half-way by a motion, which can be corrected."""

@@ -34,6 +34,7 @@ class Draws:
 
     @property
     def mean(self) -> np.ndarray | float:
+        """Their mean."""
         return self.total / self.count
 
     @property

@@ -1,5 +1,4 @@
-"""Where a short-axis slice and a long-axis image cross, both show the same tissue: the line on which they can be held
-against each other.
+"""The line on which a short-axis slice and a long-axis image cross, where both show the same tissue.
 
 A short-axis (SAX) slice averages over its slab along its normal, a long-axis (LAX) image over its own. Averaged across
 each other's slab as well, both show the same beam of tissue along their common line, up to gain and offset, whichever

@@ -154,8 +154,9 @@ class Job:
             return sax, ()
 
     def _begin(self, tell: Callable[[str], None] | None, planned: Reconstruction) -> None:
-        for line in (*told(planned.stack), *_told_region(planned.stack)) if tell is not None else ():
-            tell(line)
+        if tell is not None:
+            for line in (*told(planned.stack), *_told_region(planned.stack)):
+                tell(line)
         if self.as_dicom:
             return  # every stack that was read from DICOM fits into it
         check_fits(planned.stack, self.output)

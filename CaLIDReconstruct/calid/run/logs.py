@@ -14,6 +14,7 @@ class JsonLines(logging.Formatter):
     """One JSON object per line: time (UTC), level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
         line = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

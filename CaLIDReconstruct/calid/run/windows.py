@@ -73,6 +73,7 @@ class Window:
 
     @property
     def num_kept(self) -> int:
+        """Number of its frames that are kept."""
         return self.kept.stop - self.kept.start
 
 

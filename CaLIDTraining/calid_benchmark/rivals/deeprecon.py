@@ -1,5 +1,7 @@
-"""DeepRecon (Chang et al. 2022, as DMCVR's paper describes it): every slice is found in the W+ space of a StyleGAN2
-that makes pictures together with their labels; the slices between are interpolated there.
+"""DeepRecon (Chang et al. 2022, as DMCVR's paper describes it).
+
+Every slice is found in the W+ space of a StyleGAN2 that makes pictures together with their labels; the slices between
+are interpolated there.
 
 The code of a slice starts at the encoder's answer and takes 1000 Adam steps on its own loss: image (L2 and perceptual)
 and segmentation. Slices between: codes interpolated linearly, then synthesised.

@@ -1,4 +1,6 @@
-"""`calid-evaluate cine`: does the heart beat smoothly in slices that were made? (Table I's 2D+T rows, Fig. 3 and 7)
+"""`calid-evaluate cine`: does the heart beat smoothly in slices that were made?
+
+Table I's 2D+T rows, Fig. 3 and 7.
 
 A cine's middle slice is made from its neighbors, frame by frame by the 2D model (with other noise in every frame, as in
 the paper's comparison, and with the same noise, as the engine runs it) and all frames together by the 2D+T model.
