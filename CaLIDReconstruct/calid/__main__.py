@@ -83,7 +83,7 @@ def _fail(message: str, code: int) -> int:
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
 MODULES = {
     "align": ("calid.run.alignment_command", "tell how far slices of different breath-holds are off, and move them"),
-    "segment": ("calid.heart.segmentation", "label LV cavity, LV myocardium and RV cavity"),
+    "segment": ("calid.heart.segment_command", "label LV cavity, LV myocardium and RV cavity"),
     "report": ("calid.report.command", "one HTML file: long-axis planes, 3D, function, trust"),
     "mesh": ("calid.heart.meshes", "surfaces, walls and tetrahedra of labels"),
     "cohort": ("calid.cohort.command", "many hearts into one table, on one machine or a cluster"),

@@ -174,6 +174,30 @@ def test_the_commands_write_dicom_into_the_study_they_read(study, tmp_path, mode
     assert len(list((tmp_path / "seg").glob("phase*.dcm"))) == 3
 
 
+def test_one_phase_becomes_one_segmentation_file_and_a_cine_a_folder_of_that_name(tmp_path, models, capsys):  # noqa: F811
+    highdicom = pytest.importorskip("highdicom")
+    for name, frames in (("still", 1), ("cine", 3)):
+        stack = file_phantoms.noisy_stack((frames, 3, 18, 24), step_ms=81.37)
+        file_phantoms.write_stack(tmp_path / name, stack, changes=lambda *_: {"StudyInstanceUID": "1.2.99"})
+    labeling = [*("--models", str(models)), "--device", "cpu"]
+    assert main(["segment", str(tmp_path / "still"), str(tmp_path / "heart.dcm"), *labeling]) == 0
+    assert f"{tmp_path / 'heart.dcm'}: 3 slices" in capsys.readouterr().out
+    assert highdicom.seg.segread(tmp_path / "heart.dcm").StudyInstanceUID == "1.2.99"
+    before = (tmp_path / "heart.dcm").read_bytes()
+    assert main(["segment", str(tmp_path / "still"), str(tmp_path / "heart.dcm"), *labeling]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "heart.dcm").read_bytes() == before
+    assert main(["segment", str(tmp_path / "cine"), str(tmp_path / "beat.dcm"), *labeling]) == 0
+    assert f"{tmp_path / 'beat'}: 3 slices, 3 frame(s)" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "beat").iterdir())
+    assert names == ["phase000.dcm", "phase001.dcm", "phase002.dcm"]
+    assert not (tmp_path / "beat.dcm").exists()
+    write_stack(read_stack(tmp_path / "cine"), tmp_path / "file.nrrd")
+    assert main(["segment", str(tmp_path / "file.nrrd"), str(tmp_path / "other.dcm"), *labeling]) == 2
+    assert "is no DICOM" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".calid*"))
+
+
 def test_every_element_that_the_standard_demands_of_an_mr_image_is_there(study, tmp_path):
     """By the standard's tables as highdicom carries them."""
     highdicom = pytest.importorskip("highdicom")

@@ -13,11 +13,11 @@ import pytest
 import torch
 from calid.errors import Cancelled, InputError, OutputError, WeightsError
 from calid.heart.medformer import MedFormer, MedFormerConfig
+from calid.heart.segment_command import add_arguments
 from calid.heart.segmentation import (
     PIXEL_MM,
     Segmenter,
     Window,
-    add_arguments,
     find_heart,
     into_window,
     license_notice,

@@ -7,14 +7,11 @@ stack's own pixels.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +19,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from calid.errors import InputError, is_out_of_memory
-from calid.heart import figures
+from calid.errors import is_out_of_memory
 from calid.heart.medformer import NUM_SCALES, MedFormer, MedFormerConfig
-from calid.heart.volumes import Function, cardiac_function
-from calid.images.checks import check_stack, warnings
+from calid.images.checks import check_stack
 from calid.method.weights import Entry, built_for, config_from, find_model, load_model
 from calid.run.device import Device, choose_device
-from calid.run.progress import Progress, Watch, progress_bar, shown_on
-from calid.run.settings import add_flags
+from calid.run.progress import Progress, Watch
 from calid.stack import Stack
 
 DEFAULT_MODEL = "segmenter"
@@ -307,94 +301,3 @@ def _inside(voxels: np.ndarray, window: Window) -> np.ndarray:
         for axis in (0, 1)
     ]
     return voxels[:, :, slice(*bounds[0]), slice(*bounds[1])]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `calid segment`."""
-    parser.add_argument("input", type=Path, help="NIfTI, NRRD or MHA file, or a folder of DICOM files")
-    parser.add_argument(
-        "output", type=Path, help="labels; .seg.nrrd for 3D Slicer, or .nii.gz, .nrrd, .mha; or a folder"
-    )
-    parser.add_argument(
-        "--format",
-        default="file",
-        choices=("file", "dicom"),
-        help="dicom: OUTPUT is a folder for one DICOM Segmentation of each phase, in the study of the DICOM input",
-    )
-    parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
-    parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
-    add_flags(parser, ["device"])
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
-    figures.add_json_argument(parser)
-    figures.add_body_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
-    parser.set_defaults(run=run)
-
-
-def run(options: argparse.Namespace) -> int:
-    """`calid segment`: read, label, clean up, write."""
-    from calid.heart.anatomy import clean_labels
-    from calid.images.files import read_stack, write_labels
-    from calid.images.overview import told
-
-    _check_output(options)
-    figures.check_json_output(options)
-    print(license_notice(options.models), file=sys.stderr)
-    stack = read_stack(options.input, options.series)
-    for line in told(stack):
-        print(f"calid: {line}", file=sys.stderr)
-    with progress_bar() as bar:
-        labels = segment(
-            stack,
-            device=options.device,
-            models_folder=options.models,
-            progress=shown_on(bar),
-            source=options.input.name,
-        )
-    clean = clean_labels(labels)
-    if options.format == "dicom":
-        _write_dicom(labels if options.raw else clean, stack, options)
-    else:
-        write_labels(labels if options.raw else clean, options.output, overwrite=options.overwrite)
-    if options.json is not None:
-        figures.write_figures(_figures(stack, clean, options), options.json, overwrite=options.overwrite)
-    print(f"{options.output}: {labels.num_slices} slices, {labels.num_frames} frame(s) labelled.")
-    return 0
-
-
-def _check_output(options: argparse.Namespace) -> None:
-    from calid.images.dicom_objects import need_highdicom
-    from calid.images.dicom_out import check_folder, need_dicom
-    from calid.images.files import check_output
-
-    if options.format == "dicom":
-        need_dicom(options.input)
-        need_highdicom()
-        check_folder(options.output, overwrite=options.overwrite, source=options.input)
-    else:
-        check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
-
-
-def _write_dicom(labels: Stack, stack: Stack, options: argparse.Namespace) -> None:
-    from calid.images.dicom_objects import write_segmentations
-    from calid.images.dicom_out import find_sources
-
-    sources = find_sources(options.input, stack)
-    write_segmentations(labels, sources, options.output, overwrite=options.overwrite)
-
-
-def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[str, Any]:
-    """What the labels say of the heart, as data."""
-    try:
-        function: Function | str = cardiac_function(labels)
-    except InputError as error:
-        function = str(error)
-    return figures.document(
-        "segment",
-        stack,
-        function=function,
-        wall_thickness=figures.wall_section(labels),
-        body=figures.body_from(options),
-        findings=warnings(stack),
-        labels=labels,
-    )

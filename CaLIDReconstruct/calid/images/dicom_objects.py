@@ -19,12 +19,14 @@ from pydicom.uid import MRImageStorage, generate_uid
 from calid import __version__
 from calid.errors import ResourceError
 from calid.geometry import plane_of
+from calid.images import whole_file
 from calid.images.dicom import DicomImage
-from calid.images.dicom_out import Sources, header_of, new_folder
+from calid.images.dicom_out import Sources, check_folder, header_of, new_folder
 from calid.labels import LABELS, Label
 from calid.stack import Stack
 
 SEGMENTATION_SERIES, MAP_SERIES = 9001, 9002
+FILE_SUFFIX = ".dcm"
 
 _MAKER = {
     "manufacturer": "CaLID",
@@ -48,20 +50,48 @@ def need_highdicom() -> Any:
     return highdicom
 
 
-def write_segmentations(labels: Stack, sources: Sources, folder: Path, *, overwrite: bool = False) -> None:
-    """Write labels as one Segmentation for each phase, `phase000.dcm` and so on; a folder that appears whole or not.
+def segmentation_place(output: Path, stack: Stack, *, overwrite: bool = False, source: Path | None = None) -> Path:
+    """Where the labels of a stack go, which can be written; to be asked before a long run.
+
+    A name in .dcm is the file of the one phase there is; a cine's phases go into the folder of that name without .dcm.
+
+    Args:
+        output: as the user named it.
+        stack: what is to be labeled.
+        overwrite: whether an earlier result may be replaced.
+        source: what the run reads, which the result may neither replace nor lie in.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    if output.suffix.lower() == FILE_SUFFIX and stack.num_frames == 1:
+        whole_file.check_output(output, (FILE_SUFFIX,), overwrite=overwrite, sources=(source,))
+        return output
+    folder = output.with_suffix("") if output.suffix.lower() == FILE_SUFFIX else output
+    check_folder(folder, overwrite=overwrite, source=source)
+    return folder
+
+
+def write_segmentations(labels: Stack, sources: Sources, place: Path, *, overwrite: bool = False) -> None:
+    """Write labels as one Segmentation for each phase: a file, or a folder of `phase000.dcm` and so on, whole or not.
 
     Args:
         labels: uint8 values of `labels.LABELS`.
         sources: where the acquired slices of the stack come from.
-        folder: new folder.
-        overwrite: whether an earlier folder of this kind may be replaced.
+        place: file in .dcm of one phase, or new folder, see `segmentation_place`.
+        overwrite: whether an earlier result of this kind may be replaced.
 
     Raises:
-        OutputError: the folder exists already, or cannot be written.
+        OutputError: the place exists already, or cannot be written.
         ResourceError: highdicom is not installed.
     """
-    _write_phases(_segmentation, labels, sources, folder, overwrite=overwrite)
+    if place.suffix.lower() != FILE_SUFFIX:
+        _write_phases(_segmentation, labels, sources, place, overwrite=overwrite)
+        return
+    need_highdicom()
+    made = _segmentation(labels, sources, 0, generate_uid())
+    with whole_file.whole_file(place, (FILE_SUFFIX,), overwrite=overwrite) as draft:
+        made.save_as(draft)
 
 
 def write_maps(spread: Stack, sources: Sources, folder: Path, *, overwrite: bool = False) -> None:
@@ -69,7 +99,8 @@ def write_maps(spread: Stack, sources: Sources, folder: Path, *, overwrite: bool
 
     Args:
         spread: float stack in the units of the images.
-        sources, folder, overwrite: as for `write_segmentations`.
+        sources, overwrite: as for `write_segmentations`.
+        folder: new folder, or an earlier one of this kind to replace.
 
     Raises:
         OutputError, ResourceError: as for `write_segmentations`.
