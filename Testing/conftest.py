@@ -27,6 +27,7 @@ def data_folder() -> Path:
 def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with an untrained model: its slices are meaningless, its shapes and rules are the real ones."""
     torch = pytest.importorskip("torch")
+    pytest.importorskip("lightning")  # the training writes it
     from calid.method.motion import Motion, MotionConfig
     from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
     from calid_training.weight_files import write_model

@@ -76,7 +76,58 @@ def test_the_unpacked_wheel_has_its_models_and_its_demo_case(site, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_the_unpacked_wheel(site, tmp_path):
-    told = run(site, tmp_path, "-m", "calid", "demo", "out", "--every", "25")
-    assert "6 slices became" in told
+def test_the_wheel_works_in_a_clean_environment_with_all_extras(site, tmp_path):
+    """`pip install` of the wheel and nothing else, then `calid demo`, the tests' smoke part, and what extras bring."""
+    (wheel,) = site.parent.glob("calid-*.whl")
+    python = tmp_path / "clean" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "clean")], check=True, env=outside())
+    install(python, str(wheel))
+    assert "torch" in said_by(python, tmp_path, "-m", "pip", "list")
+    assert "6 slices became" in said_by(python, tmp_path, "-m", "calid", "demo", "out", "--every", "25")
     assert (tmp_path / "out" / "index.html").is_file()
+    install(python, "pytest", "hypothesis")
+    paths = [str(ROOT / "Testing" / "engine" / f"test_{name}.py") for name in SMOKE]
+    told = said_by(python, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+    assert re.search(r"\d+ passed", told)
+    assert "failed" not in told
+    install(python, f"{wheel}[{','.join(EXTRAS)}]")
+    for module in EXTRAS.values():
+        said_by(python, tmp_path, "-c", f"import {module}")
+    assert "calid" in said_by(python, tmp_path, "-m", "calid", "completion", "bash")
+    assert "usage" in said_by(python, tmp_path, "-m", "calid_training.train", "--help").lower()
+
+
+SMOKE = ("bisection", "diffusion", "function", "geometry", "library", "surfaces")
+"""Parts of the engine's tests that need nothing but the engine, pytest and hypothesis."""
+
+EXTRAS = {
+    "cohort": "distributed",
+    "completion": "shtab",
+    "dicom": "highdicom",
+    "mesh": "tetgen",
+    "report": "calid.report",
+    "training": "lightning",
+}
+"""Extras of the wheel, and a module that each brings."""
+
+
+def outside() -> dict[str, str]:
+    """The environment without anything that leads to this repository."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH" and not key.startswith("CALID_")}
+
+
+def install(python: Path, *what: str) -> None:
+    """Let pip install, with the pinned versions; skips the test where it finds no index."""
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "requirements.lock"), *what]
+    done = subprocess.run(pip, env=outside(), capture_output=True, text=True, check=False)
+    if any(word in done.stderr for word in ("NewConnectionError", "Temporary failure", "No matching distribution")):
+        pytest.skip(f"pip reaches no index: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+
+
+def said_by(python: Path, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [str(python), *arguments], cwd=folder, env=outside(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
