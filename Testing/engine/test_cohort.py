@@ -214,6 +214,22 @@ def test_results_are_not_put_among_the_cases(tmp_path, capsys):
     assert "lies in" in capsys.readouterr().err
 
 
+def test_no_table_replaces_the_manifest_and_no_result_lies_in_an_input(tmp_path, capsys):
+    folder = hearts(tmp_path / "in", 1)
+    manifest = tmp_path / "cohort.csv"
+    manifest.write_text("case,path\nA,in/heart00.seq.nrrd\n")
+    words = ["--method", "linear", "--factor", "2", "--no-segment", "--no-trust"]
+    assert main(["cohort", str(manifest), str(tmp_path), *words]) == 2  # the case lies in it, too
+    assert main(["cohort", str(folder), str(folder / "out"), *words]) == 2
+    assert "is an input" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "lists").mkdir()
+    moved = tmp_path / "lists" / "cohort.csv"
+    moved.write_text("case,path\nA,../in/heart00.seq.nrrd\n")
+    assert main(["cohort", str(moved), str(moved.parent), *words]) == 2
+    assert "is an input" in capsys.readouterr().err.splitlines()[-1]
+    assert moved.read_text().startswith("case,path")
+
+
 # --- manifests --------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ def study(tmp_path) -> tuple[Path, Stack]:
 
 def written(study: tuple[Path, Stack], folder: Path) -> tuple[Stack, dicom_out.Sources]:
     dense = upsample(study[1], LINEAR).stack
-    sources = dicom_out.find_sources(study[0], dense)
+    sources = dicom_out.find_sources(*study).of_dense(study[1], dense, 0)
     dicom_out.write_series(dense, sources, folder)
     return dense, sources
 
@@ -89,7 +89,7 @@ def test_every_image_says_whether_it_was_acquired_and_from_what(study, tmp_path)
 def test_fractions_come_back_within_the_step_of_sixteen_bits(study, tmp_path):
     dense = upsample(study[1], LINEAR).stack
     fine = dense.with_voxels(dense.voxels.astype(np.float32) * 0.37)
-    sources = dicom_out.find_sources(study[0], dense)
+    sources = dicom_out.find_sources(*study).of_dense(study[1], dense, 0)
     dicom_out.write_series(fine, sources, tmp_path / "out")
     again = read_stack(tmp_path / "out")
     np.testing.assert_allclose(again.voxels, fine.voxels, atol=0.37 * 2000 / 65535)
@@ -134,6 +134,67 @@ def test_the_uncertainty_becomes_a_parametric_map(study, tmp_path):
         order = [round(float(dense.to_index(np.array(place, float))[2])) for place in places]
         assert sorted(order) == list(range(dense.num_slices))
         np.testing.assert_array_equal(values, spread.voxels[frame][order])
+
+
+def test_frames_that_were_chosen_refer_to_their_own_images(study, tmp_path):
+    words = [
+        "upsample",
+        str(study[0]),
+        str(tmp_path / "out"),
+        "--format",
+        "dicom",
+        "--method",
+        "linear",
+        "--factor",
+        "2",
+    ]
+    assert main([*words, "--frames", "1:3"]) == 0
+    image = pydicom.dcmread(tmp_path / "out" / "frame000-slice002.dcm")
+    (source,) = image.SourceImageSequence
+    original = next(
+        file
+        for path in study[0].rglob("*.dcm")
+        if (file := pydicom.dcmread(path)).SOPInstanceUID == source.ReferencedSOPInstanceUID
+    )
+    np.testing.assert_array_equal(original.pixel_array, study[1].voxels[1, 1])
+
+
+def test_slices_that_were_moved_keep_their_sources_and_say_so(study, tmp_path):
+    """A view across the stack, against which its slices are found to be off or not."""
+    view = file_phantoms.long_axis(study[1])
+    file_phantoms.write_stack(study[0] / "lax", view, series=lambda *_: 50)
+    words = [
+        "upsample",
+        str(study[0]),
+        str(tmp_path / "out"),
+        "--format",
+        "dicom",
+        "--align",
+        "on",
+        "--method",
+        "linear",
+    ]
+    assert main([*words, "--factor", "2"]) == 0
+    image = pydicom.dcmread(tmp_path / "out" / "frame000-slice000.dcm")
+    assert "moved in its plane" in image.DerivationDescription
+    assert len(image.SourceImageSequence) == 1
+
+
+def test_what_lies_beside_the_short_axis_is_not_read_at_the_end(study, tmp_path):
+    """What macOS keeps beside files begins like DICOM and is none."""
+    (study[0] / "._i00.dcm").write_bytes(bytes(50))
+    words = [
+        "upsample",
+        str(study[0]),
+        str(tmp_path / "out"),
+        "--format",
+        "dicom",
+        "--method",
+        "linear",
+        "--factor",
+        "2",
+    ]
+    assert main(words) == 0
 
 
 def test_a_stack_that_was_not_read_from_the_folder_is_refused(study):

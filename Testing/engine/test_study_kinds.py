@@ -174,7 +174,7 @@ def test_stacks_that_nothing_tells_apart_are_named_and_a_series_settles_it(tmp_p
 def test_a_slice_one_gap_beyond_the_end_that_differs_is_refused_and_not_lost(tmp_path):
     write(tmp_path, cine(), changes=lambda _, z: {"ScanningSequence": "SE"} if z == 4 else {})
     error = refused(tmp_path)
-    assert (error.code, "s4/i00.dcm" in error.message) == ("lost-slice", True)
+    assert (error.code, "s4/i00.dcm" in error.message) == ("torn-stack", True)
 
 
 def test_a_slice_without_a_place_is_refused_and_not_lost(tmp_path):
@@ -438,6 +438,88 @@ def test_damage_that_the_codec_complains_of_is_refused(tmp_path):
             path.write_bytes(contents)
     error = refused(tmp_path)
     assert (error.code, "s1/i00.dcm" in error.message) == ("undecodable-pixels", True)
+
+
+# --- Parts of a stack that a header calls something else --------------------------------------------------------------
+
+OTHER_TYPE = {"ImageType": ["ORIGINAL", "PRIMARY", "XX"]}
+
+
+@pytest.mark.parametrize("others", [{1, 3}, {2, 3}, {0, 3}, {0, 2}])
+def test_slices_told_apart_by_a_word_alone_are_no_stack_of_two(tmp_path, others):
+    write(tmp_path, cine((3, 4, 18, 20)), changes=lambda _, z: OTHER_TYPE if z in others else {})
+    error = refused(tmp_path)
+    assert error.code == "torn-stack"
+    assert "Image Type" in error.message
+    assert "--series" in error.remedy
+
+
+def test_a_phase_that_a_word_alone_keeps_from_its_slices_is_not_left_out(tmp_path):
+    write(tmp_path, cine((3, 4, 18, 20)), changes=lambda t, _: {"Modality": "OT"} if t == 1 else {})
+    error = refused(tmp_path)
+    assert (error.code, "s0/i01.dcm" in error.message, "Modality" in error.message) == ("torn-stack", True, True)
+
+
+def test_phase_images_of_the_same_slices_are_left_out_as_ever(tmp_path):
+    """As flow imaging makes them: at the same places and times, in the same series."""
+    stack = cine((3, 4, 18, 20))
+    write(tmp_path / "m", stack)
+    write(
+        tmp_path / "p",
+        stack.with_voxels(stack.voxels + 7),
+        changes=lambda *_: {"ImageType": ["ORIGINAL", "PRIMARY", "P"]},
+    )
+    np.testing.assert_array_equal(read_stack(tmp_path).voxels, stack.voxels)
+
+
+def test_other_planes_between_the_slices_are_another_acquisition_where_their_contrast_differs(tmp_path):
+    stack = cine((3, 5, 18, 20))
+    flips = {0: {"FlipAngle": 50}, 1: OTHER_TYPE | {"FlipAngle": 12}}
+    write(tmp_path, stack, changes=lambda _, z: flips[z % 2])
+    np.testing.assert_array_equal(read_stack(tmp_path).voxels, stack.voxels[:, ::2])
+
+
+def test_an_image_type_of_one_word_is_one_word(tmp_path):
+    """pydicom gives it as a string, not as a list."""
+    stack = cine((3, 4, 18, 20))
+    write(tmp_path, stack, changes=lambda t, z: {"ImageType": "ORIGINAL"} if (t + z) % 2 else {})
+    np.testing.assert_array_equal(read_stack(tmp_path).voxels, stack.voxels)
+
+
+@pytest.mark.parametrize(
+    ("kept", "codes"),
+    [
+        ([(0, 10), (0, 10), (0, 11)], []),
+        ([(0, 10), (0, 10), (0, 5)], ["different-phases"]),
+        ([(0, 10), (0, 10), (0, 20)], ["different-phases"]),
+        ([(0, 10), (0, 10), (3, 13)], ["different-phases"]),
+        ([(0, 1, 2), (0, 1, 2), (0, 1, 3)], ["different-phases"]),
+        ([(0, 1, 2), (0, 1, 2), (0, 2, 3)], ["different-phases"]),
+    ],
+)
+def test_a_few_chosen_phases_must_be_the_same_ones(tmp_path, kept, codes):
+    """Frames of a cine with 33.5 ms between them; the beats were not noted."""
+    stack = cine((21, 3, 18, 20))
+    write(tmp_path, stack, changes=lambda t, z: {} if t in kept[z] else None)
+    if codes:
+        assert refused(tmp_path).code == codes[0]
+    else:
+        assert read_stack(tmp_path).num_frames == len(kept[0])
+
+
+def test_trigger_times_in_seconds_are_told_by_the_whole_study(tmp_path):
+    stack = cine((12, 3, 18, 20))
+    write(tmp_path, stack, changes=lambda t, _: {"TriggerTime": f"{stack.frame_times_ms[t] / 1000:.5f}"})
+    found = read_stack(tmp_path)
+    np.testing.assert_allclose(found.frame_times_ms, stack.frame_times_ms, atol=0.01)
+    np.testing.assert_array_equal(found.voxels, stack.voxels)
+    assert any("seconds" in line for line in told(found))
+
+
+def test_trigger_times_that_jitter_are_not_taken_for_seconds(tmp_path):
+    jitter = np.sort(np.random.default_rng(0).uniform(0, 0.5, 12))
+    write(tmp_path, cine((12, 3, 18, 20)), changes=lambda t, _: {"TriggerTime": f"{jitter[t]:.5f}"})
+    assert look(tmp_path).choice.sax.motion == "repeats"
 
 
 # --- Contrast ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from calid.cohort.manifest import COLUMNS, CohortCase, read_manifest, shard
-from calid.cohort.store import Store
+from calid.cohort.store import TABLE_NAMES, Store
 from calid.cohort.work import KEEP, Plan
 from calid.errors import SettingsError
+from calid.images.whole_file import need_apart
 from calid.run.progress import case_bar
 from calid.run.settings import add_flags, from_flags
 
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     if options.manifest == STATUS:
         return show_status(options.out)
     cases, plan, store = read_manifest(Path(options.manifest)), _plan(options), Store(options.out)
-    _need_apart(cases, options.out)
+    _need_apart(Path(options.manifest), cases, options.out)
     store.begin(plan.as_json(), [case.name for case in cases])
     mine = shard(cases, *options.shard) if options.shard else cases
     waiting = [case for case in mine if not store.is_done(case.name)]
@@ -114,15 +115,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _need_apart(cases: Sequence[CohortCase], out: Path) -> None:
-    """Return if no case lies in the folder of results, which would then read its own output."""
-    inside = next(
-        (case for case in cases if out.resolve() in (case.path.resolve(), *case.path.resolve().parents)), None
-    )
-    if inside is not None:
-        raise SettingsError(
-            "same-folder", f"The case {inside.name} lies in {out}.", "Choose another folder for results."
-        )
+def _need_apart(manifest: Path, cases: Sequence[CohortCase], out: Path) -> None:
+    """Return if no case lies among the results, and no result replaces what is read or lies in a folder of it."""
+    read = [path for case in cases for path in (case.path, case.lax) if path is not None]
+    for path in read:
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            message = f"{path.name} is to be read and lies in {out}."
+            raise SettingsError("same-folder", message, "Choose another folder for results.")
+    need_apart(out / TABLE_NAMES[0], [manifest, *read])
+    for name in TABLE_NAMES[1:]:
+        need_apart(out / name, [manifest])
 
 
 def _do_all(cases: list[CohortCase], plan: Plan, options: argparse.Namespace, on_done: Any) -> None:

@@ -29,6 +29,9 @@ from calid.heart.figures import read_figures
 from calid.images.whole_file import whole_file
 
 FIGURES_NAME = "figures.json"
+
+TABLE_NAMES = ("cohort.csv", "failures.csv", "cohort.json")
+"""The files that lie in OUT itself."""
 FAILURE_COLUMNS = ("case", "code", "message", "remedy")
 
 

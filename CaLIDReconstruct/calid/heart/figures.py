@@ -220,7 +220,7 @@ def check_json_output(options: argparse.Namespace) -> None:
         OutputError: as for `whole_file.check_output`.
     """
     if options.json is not None:
-        sources = [getattr(options, name, None) for name in ("input", "lax", "labels", "models")]
+        sources = [getattr(options, name, None) for name in ("input", "views", "labels", "models")]
         overwrite = getattr(options, "overwrite", False)
         whole_file.check_output(options.json, SUFFIXES, overwrite=overwrite, sources=sources)
 

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     output = options.output
     if is_dicom:  # file or folder, by the number of phases
         output = segmentation_place(output, stack, overwrite=options.overwrite, source=options.input)
+    sources = find_sources(options.input, stack, options.series) if is_dicom else None
     for line in told(stack):
         print(f"calid: {line}", file=sys.stderr)
     with progress_bar() as bar:
@@ -71,8 +72,8 @@ def run(options: argparse.Namespace) -> int:
         )
     clean = clean_labels(labels)
     chosen = labels if options.raw else clean
-    if is_dicom:
-        write_segmentations(chosen, find_sources(options.input, stack), output, overwrite=options.overwrite)
+    if sources is not None:
+        write_segmentations(chosen, sources, output, overwrite=options.overwrite)
     else:
         write_labels(chosen, output, overwrite=options.overwrite)
     if options.json is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from calid import geometry
 from calid.geometry import Plane
-from calid.images.checks import Finding, holes
+from calid.images.checks import MIN_EVEN_FRAMES, Finding, holes
 
 MIN_STEP_MS = 1.0
 MIN_CINE_STEPS = 7
@@ -286,7 +286,7 @@ def _same_start(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding
     """Slices whose first frame lies elsewhere in the beat, of (Z, T) times."""
     starts = times_ms[:, 0]
     usual = _usual(starts)
-    limit_ms = PHASE_TOLERANCE * _usual_step(times_ms)
+    limit_ms = min(PHASE_TOLERANCE * _usual_step(times_ms), STILL_TOLERANCE_MS)
     odd = int(np.abs(starts - usual).argmax())
     if abs(starts[odd] - usual) > limit_ms:
         yield _other_phase(
@@ -299,9 +299,13 @@ def _same_phases(times_ms: np.ndarray, beats_ms: np.ndarray, places: Sequence[st
     """Slices whose frames drift away from the others' phases, of (Z, T) times and (Z,) beats.
 
     Frames are the same phases where they lie at the same share of the beat, as a scanner sorts them afterwards, or at
-    the same time after the R wave, as it takes them when it counts from the trigger.
+    the same time after the R wave, as it takes them when it counts from the trigger. The step between a few chosen
+    phases says nothing of how exactly they were chosen; they may lie apart as a heart changes its rate.
     """
     since_first = times_ms - times_ms[:, :1]
+    if times_ms.shape[1] < MIN_EVEN_FRAMES:
+        yield from _same_few_phases(since_first, beats_ms, places)
+        return
     shares = since_first / _beats(times_ms, beats_ms)[:, None]
     if _drift(since_first).max() <= PHASE_TOLERANCE or _drift(shares).max() <= PHASE_TOLERANCE:
         return
@@ -311,6 +315,22 @@ def _same_phases(times_ms: np.ndarray, beats_ms: np.ndarray, places: Sequence[st
         f"Frame {frame + 1} of {places[odd]} lies at {100 * shares[odd, frame]:.0f} % of the heart beat, in the other "
         f"slices at {100 * usual:.0f} %; at most {100 * PHASE_TOLERANCE * _usual_step(shares):.1f} % more or less are "
         "tolerated."
+    )
+
+
+def _same_few_phases(since_first: np.ndarray, beats_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
+    """`_same_phases` for end-diastole and end-systole and the like, of (Z, T) times since the first of them."""
+    lengths = beats_ms if np.isfinite(beats_ms).all() else np.ones(len(since_first))
+    ratios = [phases[:, 1:] / _usual(phases[:, 1:]) for phases in (since_first, since_first / lengths[:, None])]
+    ratio = min((np.maximum(ratio, 1 / ratio) for ratio in ratios), key=np.max)
+    if ratio.max() <= BEAT_RATIO:
+        return
+    odd, frame = divmod(int(ratio.argmax()), ratio.shape[1])
+    usual = _usual(since_first)[frame + 1]
+    yield _other_phase(
+        f"Frame {frame + 2} of {places[odd]} was taken {since_first[odd, frame + 1]:.0f} ms after the first, in the "
+        f"other slices {usual:.0f} ms after it; a heart's rate explains {usual / BEAT_RATIO:.0f} to "
+        f"{usual * BEAT_RATIO:.0f} ms."
     )
 
 

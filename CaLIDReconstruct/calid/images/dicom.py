@@ -310,7 +310,7 @@ def _flattened(dataset: FileDataset, name: str) -> Iterator[Dataset]:
 
 
 def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
-    frame_type = tuple(str(part).strip() for part in dataset.get("FrameType") or dataset.get("ImageType") or ())
+    frame_type = tuple(word.strip() for word in _words(dataset, "FrameType") or _words(dataset, "ImageType"))
     slope = _number(dataset, "RescaleSlope")
     intercept = _number(dataset, "RescaleIntercept")
     name = name if "NumberOfFrames" not in dataset else f"{name}, image {index + 1}"

@@ -28,6 +28,7 @@ from calid.geometry import is_same_position, plane_of
 from calid.images import whole_file
 from calid.images.dicom import GENERATED, MAKER, DicomImage, is_dicom, read_images
 from calid.images.pixels import read_pixels
+from calid.images.study import look
 from calid.images.vetting import real_values
 from calid.stack import WINDOW_PERCENTILES, Stack
 
@@ -69,6 +70,19 @@ class Sources:
         below, above = [z for z in known if z < slice_index], [z for z in known if z > slice_index]
         return [self.images[frame, z] for z in (*below[-1:], *above[:1])]
 
+    def of_dense(self, sparse: Stack, dense: Stack, first_frame: int) -> Sources:
+        """The sources of a dense stack that was made from the stack that these are the sources of.
+
+        Args:
+            sparse: the stack that was read.
+            dense: all its slices, in its order, and others between them, of some of its frames.
+            first_frame: which frame of `sparse` is the first of `dense`.
+        """
+        before, after = (np.flatnonzero(~np.asarray(stack.generated)).tolist() for stack in (sparse, dense))
+        places = dict(zip(before, after, strict=True))
+        frames = range(first_frame, first_frame + dense.num_frames)
+        return Sources({(t - first_frame, places[z]): image for (t, z), image in self.images.items() if t in frames})
+
 
 def need_dicom(source: Path) -> None:
     """Return if a source is DICOM: a derived object belongs to a patient and a study, which only DICOM names.
@@ -81,20 +95,21 @@ def need_dicom(source: Path) -> None:
         raise InputError("no-source", message, "Start from the DICOM folder, or write a volume file.")
 
 
-def find_sources(folder: Path, stack: Stack) -> Sources:
-    """The images of a DICOM folder from which the acquired slices of a stack were read.
+def find_sources(source: Path, stack: Stack, series: str | None = None) -> Sources:
+    """The images from which the acquired slices of a stack were read; to be asked before a long run.
 
     An image is the source of a slice if it lies in the same place and has the same pixels; nothing else is trusted.
 
     Args:
-        folder: DICOM folder or file.
-        stack: sparse or dense; its generated slices have no source.
+        source: DICOM folder or file.
+        stack: as it was read from there; slices that were generated before have no source.
+        series: with which it was read.
 
     Raises:
-        InputError: "no-source" if an acquired slice has none.
+        InputError: "no-source" if an acquired slice has none; or as for `study.look`.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
-    placed = [image for path in paths for image in read_images(path, path.name) if image.place is not None]
+    images = look(source, series).choice.sax.images if source.is_dir() else read_images(source, source.name)
+    placed = [image for image in images if image.place is not None]
     acquired = np.flatnonzero(~np.asarray(stack.generated))
     found: dict[tuple[int, int], DicomImage] = {}
     pixels: dict[Path, np.ndarray] = {}
@@ -108,11 +123,11 @@ def find_sources(folder: Path, stack: Stack) -> Sources:
             values = real_values(pixels[image.path][image.index], *image.scale)
             by_value.setdefault(_key(values, stack), image)
         for frame in range(stack.num_frames):
-            source = by_value.get(_key(stack.voxels[frame, index], stack))
-            if source is not None:
-                found[frame, int(index)] = source
+            origin = by_value.get(_key(stack.voxels[frame, index], stack))
+            if origin is not None:
+                found[frame, int(index)] = origin
     if len(found) < stack.num_frames * len(acquired):
-        message = f"{stack.num_frames * len(acquired) - len(found)} acquired slices have no image in {folder.name}."
+        message = f"{stack.num_frames * len(acquired) - len(found)} acquired slices have no image in {source.name}."
         raise InputError("no-source", message, "DICOM can only be written of what was read from DICOM.")
     return Sources(found)
 
@@ -348,7 +363,8 @@ def _set_origin(file: Dataset, stack: Stack, index: int, near: Sequence[DicomIma
         model = f", model {facts['model']} {str(facts['model_sha256'])[:12]}" if "model" in facts else ""
         said = f"{GENERATED} between acquired slices by CaLID {__version__}, method {facts.get('method')}{model}"
     else:
-        said = "Acquired slice, its pixels unchanged"
+        is_moved = facts.get("align") == "on"
+        said = f"Acquired slice, {'moved in its plane to fit the others' if is_moved else 'its pixels unchanged'}"
     file.DerivationDescription = said
     file.ImageComments = STANDING_NOTE
     file.SourceImageSequence = [_reference(image) for image in near]

@@ -25,6 +25,9 @@ STRAY_DEGREES = 20.0
 MAX_VIEW_POSITIONS = 3
 """More parallel planes than this are a stack and not a long-axis view."""
 
+KIND = ("Modality", "Image Type", "Scanning Sequence")
+"""The elements that `DicomImage.kind` holds."""
+
 CONTRAST_RATIO = 1.5
 """Echo times and flip angles of one acquisition differ from slice to slice by less than this."""
 
@@ -149,6 +152,21 @@ class Group:
             and self.subject == other.subject
             and (self.motion == other.motion or (self.motion in moving and other.motion in moving))
         )
+
+    def differs_in(self, other: Group) -> str:
+        """The elements by whose words two groups are told apart, in words, where all else of their contrast is alike.
+
+        Empty where there are none, or where they differ in more than words.
+        """
+        words = [
+            f"{name} ({a[:20]!r}, not {b[:20]!r})"
+            for name, a, b in zip(KIND, self.kind, other.kind, strict=True)
+            if not _is_same_word(a, b)
+        ]
+        ours, theirs = (
+            _Contrast.of((*group.images[0].sequence, group.subject), group.images) for group in (self, other)
+        )
+        return " and ".join(words) if ours.fits(theirs) else ""
 
     def latest(self) -> Group:
         """The run at each position that is corrected for distortion, and of several such the last acquired.

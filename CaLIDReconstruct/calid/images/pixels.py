@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom import encaps
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import RLELossless
 
 from calid.errors import InputError
+from calid.images.codestreams import fits
 from calid.images.dicom import AGAIN, BROKEN, NATIVE, DicomImage, need_length, quiet_pydicom, syntax_of, truncated
 
+# pydicom 2 has it under another name.
+_frames_of = getattr(encaps, "generate_frames", None) or encaps.generate_pixel_data_frame
 _SCALES = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
 _OVERLAY_BIT = (0x6000, 0x0102)
 
@@ -108,7 +112,7 @@ def _decoded(dataset: FileDataset) -> np.ndarray:
 
 
 def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
-    """JPEG, JPEG-LS and JPEG 2000.
+    """JPEG, JPEG-LS and JPEG 2000, if the decoder is right as far as `codestreams.py` can tell.
 
     GDCM applies the first image's scale to all images of a file, so it is shown a copy without one.
     """
@@ -117,7 +121,23 @@ def _decoded_by_itk(dataset: FileDataset) -> np.ndarray:
         bare = Path(folder, "bare.dcm")
         dataset.save_as(bare)
         with _quiet_itk(), _heard_codecs():
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
+            pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(bare)))
+    _need_fit(dataset, pixels)
+    return pixels
+
+
+def _need_fit(dataset: Dataset, pixels: np.ndarray) -> None:
+    """Return if nothing shows that compressed pixels are not those of their codestreams.
+
+    Raises:
+        RuntimeError: those of an image are.
+    """
+    stored = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    images = pixels.reshape((-1, *pixels.shape[-2:]))
+    if pixels.dtype.kind in "iu" and int(dataset.get("SamplesPerPixel") or 1) == 1:
+        for image, codestream in zip(images, _frames_of(dataset.PixelData, number_of_frames=len(images)), strict=True):
+            if not fits(codestream, image, stored):
+                raise RuntimeError("coded again, the pixels are longer or shorter")
 
 
 def _forget_scale(dataset: FileDataset) -> None:

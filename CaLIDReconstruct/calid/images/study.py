@@ -25,7 +25,7 @@ from calid.images.dicom import DicomImage, read_images
 from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run, groups_of
 from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
 from calid.images.pixels import fingerprint, read_pixels
-from calid.images.times import in_time, phase_times_ms
+from calid.images.times import MIN_CINE_STEP_MS, in_milliseconds, in_time, phase_times_ms
 from calid.images.vetting import colour_fault, narrowed, real_values
 from calid.stack import LaxImage, Stack
 
@@ -204,8 +204,9 @@ def _overview(images: list[DicomImage], notes: list[str], source: Path, series: 
         raise InputError("mixed-patients", f"{source} holds images of {patients} patients.", remedy)
     placed, copies = _each_once(placed)
     placed, references = _comparable(placed)
+    placed, units = in_milliseconds(placed)
     choice = choose(groups_of(placed), series)
-    return Overview(choice, (*notes, *copies, *references, *_untimed(choice), *_unusual(choice)), unplaced)
+    return Overview(choice, (*notes, *copies, *references, *units, *_untimed(choice), *_unusual(choice)), unplaced)
 
 
 def _untimed(choice: Choice) -> Iterator[str]:
@@ -282,6 +283,7 @@ def _short_axis(overview: Overview, *, is_asked: bool = False) -> Stack:
         sax = replace(sax, runs=(*sax.runs, *flawed))
     elif not is_asked:
         for group in others:
+            _need_untorn(sax, group)
             if _continues(group, sax):
                 raise_first(_findings([*sax.runs, *group.latest().runs]))
                 raise _lost(group.images[0], "lies where the next slice of the short axis would")
@@ -295,6 +297,56 @@ def _short_axis(overview: Overview, *, is_asked: bool = False) -> Stack:
 def _lost(image: DicomImage, what: str) -> InputError:
     remedy = "Export it again, remove it from the folder, or name the series to use with --series."
     return InputError("lost-slice", f"{image.name} {what}, but does not belong to its images.", remedy)
+
+
+def _need_untorn(sax: Group, group: Group) -> None:
+    """Return if a group is not a part of the short axis that only a word in its headers tells from the rest.
+
+    Its images may be phases of the same slices, or slices between and beside the others.
+
+    Raises:
+        InputError: "torn-stack", naming an image and the element.
+    """
+    words = group.differs_in(sax)
+    if not words or not group.is_beside(sax):
+        return
+    image = next(filter(None, (_phase_between(run, sax) for run in group.runs)), None)
+    if image is None and _completes(group, sax):
+        image = group.images[0]
+    if image is not None:
+        message = f"{image.name} belongs to the short axis by place, time and contrast, but not by its {words}."
+        raise InputError(
+            "torn-stack",
+            message,
+            "Correct that element, export the images again, or name the series to use with --series.",
+        )
+
+
+def _phase_between(run: Run, sax: Group) -> DicomImage | None:
+    """An image of a slice and a series of the short axis that was taken at another time than its images there."""
+    if sax.num_frames == 1:
+        return None
+    for own in (own for place in sax.places for own in place if own.series == run.series):
+        known, found = phase_times_ms(own.images), phase_times_ms(run.images)
+        if (
+            known is not None
+            and found is not None
+            and geometry.is_same_position(own.images[0].plane, run.images[0].plane)
+        ):
+            apart = np.abs(found[:, None] - known).min(axis=1)
+            if apart.max() >= MIN_CINE_STEP_MS:
+                return run.images[int(apart.argmax())]
+    return None
+
+
+def _completes(group: Group, sax: Group) -> bool:
+    """Whether a group and the short axis together are one even stack of the same phases."""
+    if group.num_frames != sax.num_frames:
+        return False
+    try:
+        return not any(True for _ in _findings([*sax.runs, *group.latest().runs]))
+    except InputError:
+        return False
 
 
 def _need_one_of_each(sax: Group) -> None:

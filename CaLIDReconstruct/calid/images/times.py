@@ -7,11 +7,14 @@ people and programs renumber. One that is the same in all images, or missing in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from calid.errors import InputError
+from calid.geometry import typical_gap
+from calid.images.checks import FRAME_LIMITS_MS, HOLE_STEPS
 from calid.images.dicom import CLOCKS, LAST_NUMBER, PHASE_NUMBERS, PHASE_SHARE, PHASE_TIMES, DicomImage
 
 Motion = Literal["cine", "phases", "unclear", "still", "repeats"]
@@ -30,9 +33,43 @@ MIN_CINE_STEP_MS = 5.0
 MIN_CINE_IMAGES = 3
 """So many images at one place are a cine; two may be end-diastole and end-systole, or one image exported twice."""
 
+MIN_TELLING_IMAGES = 8
+"""So many images at one place, as evenly apart in seconds as a cine's are in milliseconds, tell the unit."""
+
 HALF_DAY_MS = 12 * 3600 * 1000.0
 
 Phases = tuple[list[list[DicomImage]], list[np.ndarray], str]
+
+
+def in_milliseconds(images: Sequence[DicomImage]) -> tuple[list[DicomImage], list[str]]:
+    """A study's images with their times after the R wave in ms, and a sentence where these were given in seconds.
+
+    DICOM has milliseconds. All images of a study together tell the other unit: none lies a beat's length after the R
+    wave in ms, and where many were taken at one place, they are a cine's steps apart in seconds.
+    """
+    left, notes = list(images), []
+    for key in PHASE_TIMES:
+        by_place: dict[tuple, list[float]] = {}
+        for image in left:
+            if key in image.when:
+                place = (image.series, *np.round(image.plane.origin_lps, 2))
+                by_place.setdefault(place, []).append(image.when[key])
+        times = [np.sort(found) for found in by_place.values()]
+        cines = [found for found in times if len(found) >= MIN_TELLING_IMAGES]
+        is_short = all(found[0] >= 0 and 1000 * found[-1] <= LONGEST_BEAT_MS for found in times)
+        if cines and is_short and all(map(_is_cine_in_seconds, cines)):
+            notes.append(f"{key} is in seconds and not in milliseconds, and was taken for such.")
+            left = [
+                replace(image, when={**image.when, key: 1000 * image.when[key]}) if key in image.when else image
+                for image in left
+            ]
+    return left, notes
+
+
+def _is_cine_in_seconds(times: np.ndarray) -> bool:
+    steps = 1000 * np.diff(times)
+    low, high = FRAME_LIMITS_MS
+    return bool(steps.min() > 0 and low < typical_gap(steps) <= high and steps.max() < HOLE_STEPS * typical_gap(steps))
 
 
 def values_of(images: Sequence[DicomImage], key: str) -> np.ndarray | None:

@@ -19,7 +19,7 @@ import torch
 from calid import __version__
 from calid.errors import InputError, OutputError, WeightsError
 from calid.images.dicom_objects import need_highdicom, write_maps
-from calid.images.dicom_out import check_folder, find_sources, need_dicom, write_series
+from calid.images.dicom_out import Sources, check_folder, find_sources, need_dicom, write_series
 from calid.images.files import (
     check_fits,
     check_output,
@@ -99,6 +99,7 @@ class Job:
         """
         self._check_outputs()
         sax, lax = self._read()
+        sources = find_sources(self.source, sax, self.series) if self.as_dicom else None
         made = upsample(
             sax,
             self.settings,
@@ -111,8 +112,9 @@ class Job:
             on_frame=on_frame,
             source=self.source.name,
         )
-        if self.as_dicom:
-            self._write_dicom(made)
+        if sources is not None:
+            first_frame = self.settings.frames[0] if self.settings.frames else 0
+            self._write_dicom(made, sources.of_dense(sax, made.stack, first_frame))
         else:
             with self._pending(made.uncertainty):  # takes its name when the result has been written as well
                 write_stack(made.stack, self.output, overwrite=self.overwrite)
@@ -128,14 +130,14 @@ class Job:
                 need_highdicom()
         for path in outputs:
             if self.as_dicom:
-                check_folder(path, overwrite=self.overwrite, source=self.source)
+                for source in (self.source, self.views):
+                    check_folder(path, overwrite=self.overwrite, source=source)
                 continue
-            check_output(path, overwrite=self.overwrite, sources=(self.source, self.models_folder))
+            check_output(path, overwrite=self.overwrite, sources=(self.source, self.views, self.models_folder))
             if path.name.lower().endswith(SEGMENTATION_SUFFIX):
                 raise OutputError("not-labels", f"{path} would be a segmentation.", "End the name in .nrrd or .nii.gz.")
 
-    def _write_dicom(self, made: Reconstruction) -> None:
-        sources = find_sources(self.source, made.stack)
+    def _write_dicom(self, made: Reconstruction, sources: Sources) -> None:
         write_series(made.stack, sources, self.output, overwrite=self.overwrite)
         if self.uncertainty is not None and made.uncertainty is not None:
             write_maps(made.uncertainty, sources, self.uncertainty, overwrite=self.overwrite)
