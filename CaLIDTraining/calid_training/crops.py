@@ -32,6 +32,7 @@ class Variety:
         white: range of the intensity that becomes the brightest, drawn evenly in its logarithm; all above is cut.
         shading: largest logarithm of the ratio between the brightness at opposite edges of a crop, as receiver coils
             leave it.
+        bend_mm: largest size of a smooth displacement of all slices of a crop alike: another anatomy.
         jitter_pixels: largest distance, per axis, from the heart to the crop's center.
         anywhere: share of the field of view, around its middle, in which crops of single slices are centered; 0 centers
             them on the heart.
@@ -45,15 +46,18 @@ class Variety:
     gamma: tuple[float, float] = (0.8, 1.25)
     white: tuple[float, float] = (1.0, 1.0)
     shading: float = 0.0
+    bend_mm: float = 0.0
     jitter_pixels: float = 18.0
     anywhere: float = 0.4
 
+
+BEND_NODES = 5  # of a smooth displacement, along each side of a crop
 
 SHIPPED = Variety()
 """That of the models that ship."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CropPlan:
     """One drawn crop; applying it involves no chance.
 
@@ -66,6 +70,7 @@ class CropPlan:
         size: rows and columns of the crop.
         white: intensity that becomes the brightest.
         shading: logarithms of the ratio between the brightness at opposite edges, across columns and across rows.
+        bend: (2, nodes, nodes) displacements in pixels of the crop, columns then rows, smooth in between; None is none.
     """
 
     center: tuple[float, float]
@@ -76,6 +81,7 @@ class CropPlan:
     size: int
     white: float = 1.0
     shading: tuple[float, float] = (0.0, 0.0)
+    bend: np.ndarray | None = None
 
 
 def draw_crop(
@@ -84,6 +90,7 @@ def draw_crop(
     """Draw a crop near `center` (column, row)."""
     tilt = rng.uniform(-variety.tilt_degrees, variety.tilt_degrees) if rng.random() < 0.5 else 0.0
     column, row = center + rng.uniform(-variety.jitter_pixels, variety.jitter_pixels, 2)
+    bend = rng.uniform(0, variety.bend_mm) / native_mm * rng.standard_normal((2, BEND_NODES, BEND_NODES))
     return CropPlan(
         center=(float(column), float(row)),
         pixel_mm=float(np.clip(native_mm * rng.uniform(*variety.zoom), *variety.pixel_mm)),
@@ -93,6 +100,7 @@ def draw_crop(
         white=float(np.exp(rng.uniform(*np.log(variety.white)))),
         shading=(float(rng.uniform(-1, 1) * variety.shading), float(rng.uniform(-1, 1) * variety.shading)),
         size=size,
+        bend=bend.astype(np.float32) if variety.bend_mm else None,
     )
 
 
@@ -103,6 +111,9 @@ def apply_crop(images: np.ndarray, plan: CropPlan, *, native_mm: float) -> torch
     half = (plan.size - 1) / 2
     offset = torch.arange(plan.size, dtype=torch.float32) - half
     rows, columns = torch.meshgrid(offset, -offset if plan.mirrored else offset, indexing="ij")
+    if plan.bend is not None:
+        bend = F.interpolate(torch.from_numpy(plan.bend)[None], size=(plan.size, plan.size), mode="bicubic")[0]
+        columns, rows = columns + bend[0], rows + bend[1]
     x = plan.center[0] + cos * columns - sin * rows
     y = plan.center[1] + sin * columns + cos * rows
     height, width = images.shape[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from calid_training.crops import CropPlan, CropStream, apply_crop, draw_crop
+from calid_training.crops import CropPlan, CropStream, Variety, apply_crop, draw_crop
 
 
 def plan(**changes) -> CropPlan:
@@ -60,6 +60,20 @@ def test_a_lower_white_brightens_and_shading_runs_from_edge_to_edge():
     shaded = (apply_crop(even, plan(shading=(np.log(2), 0.0)), native_mm=1.5)[0, 0] + 1) / 2
     assert shaded[:, -1] / shaded[:, 0] == pytest.approx(np.full(16, 2.0), rel=1e-3)
     assert shaded[0] == pytest.approx(shaded[-1])
+
+
+def test_a_bend_moves_places_smoothly_and_all_slices_alike():
+    bend = np.zeros((2, 5, 5), np.float32)
+    bend[0] = 2.0  # the same everywhere is a shift along the columns
+    columns, rows = coordinates(apply_crop(ramps(), plan(bend=bend), native_mm=1.5))
+    straight = coordinates(apply_crop(ramps(), plan(), native_mm=1.5))
+    assert columns == pytest.approx(straight[0] + 2, abs=0.05)
+    assert rows == pytest.approx(straight[1], abs=0.05)
+    drawn = draw_crop(
+        np.random.default_rng(0), center=np.array([20.0, 12.0]), native_mm=1.5, size=16, variety=Variety(bend_mm=3.0)
+    )
+    assert drawn.bend.shape == (2, 5, 5)
+    assert 0 < np.abs(drawn.bend).max() < 3 / 1.5 * 4
 
 
 def test_all_slices_of_a_triplet_are_cut_alike():
