@@ -79,6 +79,32 @@ def frechet_distance(truth: np.ndarray, made: np.ndarray, *, components: int = 3
     return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * root_trace)
 
 
+def frechet_p(
+    truth: np.ndarray,
+    made: np.ndarray,
+    other: np.ndarray,
+    patients: Sequence[str],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p that `made` and `other` are equally far from the truth, by resampling patients for all three alike.
+
+    Args:
+        truth, made, other: vectors (N, C) of the same slices.
+        patients: (N,) whose slices they are.
+        draws: how often patients are drawn.
+        seed: of the draws.
+    """
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    slices_of = [np.flatnonzero(owner == number) for number in range(len(names))]
+    rng, nearer = np.random.default_rng(seed), 0
+    for _ in range(draws):
+        chosen = np.concatenate([slices_of[number] for number in rng.integers(len(names), size=len(names))])
+        nearer += frechet_distance(truth[chosen], made[chosen]) < frechet_distance(truth[chosen], other[chosen])
+    return min(1.0, 2 * (min(nearer, draws - nearer) + 1) / (draws + 1))
+
+
 def compare(made: np.ndarray, truth: np.ndarray, spacings: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """All figures of two boolean masks of any dimension, NaN where one does not exist.
 

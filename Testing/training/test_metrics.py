@@ -47,6 +47,16 @@ def test_frechet_distance_of_shifted_and_stretched_gaussians_is_the_formula():
     assert metrics.frechet_distance(base, base * 2) == pytest.approx(1 + 4 + 0.25, rel=0.05)
 
 
+def test_a_set_that_is_nearer_in_every_patient_is_nearer_beyond_chance_and_the_same_set_is_not():
+    rng = np.random.default_rng(0)
+    truth, patients = rng.normal(size=(60, 3)), [str(number) for number in np.repeat(np.arange(12), 5)]
+    near, far = truth + 0.2, truth + 1.0
+    assert metrics.frechet_p(truth, near, far, patients, draws=200) < 0.02
+    assert metrics.frechet_p(truth, far, near, patients, draws=200) < 0.02
+    mixed = np.where(np.repeat(np.arange(12) % 2, 5)[:, None] == 0, truth + 0.5, truth - 0.5)
+    assert metrics.frechet_p(truth, mixed, -mixed, patients, draws=200) > 0.05
+
+
 def test_one_patient_has_a_mean_and_no_interval():
     assert metrics.interval([20.05]) is None
     assert metrics.summary([20.05, np.nan]) == {"mean": 20.05, "sd": 0.0, "count": 1}

@@ -5,7 +5,8 @@ way to a slice: the mean of the moved neighbors and its controls, what the codec
 drawn from the prior and of the true slice's own code, and what the denoiser draws.
 
 "Dice" is of the bundled segmenter on the slice that was made against the expert's labels of the one left out, over a
-patient's slices together, mean of the structures. p are Wilcoxon's signed ranks over the slices against code 0.
+patient's slices together, mean of the structures. p are against code 0: Wilcoxon's signed ranks over the slices, and
+for Frechet's distance a bootstrap over the patients.
 """
 
 from __future__ import annotations
@@ -113,7 +114,12 @@ def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | 
             p = metrics.paired_p(found[name].tolist(), reference[name].tolist())
             text += f" ({'-' if p is None else f'{p:.0e}'})"
         cells.append(text)
-    cells.append(f"{metrics.frechet_distance(found['true_pooled'], found['pooled']):.2f}")
+    distance = f"{metrics.frechet_distance(found['true_pooled'], found['pooled']):.3f}"
+    if reference is not None:
+        patients = [one.question.patient for one in made for _ in one.question.truth]
+        p = metrics.frechet_p(found["true_pooled"], found["pooled"], reference["pooled"], patients)
+        distance += f" ({p:.0e})"
+    cells.append(distance)
     cells.append(f"{dice_of(made, segmenter):.3f}" if segmenter is not None else "-")
     return found, cells
 
