@@ -27,6 +27,7 @@ from calid.heart.figures import SCHEMA_PATH, read_figures
 from calid.images.files import read_stack, write_stack
 from calid.run.settings import Settings
 from jsonschema import Draft202012Validator
+from test_guidance import heart as guided_heart
 from test_segmentation import models  # noqa: F401 (a fixture)
 
 LINEAR = Settings(factor=2, method="linear", device="cpu")
@@ -149,6 +150,31 @@ def test_settings_of_a_line_win_over_those_of_the_cohort(tmp_path):
     rows = done_one_by_one(cases, BARE, tmp_path / "out")
     assert [(row["case"], row["slices"], row["frames"]) for row in rows] == [("A", "25", "2"), ("B", "13", "1")]
     assert read_figures(tmp_path / "out" / "cases" / "B" / "figures.json")["body"]["bsa_m2"] == pytest.approx(2)
+
+
+def test_views_of_a_case_guide_its_slices_unless_its_line_says_otherwise(tmp_path, random_models):
+    sax, views = guided_heart()
+    write_stack(sax, tmp_path / "heart.seq.nrrd")
+    (tmp_path / "views").mkdir()
+    for view in views:
+        write_stack(view.stack, tmp_path / "views" / f"{view.name}.seq.nrrd")
+    (tmp_path / "list.csv").write_text(
+        "case,path,views,lax\nA,heart.seq.nrrd,views,\nB,heart.seq.nrrd,views,off\nC,heart.seq.nrrd,,\n"
+    )
+    plan = Plan(
+        Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
+    )
+    rows = done_one_by_one(read_manifest(tmp_path / "list.csv"), plan, tmp_path / "out")
+    assert [(row["guides"], row["long_axis_views"]) for row in rows] == [("3", "3"), ("0", "3"), ("0", "0")]
+    assert rows[0]["long_axis_agreement"] == ""
+    assert float(rows[1]["long_axis_agreement"]) > 0
+
+
+def test_the_example_of_a_table_of_cases_can_be_read():
+    cases = read_manifest(Path(__file__).parents[2] / "examples" / "cases.csv")
+    assert [case.name for case in cases] == ["P001", "P002", "P003"]
+    assert cases[1].views == Path(__file__).parents[2] / "examples" / "studies" / "second" / "long-axis"
+    assert cases[1].settings == {"factor": 8}
 
 
 def test_no_name_but_the_cases_own_is_told_anywhere(tmp_path):

@@ -66,7 +66,7 @@ def read_case(case: CohortCase, scratch: Path) -> Source:
         InputError: there is nothing there, or it cannot be read for certain.
     """
     found = _found(case, scratch)
-    lax = _views(case.lax, scratch / "views") if case.lax is not None else found.lax
+    lax = _views(case.views, scratch / "views") if case.views is not None else found.lax
     named = tuple(LaxImage(f"view {number}", image.stack) for number, image in enumerate(lax, start=1))
     told = {key: found.sax.provenance[key] for key in TOLD if key in found.sax.provenance}
     return Source(replace(found.sax, provenance=told), named, case.body or found.body)

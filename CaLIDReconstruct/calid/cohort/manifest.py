@@ -17,7 +17,7 @@ from calid.run.settings import Settings
 SETTINGS = tuple(name.name for name in fields(Settings) if name.name not in ("device", "roi"))
 """Settings that a case may have of its own; the device is the machine's."""
 
-COLUMNS = ("case", "path", "lax", "height_cm", "weight_kg", *SETTINGS)
+COLUMNS = ("case", "path", "views", "height_cm", "weight_kg", *SETTINGS)
 
 _NAME = re.compile(r"\w(?:[\w .+=@()-]{0,98}[\w+=@()-])?")
 _UK_BIOBANK = re.compile(r"(?P<subject>\w+)_20209_(?P<visit>\d+_\d+)\.zip")
@@ -30,14 +30,14 @@ class CohortCase:
     Args:
         name: how the case is called in every output, message and log.
         path: volume file, UK Biobank zip, or folder.
-        lax: folder or zip of long-axis images, where they do not lie beside the short axis.
+        views: folder or zip of long-axis images, where they do not lie beside the short axis.
         body: height and weight, where the manifest gives them.
         settings: settings of this case that differ from the cohort's.
     """
 
     name: str
     path: Path
-    lax: Path | None = None
+    views: Path | None = None
     body: Body | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,7 +144,7 @@ def _case(row: Mapping[str, str | None], folder: Path, where: str) -> CohortCase
     return CohortCase(
         name=_checked(given.get("case", ""), where),
         path=folder / given["path"],
-        lax=folder / given["lax"] if "lax" in given else None,
+        views=folder / given["views"] if "views" in given else None,
         body=_body(given, where),
         settings=_settings(given, where),
     )

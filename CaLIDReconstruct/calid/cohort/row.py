@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from calid.stack import GUIDED_KEY
+
 _VENTRICLE = ("edv_ml", "esv_ml", "sv_ml", "ef_percent", "edv_index_ml_m2", "esv_index_ml_m2", "sv_index_ml_m2")
 
 FUNCTION_COLUMNS = (
@@ -31,6 +33,7 @@ COLUMNS = (
     "trust",
     "long_axis_views",
     "long_axis_agreement",
+    "guides",
     "shift_mm",
     "findings",
     "missing",
@@ -70,6 +73,7 @@ def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         "trust": figures["trust"].get("score"),
         "long_axis_views": 0 if "missing" in views else len(views),
         "long_axis_agreement": _agreement(views),
+        "guides": len(provenance.get(GUIDED_KEY, ())),
         "shift_mm": figures["alignment"].get("worst_mm"),
         "findings": " ".join(finding["code"] for finding in figures["findings"]),
         "missing": " ".join(section for section in sections if "missing" in figures[section]),
@@ -92,12 +96,12 @@ def _function(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None
 
 
 def _agreement(views: Mapping[str, Any]) -> float | None:
-    """Mean over the views of the last column's edge agreement: that of the stack itself."""
+    """Mean edge agreement of the stack itself (the last column) with the views that did not guide it."""
     if "missing" in views:
         return None
     return _mean(list(columns.values())[-1]["gradient_correlation"] for columns in views.values())

@@ -112,7 +112,7 @@ def _do(case: CohortCase, plan: Plan, results: Path, scratch: Path) -> None:
     seconds = {"read": time.monotonic() - started}
     settings = with_settings(plan.settings, case)
     if plan.is_upsampled or plan.is_segmented:
-        tools = engine_tools(source.sax, settings, models_folder=plan.models_folder, is_silent=True)
+        tools = engine_tools(source.sax, settings, lax=source.lax, models_folder=plan.models_folder, is_silent=True)
     else:
         tools = Tools(upsample=_as_it_is)
     if not plan.is_upsampled:
@@ -121,6 +121,8 @@ def _do(case: CohortCase, plan: Plan, results: Path, scratch: Path) -> None:
         tools = replace(tools, segment=None)
     if not plan.is_tried:
         tools = replace(tools, predict=None)
+    if not plan.has_report:
+        tools = replace(tools, guided=None)  # what guidance does for views that are left out stands in reports alone
     heart = gather(source.sax, source.lax, tools, source=case.name)
     seconds |= {} if heart.seconds is None else {"upsample": heart.seconds}
     _keep(heart.dense, heart.labels if isinstance(heart.labels, Stack) else None, plan.keep, results)
@@ -181,7 +183,7 @@ def without_names(text: str, case: CohortCase) -> str:
     A file below the case's folder becomes its number in the sorted list of all of them.
     """
     names: dict[str, str] = {}
-    for path in (case.path, case.lax):
+    for path in (case.path, case.views):
         if path is None:
             continue
         if path.is_dir():
