@@ -21,7 +21,7 @@ from calid.__main__ import main
 from calid.cohort import command, crew, work
 from calid.cohort.manifest import CohortCase, read_manifest, shard
 from calid.cohort.store import Store
-from calid.cohort.work import Plan, do_case
+from calid.cohort.work import Procedure, do_case
 from calid.errors import CalidError, InputError, SettingsError
 from calid.heart.figures import SCHEMA_PATH, read_figures
 from calid.images.files import read_stack, write_stack
@@ -32,7 +32,7 @@ from test_segmentation import models  # noqa: F401 (a fixture)
 
 LINEAR = Settings(factor=2, method="linear", device="cpu")
 NUM_HEARTS = int(os.environ.get("CALID_TEST_HEARTS", "12"))
-BARE = Plan(LINEAR, is_segmented=False, is_tried=False)
+BARE = Procedure(LINEAR, is_segmented=False, is_tried=False)
 
 
 def heart(seed: int = 0) -> phantoms.Stack:
@@ -55,12 +55,12 @@ def table(path: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
-def done_one_by_one(cases: list[CohortCase], plan: Plan, out: Path) -> list[dict[str, str]]:
+def done_one_by_one(cases: list[CohortCase], procedure: Procedure, out: Path) -> list[dict[str, str]]:
     """The table of a run that nothing disturbs, in this process."""
     store = Store(out)
-    store.begin(plan.as_json(), [case.name for case in cases])
+    store.begin(procedure.as_json(), [case.name for case in cases])
     for case in cases:
-        do_case(case, plan, out)
+        do_case(case, procedure, out)
     store.sweep()
     store.write_tables()
     return table(out / "cohort.csv")
@@ -99,17 +99,17 @@ def test_a_cohort_is_one_table_and_a_folder_for_each_case_and_a_failure_stops_no
     assert "3 of 3 cases are done, 0 failed, 0 are to do" in capsys.readouterr().out
 
 
-def in_this_process(cases, plan, out, *, on_done, **_):
+def in_this_process(cases, procedure, out, *, on_done, **_):
     for case in cases:
-        on_done(case.name, do_case(case, plan, out))
+        on_done(case.name, do_case(case, procedure, out))
 
 
 def test_what_is_asked_to_be_kept_stays_and_can_be_read(tmp_path, models):  # noqa: F811
     write_stack(heart(), tmp_path / "heart.seq.nrrd")
     keep = ("dense", "labels", "meshes", "ed-es")
-    plan = Plan(LINEAR, is_tried=False, keep=keep, models_folder=models)
+    procedure = Procedure(LINEAR, is_tried=False, keep=keep, models_folder=models)
     case = CohortCase("A heart", tmp_path / "heart.seq.nrrd")
-    (row,) = done_one_by_one([case], plan, tmp_path / "out")
+    (row,) = done_one_by_one([case], procedure, tmp_path / "out")
     kept = tmp_path / "out" / "cases" / "A heart"
     figures = read_figures(kept / "figures.json")
     assert figures["case"] == "A heart"
@@ -132,10 +132,10 @@ def test_models_are_loaded_once_for_all_cases_of_a_process(tmp_path, random_mode
     monkeypatch.setattr(reconstruct, "load_interpolator", lambda *a, **k: loads.append(1) or load(*a, **k))
     reconstruct.warm_interpolator.cache_clear()
     cases = read_manifest(hearts(tmp_path / "in", 3))
-    plan = Plan(
+    procedure = Procedure(
         Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
     )
-    rows = done_one_by_one(cases, plan, tmp_path / "out")
+    rows = done_one_by_one(cases, procedure, tmp_path / "out")
     reconstruct.warm_interpolator.cache_clear()
     assert [row["model"] for row in rows] == ["calid-2d"] * 3
     assert len(loads) == 1
@@ -161,10 +161,10 @@ def test_views_of_a_case_guide_its_slices_unless_its_line_says_otherwise(tmp_pat
     (tmp_path / "list.csv").write_text(
         "case,path,views,lax\nA,heart.seq.nrrd,views,\nB,heart.seq.nrrd,views,off\nC,heart.seq.nrrd,,\n"
     )
-    plan = Plan(
+    procedure = Procedure(
         Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
     )
-    rows = done_one_by_one(read_manifest(tmp_path / "list.csv"), plan, tmp_path / "out")
+    rows = done_one_by_one(read_manifest(tmp_path / "list.csv"), procedure, tmp_path / "out")
     assert [(row["guides"], row["long_axis_views"]) for row in rows] == [("3", "3"), ("0", "3"), ("0", "0")]
     assert rows[0]["long_axis_agreement"] == ""
     assert float(rows[1]["long_axis_agreement"]) > 0
@@ -187,7 +187,7 @@ def test_no_name_but_the_cases_own_is_told_anywhere(tmp_path):
     (bad / "Berta2_1.dcm").write_bytes((bad / "Berta2_1.dcm").read_bytes()[:400])
     cases = [CohortCase("P1", secret), CohortCase("P2", bad), CohortCase("P3", tmp_path / "Miller_Carla.nrrd")]
     out = tmp_path / "out"
-    done_one_by_one(cases, Plan(LINEAR, is_segmented=False, is_tried=False, keep=("dense",), has_report=True), out)
+    done_one_by_one(cases, Procedure(LINEAR, is_segmented=False, is_tried=False, keep=("dense",), has_report=True), out)
     told = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()).lower()
     assert (out / "cases" / "P1" / "dense.seq.nrrd").is_file()
     assert {row["case"] for row in table(out / "failures.csv")} == {"P2", "P3"}
@@ -217,7 +217,7 @@ def test_other_settings_do_not_mix_into_a_cohort(tmp_path):
     done_one_by_one(cases, BARE, tmp_path / "out")
     store = Store(tmp_path / "out")
     with pytest.raises(SettingsError, match="other settings"):
-        store.begin(Plan(Settings(factor=4, method="linear"), is_segmented=False).as_json(), ["heart00"])
+        store.begin(Procedure(Settings(factor=4, method="linear"), is_segmented=False).as_json(), ["heart00"])
     store.begin(BARE.as_json(), ["another"])
     assert store.status() == (["heart00"], {}, ["another"])
 
@@ -301,23 +301,33 @@ def test_shards_are_all_cases_once():
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory, random_models) -> tuple[Path, Plan, list[dict[str, str]]]:
+def cohort(tmp_path_factory, random_models) -> tuple[Path, Procedure, list[dict[str, str]]]:
     """A folder of hearts, what to do with them by an untrained model, and the table of an undisturbed run."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cohort")
-    plan = Plan(
+    procedure = Procedure(
         Settings(factor=2, method="calid", steps=1, device="cpu"), is_segmented=False, models_folder=random_models
     )
-    whole = done_one_by_one(read_manifest(hearts(folder / "in", NUM_HEARTS)), plan, folder / "whole")
+    whole = done_one_by_one(read_manifest(hearts(folder / "in", NUM_HEARTS)), procedure, folder / "whole")
     assert len({row["trust"] for row in whole}) == NUM_HEARTS  # figures that could differ
-    return folder / "in", plan, whole
+    return folder / "in", procedure, whole
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing(tmp_path, cohort, monkeypatch):
-    folder, plan, whole = cohort
+    folder, procedure, whole = cohort
     out = tmp_path / "out"
-    asked = ["--method", "calid", "--steps", "1", "--factor", "2", "--no-segment", "--models", str(plan.models_folder)]
+    asked = [
+        "--method",
+        "calid",
+        "--steps",
+        "1",
+        "--factor",
+        "2",
+        "--no-segment",
+        "--models",
+        str(procedure.models_folder),
+    ]
     line = ["cohort", str(folder), str(out), *asked, "--device", "cpu", "--workers", "2"]
     silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     running = subprocess.Popen([sys.executable, "-m", "calid", *line], **silent)
@@ -376,11 +386,11 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
     distributed = pytest.importorskip("distributed")
     from calid.cohort.on_dask import run_on_dask
 
-    folder, plan, whole = cohort
+    folder, procedure, whole = cohort
     cases = read_manifest(folder)
     out, ended = tmp_path / "out", []
     store = Store(out)
-    store.begin(plan.as_json(), [case.name for case in cases])
+    store.begin(procedure.as_json(), [case.name for case in cases])
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
 
         def on_done(name, outcome):
@@ -389,7 +399,7 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
                 os.kill(cluster.workers[0].pid, signal.SIGKILL)
                 cluster.scale(3)
 
-        run_on_dask(cluster.scheduler_address, cases, plan, out, on_done=on_done)
+        run_on_dask(cluster.scheduler_address, cases, procedure, out, on_done=on_done)
     store.sweep()
     store.write_tables()
     assert sorted(ended) == [(case.name, "done") for case in cases]

@@ -8,7 +8,7 @@ from pathlib import Path
 import file_phantoms
 import numpy as np
 import pytest
-from calid.cohort.layouts import Source, read_case, unpacked
+from calid.cohort.layouts import CaseImages, read_case, unpacked
 from calid.cohort.manifest import CohortCase, read_manifest
 from calid.errors import InputError
 from calid.images.body import Body
@@ -25,7 +25,7 @@ def view() -> Stack:
     return Stack(CINE.voxels[:, :1, ::-1], affine, CINE.frame_times_ms)
 
 
-def read(tmp_path: Path, case: CohortCase) -> Source:
+def read(tmp_path: Path, case: CohortCase) -> CaseImages:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     return read_case(case, scratch)

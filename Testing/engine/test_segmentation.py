@@ -16,8 +16,8 @@ from calid.heart.medformer import MedFormer, MedFormerConfig
 from calid.heart.segment_command import add_arguments
 from calid.heart.segmentation import (
     PIXEL_MM,
+    PlaneGrid,
     Segmenter,
-    Window,
     find_heart,
     into_window,
     license_notice,
@@ -107,7 +107,7 @@ def test_the_whole_view_covers_every_voxel_in_sizes_the_network_takes() -> None:
 
 
 def test_nothing_is_found_outside_the_window() -> None:
-    window = Window(shape=(16, 16), center=(20.0, 30.0), step=(1.0, 1.0))
+    window = PlaneGrid(shape=(16, 16), center=(20.0, 30.0), step=(1.0, 1.0))
     restored = out_of_window(torch.ones(1, 3, 16, 16), window, (50, 60))
     inside = np.zeros((50, 60), bool)
     inside[13:28, 23:38] = True  # the grid's pixel centres reach from 12.5 to 27.5 and from 22.5 to 37.5

@@ -37,7 +37,7 @@ from calid_benchmark.rivals.stylegan import (
     batch_deviation,
 )
 from calid_benchmark.rivals.training import CONFIGS
-from calid_training.prepare import AnyCase, Entry, PreparedCase, load_cases
+from calid_training.prepare import AnyCase, ModelEntry, PreparedCase, load_cases
 from calid_training.train import main
 from training_runs import averaging, scalars, train
 
@@ -258,7 +258,7 @@ def test_our_size_fits_its_file():
 
 
 def test_what_experts_did_not_draw_is_predicted():
-    entry = Entry("set", "1", "ED", "train", "", (1, 1, 8), (1, 3, 1, 4), (1,), "")
+    entry = ModelEntry("set", "1", "ED", "train", "", (1, 1, 8), (1, 3, 1, 4), (1,), "")
     drawn = np.array([[[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 1, 0, 0]]]], np.uint8)
     predicted = np.array([[[[2, 1, 1, 3]], [[1, 2, 2, 0]], [[3, 3, 2, 0]]]], np.uint8)
     case = PreparedCase(entry, np.zeros((1, 3, 1, 4), np.float16), drawn)

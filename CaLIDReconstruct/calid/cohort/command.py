@@ -12,7 +12,7 @@ from typing import Any
 
 from calid.cohort.manifest import COLUMNS, CohortCase, read_manifest, shard
 from calid.cohort.store import TABLE_NAMES, Store
-from calid.cohort.work import KEEP, Plan
+from calid.cohort.work import KEEP, Procedure
 from calid.errors import SettingsError
 from calid.images.whole_file import need_apart
 from calid.run.progress import case_bar
@@ -78,9 +78,9 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.manifest == STATUS:
         return show_status(options.out)
-    cases, plan, store = read_manifest(Path(options.manifest)), _plan(options), Store(options.out)
+    cases, procedure, store = read_manifest(Path(options.manifest)), _procedure(options), Store(options.out)
     _need_apart(Path(options.manifest), cases, options.out)
-    store.begin(plan.as_json(), [case.name for case in cases])
+    store.begin(procedure.as_json(), [case.name for case in cases])
     mine = shard(cases, *options.shard) if options.shard else cases
     waiting = [case for case in mine if not store.is_done(case.name)]
     failed = 0
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
                 bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
                 bar.update()
 
-            _do_all(waiting, plan, options, on_done)
+            _do_all(waiting, procedure, options, on_done)
     finally:
         store.sweep()
         store.write_tables()
@@ -103,8 +103,8 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_FAILURES if failed else 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    return Plan(
+def _procedure(options: argparse.Namespace) -> Procedure:
+    return Procedure(
         settings=from_flags(options),
         is_upsampled=not options.no_upsample,
         is_segmented=not options.no_segment,
@@ -127,32 +127,32 @@ def _need_apart(manifest: Path, cases: Sequence[CohortCase], out: Path) -> None:
         need_apart(out / name, [manifest])
 
 
-def _do_all(cases: list[CohortCase], plan: Plan, options: argparse.Namespace, on_done: Any) -> None:
+def _do_all(cases: list[CohortCase], procedure: Procedure, options: argparse.Namespace, on_done: Any) -> None:
     if not cases:
         return
-    if plan.is_segmented or (plan.is_upsampled and plan.settings.method != "linear"):
-        _need_models(plan)
+    if procedure.is_segmented or (procedure.is_upsampled and procedure.settings.method != "linear"):
+        _need_models(procedure)
     if options.scheduler:
         from calid.cohort.on_dask import run_on_dask
 
-        run_on_dask(options.scheduler, cases, plan, options.out, on_done=on_done)
+        run_on_dask(options.scheduler, cases, procedure, options.out, on_done=on_done)
         return
     from calid.cohort.crew import run_here
 
-    gpus = _gpus(plan.settings.device)
+    gpus = _gpus(procedure.settings.device)
     workers = _workers(options.workers, len(gpus))
     threads = max(1, _cores() // workers)
-    run_here(cases, plan, options.out, workers=workers, threads=threads, gpus=gpus, on_done=on_done)
+    run_here(cases, procedure, options.out, workers=workers, threads=threads, gpus=gpus, on_done=on_done)
 
 
-def _need_models(plan: Plan) -> None:
+def _need_models(procedure: Procedure) -> None:
     """Return if there are models at all: else every case would fail for the same reason."""
     from calid.heart.segmentation import license_notice
     from calid.method.weights import read_manifest as read_models
 
-    read_models(plan.models_folder)
-    if plan.is_segmented:
-        print(license_notice(plan.models_folder), file=sys.stderr)
+    read_models(procedure.models_folder)
+    if procedure.is_segmented:
+        print(license_notice(procedure.models_folder), file=sys.stderr)
 
 
 def _workers(asked: int | None, gpus: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 from calid.cohort.manifest import CohortCase
 from calid.cohort.store import Store
-from calid.cohort.work import Plan, do_case
+from calid.cohort.work import Procedure, do_case
 from calid.errors import ResourceError
 
 MAX_ATTEMPTS = 2
@@ -44,7 +44,7 @@ class _Worker:
 
 def run_here(
     cases: Sequence[CohortCase],
-    plan: Plan,
+    procedure: Procedure,
     out: Path,
     *,
     workers: int,
@@ -56,17 +56,17 @@ def run_here(
 
     Args:
         cases: which ones.
-        plan: what to do with each.
+        procedure: what to do with each.
         out: folder of the cohort.
         workers: number of processes.
         threads: number of processor threads that each may use.
-        gpus: names of the GPUs that workers take in turn, as CUDA knows them; none leaves the choice to the plan.
+        gpus: names of the GPUs that workers take in turn, as CUDA knows them; none leaves the choice to the settings.
         on_done: told the name of each case as it ends, and whether it is "done" or "failed".
 
     Raises:
         ResourceError: "lost-workers" if one worker after another dies.
     """
-    crew = _Crew(cases, plan, out, gpus, on_done)
+    crew = _Crew(cases, procedure, out, gpus, on_done)
     with _few_threads(threads):
         try:
             crew.work(min(workers, len(cases)))
@@ -80,12 +80,12 @@ class _Crew:
     def __init__(
         self,
         cases: Sequence[CohortCase],
-        plan: Plan,
+        procedure: Procedure,
         out: Path,
         gpus: Sequence[str],
         on_done: Callable[[str, str], None],
     ) -> None:
-        self._plan, self._out, self._gpus, self._on_done = plan, out, gpus, on_done
+        self._procedure, self._out, self._gpus, self._on_done = procedure, out, gpus, on_done
         self._waiting, self._attempts = deque(cases), Counter[str]()
         self._workers: list[_Worker] = []
         self._losses = 0  # without a case that ended in between
@@ -110,7 +110,7 @@ class _Crew:
         ours, theirs = _SPAWN.Pipe()
         gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
         name = f"calid-worker-{number + 1}"
-        process = _SPAWN.Process(target=_work, args=(theirs, self._plan, self._out, gpu), daemon=True, name=name)
+        process = _SPAWN.Process(target=_work, args=(theirs, self._procedure, self._out, gpu), daemon=True, name=name)
         process.start()
         theirs.close()
         return _Worker(process, ours, number)
@@ -187,7 +187,7 @@ def _few_threads(threads: int) -> Iterator[None]:
 # --- in the worker ----------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, plan: Plan, out: Path, gpu: str | None) -> None:
+def _work(pipe: Connection, procedure: Procedure, out: Path, gpu: str | None) -> None:
     """Do the cases that come through the pipe until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what it means
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -195,7 +195,7 @@ def _work(pipe: Connection, plan: Plan, out: Path, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with suppress(EOFError, OSError):
         while (case := pipe.recv()) is not None:
-            pipe.send(do_case(case, plan, out))
+            pipe.send(do_case(case, procedure, out))
 
 
 def _end_with_parent() -> None:

@@ -41,7 +41,7 @@ _ZIPS = ("*_20209_*.zip", "*_20208_*.zip")
 
 
 @dataclass(frozen=True)
-class Source:
+class CaseImages:
     """What is known of one case.
 
     Args:
@@ -55,7 +55,7 @@ class Source:
     body: Body | None = None
 
 
-def read_case(case: CohortCase, scratch: Path) -> Source:
+def read_case(case: CohortCase, scratch: Path) -> CaseImages:
     """Read one case.
 
     Args:
@@ -69,25 +69,25 @@ def read_case(case: CohortCase, scratch: Path) -> Source:
     lax = _views(case.views, scratch / "views") if case.views is not None else found.lax
     named = tuple(LaxImage(f"view {number}", image.stack) for number, image in enumerate(lax, start=1))
     told = {key: found.sax.provenance[key] for key in TOLD if key in found.sax.provenance}
-    return Source(replace(found.sax, provenance=told), named, case.body or found.body)
+    return CaseImages(replace(found.sax, provenance=told), named, case.body or found.body)
 
 
-def _found(case: CohortCase, scratch: Path) -> Source:
+def _found(case: CohortCase, scratch: Path) -> CaseImages:
     path = case.path
     if path.suffix.lower() == ".zip" and path.is_file():
         return _dicom(unpacked(path, scratch / "images"))
     if not path.is_dir():
-        return Source(read_stack(path), body=read_body(path) if path.is_file() else None)
+        return CaseImages(read_stack(path), body=read_body(path) if path.is_file() else None)
     short, long = (sorted(path.glob(pattern)) for pattern in _ZIPS)
     if short:
         found = _dicom(unpacked(_only(short), scratch / "images"))
         return replace(found, lax=_views(_only(long), scratch / "views")) if long else found
     files = [file for pattern in _SHORT_AXIS for file in sorted(path.glob(pattern))]
     if files:
-        return Source(read_stack(_only(files)), _view_files(path), _acdc_body(path))
+        return CaseImages(read_stack(_only(files)), _view_files(path), _acdc_body(path))
     phases = _phases(path)
     if phases:
-        return Source(phases, _view_files(path), _acdc_body(path))
+        return CaseImages(phases, _view_files(path), _acdc_body(path))
     return _dicom(path)
 
 
@@ -101,9 +101,9 @@ def _only(files: Sequence[Path]) -> Path:
     return files[0]
 
 
-def _dicom(folder: Path) -> Source:
+def _dicom(folder: Path) -> CaseImages:
     study = read_study(folder)
-    return Source(study.sax, study.lax, read_body(folder))
+    return CaseImages(study.sax, study.lax, read_body(folder))
 
 
 def _views(path: Path, scratch: Path) -> tuple[LaxImage, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calid.cohort.manifest import CohortCase
 from calid.cohort.store import Store
-from calid.cohort.work import Plan, do_case
+from calid.cohort.work import Procedure, do_case
 from calid.errors import ResourceError
 
 CONNECT_SECONDS = 30
@@ -16,7 +16,7 @@ CONNECT_SECONDS = 30
 def run_on_dask(
     address: str,
     cases: Sequence[CohortCase],
-    plan: Plan,
+    procedure: Procedure,
     out: Path,
     *,
     on_done: Callable[[str, str], None],
@@ -28,7 +28,7 @@ def run_on_dask(
 
     Args:
         address: address of the scheduler, such as "tcp://host:8786".
-        cases, plan, out, on_done: as for `crew.run_here`; the paths must mean the same to every worker.
+        cases, procedure, out, on_done: as for `crew.run_here`; the paths must mean the same to every worker.
 
     Raises:
         ResourceError: "no-dask" if it is not installed, "no-scheduler" if nobody answers.
@@ -44,7 +44,7 @@ def run_on_dask(
         raise ResourceError("no-scheduler", message, "Start one: dask scheduler; dask worker ADDRESS.") from error
     with client:
         submitted = {
-            client.submit(do_case, case, plan, out.resolve(), key=f"calid-{case.name}", pure=False): case
+            client.submit(do_case, case, procedure, out.resolve(), key=f"calid-{case.name}", pure=False): case
             for case in cases
         }
         for future in as_completed(list(submitted), loop=client.loop):

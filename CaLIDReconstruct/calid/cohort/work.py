@@ -25,7 +25,7 @@ KEEP = ("dense", "labels", "meshes", "ed-es", "figures")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Procedure:
     """What is done with every case.
 
     Args:
@@ -55,12 +55,12 @@ class Plan:
         return values | {"keep": sorted(self.keep)}
 
 
-def do_case(case: CohortCase, plan: Plan, out: Path) -> str:
+def do_case(case: CohortCase, procedure: Procedure, out: Path) -> str:
     """Do one case and leave its results, or why there are none.
 
     Args:
         case: which one.
-        plan: what to do with it.
+        procedure: what to do with it.
         out: folder of the cohort.
 
     Returns:
@@ -75,7 +75,7 @@ def do_case(case: CohortCase, plan: Plan, out: Path) -> str:
             results, scratch = folder / "results", folder / "scratch"
             results.mkdir()
             scratch.mkdir()
-            _do(case, plan, results, scratch)
+            _do(case, procedure, results, scratch)
             store.finish(case.name, results)
     except CalidError as error:
         reason = error
@@ -99,7 +99,7 @@ def _unexpected(error: Exception) -> CalidError:
     )
 
 
-def _do(case: CohortCase, plan: Plan, results: Path, scratch: Path) -> None:
+def _do(case: CohortCase, procedure: Procedure, results: Path, scratch: Path) -> None:
     from calid.cohort.layouts import read_case
     from calid.heart.figures import write_figures
     from calid.report.case import Tools, gather
@@ -110,23 +110,25 @@ def _do(case: CohortCase, plan: Plan, results: Path, scratch: Path) -> None:
     started = time.monotonic()
     source = read_case(case, scratch)
     seconds = {"read": time.monotonic() - started}
-    settings = with_settings(plan.settings, case)
-    if plan.is_upsampled or plan.is_segmented:
-        tools = engine_tools(source.sax, settings, lax=source.lax, models_folder=plan.models_folder, is_silent=True)
+    settings = with_settings(procedure.settings, case)
+    if procedure.is_upsampled or procedure.is_segmented:
+        tools = engine_tools(
+            source.sax, settings, lax=source.lax, models_folder=procedure.models_folder, is_silent=True
+        )
     else:
         tools = Tools(upsample=_as_it_is)
-    if not plan.is_upsampled:
+    if not procedure.is_upsampled:
         tools = replace(tools, upsample=_as_it_is)
-    if not plan.is_segmented:
+    if not procedure.is_segmented:
         tools = replace(tools, segment=None)
-    if not plan.is_tried:
+    if not procedure.is_tried:
         tools = replace(tools, predict=None)
-    if not plan.has_report:
+    if not procedure.has_report:
         tools = replace(tools, guided=None)  # what guidance does for views that are left out stands in reports alone
     heart = gather(source.sax, source.lax, tools, source=case.name)
     seconds |= {} if heart.seconds is None else {"upsample": heart.seconds}
-    _keep(heart.dense, heart.labels if isinstance(heart.labels, Stack) else None, plan.keep, results)
-    if plan.has_report:
+    _keep(heart.dense, heart.labels if isinstance(heart.labels, Stack) else None, procedure.keep, results)
+    if procedure.has_report:
         write_report(document(heart, case.name, body=source.body), results / "report.html")
     figures = case_figures(heart, view_agreements(heart), command="cohort", body=source.body)
     figures["seconds"] |= seconds | {"total": time.monotonic() - started}

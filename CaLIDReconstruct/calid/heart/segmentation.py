@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from calid.errors import is_out_of_memory
 from calid.heart.medformer import NUM_SCALES, MedFormer, MedFormerConfig
 from calid.images.checks import check_stack
-from calid.method.weights import Entry, built_for, config_from, find_model, load_model
+from calid.method.weights import ModelEntry, built_for, config_from, find_model, load_model
 from calid.run.device import Device, choose_device
 from calid.run.progress import Progress, Watch
 from calid.stack import Stack
@@ -45,7 +45,7 @@ HARMLESS_HERE = ("one-slice", "already-isotropic")
 
 
 @dataclass(frozen=True)
-class Window:
+class PlaneGrid:
     """A regular in-plane grid laid over the rows and columns of a stack.
 
     Args:
@@ -67,17 +67,17 @@ class Window:
         return (np.arange(size) - self.center[axis]) / self.step[axis] + (self.shape[axis] - 1) / 2
 
 
-def whole_view(stack: Stack, pixel_mm: float) -> Window:
+def whole_view(stack: Stack, pixel_mm: float) -> PlaneGrid:
     """The window that covers the stack's full field of view, its size rounded up to what the network takes."""
     rows, columns = stack.voxels.shape[2:]
     spacing = stack.spacing_mm[[1, 0]]
     return _window(((rows - 1) / 2, (columns - 1) / 2), np.array([rows, columns]) * spacing, spacing, pixel_mm)
 
 
-def _window(center: tuple[float, float], size_mm: np.ndarray, spacing_mm: np.ndarray, pixel_mm: float) -> Window:
+def _window(center: tuple[float, float], size_mm: np.ndarray, spacing_mm: np.ndarray, pixel_mm: float) -> PlaneGrid:
     multiple = 2**NUM_SCALES
     rows, columns = (max(1, math.ceil(s / pixel_mm / multiple - 1e-6)) * multiple for s in size_mm)
-    return Window((rows, columns), center, (pixel_mm / spacing_mm[0], pixel_mm / spacing_mm[1]))
+    return PlaneGrid((rows, columns), center, (pixel_mm / spacing_mm[0], pixel_mm / spacing_mm[1]))
 
 
 def intensity_range(voxels: np.ndarray) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def sample(images: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
 
 
-def into_window(images: np.ndarray, window: Window) -> Tensor:
+def into_window(images: np.ndarray, window: PlaneGrid) -> Tensor:
     """Slices (B, Y, X) as (B, 1, rows, columns) on the window's grid, smoothed first where it is coarser."""
     sigmas = [0.0, *(0.5 * math.sqrt(max(step * step - 1, 0)) for step in window.step)]
     if max(sigmas) > 0.3:
@@ -111,7 +111,7 @@ def into_window(images: np.ndarray, window: Window) -> Tensor:
     return sample(torch.from_numpy(images)[:, None], window.indices(0), window.indices(1))
 
 
-def out_of_window(foreground: Tensor, window: Window, shape: tuple[int, int]) -> Tensor:
+def out_of_window(foreground: Tensor, window: PlaneGrid, shape: tuple[int, int]) -> Tensor:
     """Foreground probabilities (B, C, rows, columns) back on the stack's (B, C, Y, X); 0 outside the window."""
     rows, columns = (window.inverse_indices(axis, shape[axis]) for axis in (0, 1))
     return sample(foreground, rows, columns)
@@ -133,7 +133,7 @@ class Segmenter:
     device: Device
     pixel_mm: float = PIXEL_MM
     mirrored: bool = False
-    entry: Entry | None = None
+    entry: ModelEntry | None = None
 
     def foreground(self, images: Tensor) -> Tensor:
         """Probabilities of the structures: (B, 1, rows, columns) in [0, 1] -> (B, 3, rows, columns), on the CPU.
@@ -188,7 +188,7 @@ def license_notice(models_folder: Path | None = None) -> str:
     return f"The segmentation weights are licensed {entry.license}. They were trained on {entry.trained_on}."
 
 
-def find_heart(segmenter: Segmenter, stack: Stack) -> Window:
+def find_heart(segmenter: Segmenter, stack: Stack) -> PlaneGrid:
     """The window to segment in: around the heart, or the whole view where no heart is found or nothing is saved.
 
     Looks at some slices of the first frame and of one a third into the cycle (about end systole).
@@ -205,7 +205,7 @@ def find_heart(segmenter: Segmenter, stack: Stack) -> Window:
     return _window_around(shadow, view, stack, segmenter.pixel_mm)
 
 
-def _window_around(shadow: np.ndarray, view: Window, stack: Stack, pixel_mm: float) -> Window:
+def _window_around(shadow: np.ndarray, view: PlaneGrid, stack: Stack, pixel_mm: float) -> PlaneGrid:
     """The window around the weightiest connected part of `shadow` (votes per pixel of `view`)."""
     whole = whole_view(stack, pixel_mm)
     parts, count = ndimage.label(shadow >= min(2, shadow.max()) if shadow.max() else shadow)
@@ -294,7 +294,7 @@ def _batches(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _inside(voxels: np.ndarray, window: Window) -> np.ndarray:
+def _inside(voxels: np.ndarray, window: PlaneGrid) -> np.ndarray:
     """The voxels (T, Z, Y, X) that lie under the window."""
     bounds = [
         (max(0, math.floor(window.indices(axis)[0])), max(1, math.ceil(window.indices(axis)[-1]) + 1))

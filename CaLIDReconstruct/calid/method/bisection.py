@@ -29,7 +29,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Bisection:
     """A bisection.
 
     Args:
@@ -53,7 +53,7 @@ class Plan:
         return self.num_slots - self.num_acquired
 
 
-def plan_bisection(num_acquired: int, factor: int) -> Plan:
+def plan_bisection(num_acquired: int, factor: int) -> Bisection:
     """Halve every gap until each holds `factor - 1` new slices.
 
     >>> [[gap.target for gap in level] for level in plan_bisection(3, 4).levels]
@@ -68,7 +68,7 @@ def plan_bisection(num_acquired: int, factor: int) -> Plan:
         half = step // 2
         levels.append(tuple(Gap(slot, slot + half, slot + step) for slot in range(0, last, step)))
         step = half
-    return Plan(num_acquired=num_acquired, factor=factor, levels=tuple(levels))
+    return Bisection(num_acquired=num_acquired, factor=factor, levels=tuple(levels))
 
 
 def resolve_factor(factor: Factor, stack: Stack) -> int:
@@ -80,7 +80,7 @@ def resolve_factor(factor: Factor, stack: Stack) -> int:
     return FACTORS[min(max(halvings, 1), len(FACTORS)) - 1]
 
 
-def linear_slices(images: np.ndarray, plan: Plan) -> np.ndarray:
+def linear_slices(images: np.ndarray, plan: Bisection) -> np.ndarray:
     """Linear interpolation of acquired (Z, Y, X) images at every slot: (slots, Y, X) float32."""
     images = images.astype(np.float32)
     position = np.arange(plan.num_slots) / plan.factor

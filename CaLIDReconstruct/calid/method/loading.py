@@ -12,7 +12,7 @@ from calid.method.model import CaLID
 from calid.method.motion import Motion
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import (
-    Entry,
+    ModelEntry,
     below,
     build_codec,
     build_latent_space,
@@ -23,7 +23,7 @@ from calid.method.weights import (
 )
 
 
-def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID | CodedCaLID, Entry]:
+def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID | CodedCaLID, ModelEntry]:
     """The model `name` of a manifest, checked, in evaluation mode on the CPU, and what the manifest says of it.
 
     Raises:
@@ -42,5 +42,5 @@ def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID | Co
         return CodedCaLID(codec, denoiser, _motion_of(entry, state), temperature=temperature).eval(), entry
 
 
-def _motion_of(entry: Entry, state: Mapping[str, torch.Tensor]) -> Motion:
+def _motion_of(entry: ModelEntry, state: Mapping[str, torch.Tensor]) -> Motion:
     return build_motion(entry.config["motion"], below(state, "motion."))

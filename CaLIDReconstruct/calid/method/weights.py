@@ -39,7 +39,7 @@ Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """What the manifest says of one model.
 
     Args:
@@ -85,17 +85,17 @@ def models_folder(folder: Path | None = None) -> Path:
     )
 
 
-def read_manifest(folder: Path | None = None) -> dict[str, Entry]:
+def read_manifest(folder: Path | None = None) -> dict[str, ModelEntry]:
     """All models of a folder by name.
 
     Raises:
         WeightsError: "no-models" or "bad-manifest".
     """
     path = models_folder(folder) / MANIFEST_NAME
-    known = {field.name for field in fields(Entry)}
+    known = {field.name for field in fields(ModelEntry)}
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["models"]
-        entries = [Entry(**{key: value for key, value in record.items() if key in known}) for record in records]
+        entries = [ModelEntry(**{key: value for key, value in record.items() if key in known}) for record in records]
         for entry in entries:
             _need_types(entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,7 +105,7 @@ def read_manifest(folder: Path | None = None) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
-def _need_types(entry: Entry) -> None:
+def _need_types(entry: ModelEntry) -> None:
     """Raise TypeError if a field of an entry is of another type than it is declared."""
     declared: dict[str, type | tuple[type, ...]] = {
         "str": str,
@@ -113,13 +113,13 @@ def _need_types(entry: Entry) -> None:
         "Mapping[str, Any]": Mapping,
         "Mapping[str, Any] | None": (Mapping, type(None)),
     }
-    for field in fields(Entry):
+    for field in fields(ModelEntry):
         value = getattr(entry, field.name)
         if not isinstance(value, declared[str(field.type)]) or isinstance(value, bool):
             raise TypeError(f"'{field.name}' of the model {entry.name!r} is {value!r}")
 
 
-def find_model(name: str, folder: Path | None = None) -> Entry:
+def find_model(name: str, folder: Path | None = None) -> ModelEntry:
     """The manifest's entry of one model.
 
     Raises:
@@ -135,7 +135,7 @@ def find_model(name: str, folder: Path | None = None) -> Entry:
     return manifest[name]
 
 
-def load_model(name: str, folder: Path | None = None) -> tuple[dict[str, torch.Tensor], Entry]:
+def load_model(name: str, folder: Path | None = None) -> tuple[dict[str, torch.Tensor], ModelEntry]:
     """The checked tensors of one model, as float32, and its entry; with those of its base, if it extends one.
 
     Raises:
@@ -165,7 +165,7 @@ def _extended(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return merged
 
 
-def check_file(entry: Entry, folder: Path | None = None) -> Path:
+def check_file(entry: ModelEntry, folder: Path | None = None) -> Path:
     """The file of a model, which is there and is the one that the manifest describes.
 
     Raises:

@@ -22,7 +22,7 @@ _KEY_LIGHT = np.array(KEY_DIRECTION) / np.linalg.norm(KEY_DIRECTION)
 
 
 @dataclass(frozen=True)
-class Body:
+class Solid:
     """One surface to paint.
 
     Args:
@@ -38,7 +38,7 @@ class Body:
     opacity: float = 1.0
 
 
-def paint(bodies: Sequence[Body], *, size: tuple[int, int], ground: tuple[int, int, int]) -> Image.Image:
+def paint(bodies: Sequence[Solid], *, size: tuple[int, int], ground: tuple[int, int, int]) -> Image.Image:
     """Bodies seen along -z with y up, in parallel projection, filling the picture.
 
     Args:
@@ -59,13 +59,13 @@ def paint(bodies: Sequence[Body], *, size: tuple[int, int], ground: tuple[int, i
     return Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
 
 
-def _bounds(bodies: Sequence[Body]) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(bodies: Sequence[Solid]) -> tuple[np.ndarray, np.ndarray]:
     points = np.concatenate([body.points_mm for body in bodies])
     return points.min(axis=0), points.max(axis=0)
 
 
 def _paint_body(
-    canvas: np.ndarray, depth: np.ndarray, body: Body, camera: tuple[np.ndarray, float, tuple[int, int]]
+    canvas: np.ndarray, depth: np.ndarray, body: Solid, camera: tuple[np.ndarray, float, tuple[int, int]]
 ) -> None:
     """Paint one body onto the flat canvas; solid bodies also enter the depth buffer."""
     middle, scale, (columns, rows) = camera
@@ -86,14 +86,14 @@ def _paint_body(
         depth[visible] = nearest[visible]
 
 
-def _blend(canvas: np.ndarray, pixels: np.ndarray, normals: np.ndarray, body: Body) -> None:
+def _blend(canvas: np.ndarray, pixels: np.ndarray, normals: np.ndarray, body: Solid) -> None:
     alpha = np.full((len(pixels), 1), body.opacity)
     if body.opacity < 1:
         alpha = np.minimum(body.opacity + RIM * (1 - np.abs(normals[:, 2:])) ** RIM_POWER, 1)
     canvas[pixels] = (1 - alpha) * canvas[pixels] + alpha * _lit(normals, np.array(body.rgb, float))
 
 
-def _normals(body: Body) -> np.ndarray:
+def _normals(body: Solid) -> np.ndarray:
     """(P, 3) unit normals of the points: the sum of the area vectors of the triangles around each."""
     a, b, c = (body.points_mm[body.triangles[:, corner]] for corner in range(3))
     across = np.cross(b - a, c - a)

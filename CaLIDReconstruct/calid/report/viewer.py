@@ -24,7 +24,7 @@ from calid.errors import InputError
 from calid.heart.anatomy import heart_axes
 from calid.heart.surfaces import arrays
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
-from calid.report.stills import Body
+from calid.report.stills import Solid
 from calid.stack import Stack
 
 GROUND_RGB = (13, 17, 23)
@@ -81,9 +81,9 @@ def viewed(meshes: Mapping[int, vtkPolyData], frame: Frame) -> Meshes:
     return {label: (frame.from_lps(points), triangles) for label, (points, triangles) in found.items()}
 
 
-def bodies(meshes: Meshes) -> list[Body]:
+def bodies(meshes: Meshes) -> list[Solid]:
     """The same surfaces for `stills.paint`."""
-    return [Body(points, triangles, *_LOOKS[label]) for label, (points, triangles) in meshes.items()]
+    return [Solid(points, triangles, *_LOOKS[label]) for label, (points, triangles) in meshes.items()]
 
 
 def turned(meshes: Meshes, degrees: float) -> Meshes:

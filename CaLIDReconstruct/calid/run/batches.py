@@ -20,7 +20,7 @@ from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.model import CaLID, Departures
 from calid.method.motion import mean_fields
-from calid.method.weights import Entry, read_manifest
+from calid.method.weights import ModelEntry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
 from calid.run.windows import is_cine
@@ -51,7 +51,7 @@ class Interpolator:
 
     model: CaLID | CodedCaLID
     device: Device
-    entry: Entry
+    entry: ModelEntry
     departures: Mapping[Mode, Departures]
     noise_share: float = 1.0
     spread: float = 1.0

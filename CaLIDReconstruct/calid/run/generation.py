@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from calid.errors import is_out_of_memory, out_of_memory
-from calid.method.bisection import Gap, Plan, linear_slices
+from calid.method.bisection import Bisection, Gap, linear_slices
 from calid.method.diffusion import slerp
 from calid.method.guidance import reflected, with_correction
 from calid.method.model import Departures
@@ -46,7 +46,7 @@ Frame = tuple[np.ndarray, np.ndarray | None]
 
 
 def windows_of(
-    interpolator: Interpolator, plan: Plan, *, frames: int, pixels: int, draws: int, is_periodic: bool = False
+    interpolator: Interpolator, plan: Bisection, *, frames: int, pixels: int, draws: int, is_periodic: bool = False
 ) -> list[Window]:
     """Which frames go through the levels together.
 
@@ -68,7 +68,7 @@ def windows_of(
 
 
 def work(
-    interpolator: Interpolator, plan: Plan, settings: Settings, *, frames: int, draws: int, in_region: bool = False
+    interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int, in_region: bool = False
 ) -> int:
     """The cost of a run in network evaluations of one slice, motion and coding of images included.
 
@@ -108,7 +108,7 @@ class Generation:
 
     interpolator: Interpolator
     preparation: Preparation
-    plan: Plan
+    plan: Bisection
     settings: Settings
     draws: int
     watch: Watch

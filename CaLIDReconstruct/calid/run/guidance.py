@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 
 from calid.geometry import heart_centre
-from calid.method.bisection import Gap, Plan
+from calid.method.bisection import Bisection, Gap
 from calid.method.guidance import Lines, corrected, grid_shape, with_correction
 from calid.method.motion import warped
 from calid.run.alignment import Alignment
@@ -70,7 +70,7 @@ class Guide:
 
     stack: Stack
     preparation: Preparation
-    plan: Plan
+    plan: Bisection
     shifts_mm: np.ndarray
     views: tuple[View, ...]
     centre_lps: np.ndarray
@@ -102,7 +102,7 @@ class Guide:
 
 
 def guide_of(
-    stack: Stack, views: Mapping[str, Stack], alignment: Alignment, preparation: Preparation, plan: Plan
+    stack: Stack, views: Mapping[str, Stack], alignment: Alignment, preparation: Preparation, plan: Bisection
 ) -> Guide | None:
     """The guide of a stack; None where no view crosses it.
 

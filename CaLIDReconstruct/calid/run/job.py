@@ -30,13 +30,13 @@ from calid.images.files import (
 )
 from calid.images.memory import free_system_bytes
 from calid.images.overview import told
-from calid.method.bisection import Plan, plan_bisection
-from calid.method.weights import Entry, check_file, read_manifest
+from calid.method.bisection import Bisection, plan_bisection
+from calid.method.weights import ModelEntry, check_file, read_manifest
 from calid.run.batches import Interpolator
 from calid.run.device import Device, choose_device
 from calid.run.generation import Generation
 from calid.run.progress import Progress, Watch
-from calid.run.reconstruct import Reconstruction, Run, plan_run, upsample
+from calid.run.reconstruct import Reconstruction, RunPlan, plan_run, upsample
 from calid.run.settings import Settings
 from calid.stack import LaxImage, Stack
 
@@ -216,7 +216,7 @@ def estimate(
     return facts | {"seconds": round(seconds, 1)}
 
 
-def _seconds_per_evaluation(run: Run, interpolator: Interpolator, watch: Watch) -> float:
+def _seconds_per_evaluation(run: RunPlan, interpolator: Interpolator, watch: Watch) -> float:
     """What a unit of `Run.work` takes, by a small run that has all parts of the whole one."""
     slices, frames = min(TRIAL_SLICES, run.plan.num_acquired), TRIAL_FRAMES if interpolator.is_over_time else 1
     settings = replace(run.settings, steps=min(run.settings.steps, TRIAL_STEPS))
@@ -230,7 +230,7 @@ def _seconds_per_evaluation(run: Run, interpolator: Interpolator, watch: Watch) 
 
 
 def expected_memory(
-    stack: Stack, plan: Plan, device: Device, *, frames: int, draws: int, pixels: int, together: int = 1
+    stack: Stack, plan: Bisection, device: Device, *, frames: int, draws: int, pixels: int, together: int = 1
 ) -> dict[str, Any]:
     """What a run needs beyond the loaded engine, against what is free.
 
@@ -279,7 +279,7 @@ def information(device: str = "auto", models_folder: Path | None = None) -> dict
     }
 
 
-def _summary(entry: Entry, folder: Path | None) -> dict[str, Any]:
+def _summary(entry: ModelEntry, folder: Path | None) -> dict[str, Any]:
     """What a user wants to know of a model, and whether its file is the one that the manifest means."""
     shown = ("name", "bytes", "license", "trained_on")
     facts = {key: value for key, value in asdict(entry).items() if key in shown}

@@ -17,7 +17,7 @@ import torch
 from calid import STANDING_NOTE, __version__
 from calid.errors import SettingsError
 from calid.images.checks import check_stack, warnings
-from calid.method.bisection import Plan, linear_slices, plan_bisection, resolve_factor
+from calid.method.bisection import Bisection, linear_slices, plan_bisection, resolve_factor
 from calid.run.alignment import PROVENANCE_KEY, Alignment, align, moved
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
@@ -111,7 +111,7 @@ def upsample(
 
 
 @dataclass(frozen=True)
-class Run:
+class RunPlan:
     """All that is decided before the first slice is made.
 
     Args:
@@ -130,7 +130,7 @@ class Run:
 
     stack: Stack
     settings: Settings
-    plan: Plan
+    plan: Bisection
     preparation: Preparation
     draws: int
     num_frames: int
@@ -177,7 +177,7 @@ def plan_run(
     models_folder: Path | None = None,
     num_frames: int | None = None,
     source: str = "",
-) -> Run:
+) -> RunPlan:
     """Check the input and the settings against each other and load the model.
 
     Args:
@@ -199,7 +199,7 @@ def plan_run(
         num_frames = stack.num_frames
     check_stack(stack, source=source)
     box = _box(whole, settings)  # of all frames, so that a frame does not depend on which others are kept
-    run = Run(
+    run = RunPlan(
         stack=stack,
         settings=settings,
         plan=plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack)),
@@ -231,7 +231,7 @@ def _box(stack: Stack, settings: Settings) -> Box | None:
     return checked_box(settings.roi, rows=stack.voxels.shape[2], columns=stack.voxels.shape[3])
 
 
-def _aligned(run: Run, lax: Sequence[LaxImage]) -> Run:
+def _aligned(run: RunPlan, lax: Sequence[LaxImage]) -> RunPlan:
     """The run with its slices' shifts told or, if asked for, undone; then its long-axis images may guide it."""
     if run.settings.align == "off":
         return run
@@ -268,7 +268,7 @@ def _chosen_frames(stack: Stack, frames: tuple[int, int] | None) -> Stack:
     return stack.frames(first, end)
 
 
-def _dense_frames(run: Run, watch: Watch) -> Iterator[Frame]:
+def _dense_frames(run: RunPlan, watch: Watch) -> Iterator[Frame]:
     """Dense frames of a run, one after another."""
     if run.interpolator is None:
         return _linear_frames(run, watch)
@@ -282,14 +282,14 @@ def _dense_frames(run: Run, watch: Watch) -> Iterator[Frame]:
     return generation.frames(run.stack.voxels)
 
 
-def _linear_frames(run: Run, watch: Watch) -> Iterator[Frame]:
+def _linear_frames(run: RunPlan, watch: Watch) -> Iterator[Frame]:
     watch.stage = "interpolating"
     for images in run.stack.voxels:
         watch.tick(1)
         yield linear_slices(images, run.plan), None
 
 
-def _planned(run: Run, *, uncertainty: bool) -> Reconstruction:
+def _planned(run: RunPlan, *, uncertainty: bool) -> Reconstruction:
     """What a run will make, with zeros that take no memory in place of its voxels."""
     stack, plan = run.stack, run.plan
     affine = stack.affine.copy()
@@ -317,7 +317,7 @@ def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values.astype(dtype)
 
 
-def _provenance(run: Run) -> dict[str, Any]:
+def _provenance(run: RunPlan) -> dict[str, Any]:
     """What the input's history says of its acquisition, and all of this run; an earlier run's facts become `input`."""
     stack, settings, plan = run.stack, run.settings, run.plan
     history = dict(stack.provenance)
@@ -342,7 +342,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     }
 
 
-def _model_provenance(run: Run) -> dict[str, Any]:
+def _model_provenance(run: RunPlan) -> dict[str, Any]:
     interpolator, settings = run.interpolator, run.settings
     if interpolator is None:
         return {}

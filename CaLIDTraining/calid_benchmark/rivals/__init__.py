@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from calid.errors import WeightsError
-from calid.method.weights import Entry, load_model
+from calid.method.weights import ModelEntry, load_model
 from calid.run.device import Device, choose_device
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ def placed(network: Network, device: Device) -> Network:
     return network.eval().to(device.torch_device).to(memory_format=torch.channels_last)
 
 
-def filled(network: Network, state: Mapping[str, Tensor], entry: Entry) -> Network:
+def filled(network: Network, state: Mapping[str, Tensor], entry: ModelEntry) -> Network:
     """The network with the tensors of a checked file.
 
     Raises:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from calid.heart.medformer import MedFormer
 from calid.heart.segmentation import Segmenter, load_segmenter, most_likely
-from calid.method.weights import Entry, config_from
+from calid.method.weights import ModelEntry, config_from
 from calid.run.device import Device
 from monai.losses import DiceCELoss
 from torch import Tensor
@@ -231,7 +231,7 @@ def resized(images: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.interpolate(images, size=shape, mode="bilinear", antialias=True)
 
 
-def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> DeepRecon:
+def restore(state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device) -> DeepRecon:
     """See the contract in `calid_benchmark.rivals`; labels and features come from the bundled segmenter."""
     return _placed(filled(network_from(entry.config), state, entry), steps=steps, device=device)
 

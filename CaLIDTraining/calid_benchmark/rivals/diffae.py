@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from calid.method.diffusion import Schedule, invert, sample, slerp
-from calid.method.weights import Entry, config_from
+from calid.method.weights import ModelEntry, config_from
 from calid.run.device import Device
 from torch import Tensor
 
@@ -134,12 +134,12 @@ class DiffAE:
         return lambda x_t, t: self.network(x_t, t, codes.z_sem, codes.l_mor)
 
 
-def restored_network(state: Mapping[str, Tensor], entry: Entry, device: Device) -> DiffAENetwork:
+def restored_network(state: Mapping[str, Tensor], entry: ModelEntry, device: Device) -> DiffAENetwork:
     """The trained network of DiffAE or DMCVR, on a device."""
     return placed(filled(DiffAENetwork(config_from(DiffAEConfig, entry.config["network"])), state, entry), device)
 
 
-def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> DiffAE:
+def restore(state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device) -> DiffAE:
     """See the contract in `calid_benchmark.rivals`."""
     return DiffAE("DiffAE", restored_network(state, entry, device), device, steps or STEPS)
 

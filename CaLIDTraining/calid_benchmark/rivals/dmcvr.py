@@ -10,7 +10,7 @@ from typing import Any
 from calid.errors import WeightsError
 from calid.heart.medformer import PAPER, MedFormer, features
 from calid.heart.segmentation import DEFAULT_MODEL, load_segmenter
-from calid.method.weights import Entry, find_model, models_folder, read_manifest
+from calid.method.weights import ModelEntry, find_model, models_folder, read_manifest
 from calid.run.device import Device
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def morphology_of(device: Device, models: Path | None = None) -> MedFormerMorpho
 
 
 def restore(
-    state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device, models: Path | None
+    state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device, models: Path | None
 ) -> DiffAE:
     """See the contract in `calid_benchmark.rivals`.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calid.method.motion import Motion, MotionConfig, halfway
-from calid.method.weights import Entry, config_from, read_motion
+from calid.method.weights import ModelEntry, config_from, read_motion
 from calid.run.device import Device
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class MovedRegressionNetwork(RegressionNetwork):
         return super().forward(*(side.detach() for side in halfway(self.motion, before, after)))
 
 
-def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> Regression:
+def restore(state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device) -> Regression:
     """See the contract in `calid_benchmark.rivals`."""
     del steps
     motion = Motion(config_from(MotionConfig, entry.config["motion"]))

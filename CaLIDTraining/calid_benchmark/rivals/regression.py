@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from calid.method.networks import zero_unet
-from calid.method.weights import Entry, config_from
+from calid.method.weights import ModelEntry, config_from
 from calid.run.device import Device
 from torch import Tensor, nn
 
@@ -88,7 +88,7 @@ class Regression:
         return (acquired - 1) * (factor - 1)
 
 
-def restore(state: Mapping[str, Tensor], entry: Entry, *, steps: int | None, device: Device) -> Regression:
+def restore(state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device) -> Regression:
     """See the contract in `calid_benchmark.rivals`."""
     del steps
     network = filled(RegressionNetwork(config_from(RegressionConfig, entry.config["network"])), state, entry)

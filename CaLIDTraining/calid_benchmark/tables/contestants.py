@@ -20,7 +20,7 @@ from calid.method.coded import CodedCaLID
 from calid.method.model import CaLID
 from calid.method.motion import Motion, MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, LatentSpace
-from calid.method.weights import Entry, config_from, find_model
+from calid.method.weights import ModelEntry, config_from, find_model
 from calid.run.batches import DEFAULT_MODEL, Interpolator, departures_of
 from calid.run.device import choose_device
 from calid.run.settings import Settings
@@ -173,7 +173,7 @@ def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
     torch.manual_seed(0)
     motion = None if sizes.motion is None else Motion(sizes.motion)
     model = _untrained(sizes.coder, Denoiser(sizes.denoiser), motion).to(place.torch_device).eval()
-    entry = Entry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine))
+    entry = ModelEntry(name="untrained", file="", sha256="", bytes=0, license="none", config=dict(sizes.engine))
     return Interpolator(model, place, entry, departures_of(sizes.engine))
 
 
