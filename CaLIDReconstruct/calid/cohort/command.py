@@ -117,7 +117,7 @@ def _procedure(options: argparse.Namespace) -> Procedure:
 
 def _need_apart(manifest: Path, cases: Sequence[CohortCase], out: Path) -> None:
     """Return if no case lies among the results, and no result replaces what is read or lies in a folder of it."""
-    read = [path for case in cases for path in (case.path, case.lax) if path is not None]
+    read = [path for case in cases for path in (case.path, case.views) if path is not None]
     for path in read:
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             message = f"{path.name} is to be read and lies in {out}."
