@@ -3,6 +3,10 @@
 Each slice stands for the tissue halfway to its neighbours; the first and the last stand for half an acquired gap beyond
 them as well, in a sparse stack (as in clinical practice) and in the dense stack made of it, so that the two can be
 compared.
+
+Where long-axis images show the ends of the left ventricle (`ends.py`), the mitral valve plane cuts its cavity and its
+wall, whatever is labelled beyond it, and the cavity reaches to its tip. Papillary muscles and trabeculae count as what
+they are labelled as; the bundled segmenter labels them cavity.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from calid.errors import InputError
-from calid.labels import LABELS
+from calid.heart.ends import Ends
+from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM
 from calid.stack import Stack
 
 MYOCARDIAL_DENSITY_G_PER_ML = 1.05
@@ -54,6 +59,7 @@ class Function:
         ed_frame: frame with the largest LV cavity.
         es_frame: frame with the smallest, None where only one phase was labelled.
         frame_times_ms: (T,) of the frames.
+        ends: what long-axis images show of the LV's ends, if the volumes follow it; None where they follow the labels.
     """
 
     lv: Ventricle
@@ -63,18 +69,22 @@ class Function:
     ed_frame: int
     es_frame: int | None
     frame_times_ms: np.ndarray
+    ends: Ends | None = None
 
 
-def cardiac_function(labels: Stack) -> Function:
+def cardiac_function(labels: Stack, ends: Ends | None = None) -> Function:
     """Volumes of every frame, and what follows from them at end-diastole and end-systole.
 
     Args:
         labels: (T, Z, Y, X), 1 LV cavity, 2 LV myocardium, 3 RV cavity; cleaned, sparse or dense.
+        ends: the LV's valve plane and tip in the labels' frames; None ends it where the labels do.
 
     Raises:
         InputError: "no-left-ventricle" if no frame has an LV cavity.
     """
     lv, myocardium, rv = (label_volumes_ml(labels, label.value) for label in LABELS)
+    if ends is not None and lv.any():
+        lv, myocardium = ended_volumes_ml(labels, ends)
     if not lv.any():
         raise InputError(
             "no-left-ventricle",
@@ -91,6 +101,7 @@ def cardiac_function(labels: Stack) -> Function:
         ed_frame=ed,
         es_frame=es,
         frame_times_ms=labels.frame_times_ms,
+        ends=ends,
     )
 
 
@@ -114,12 +125,68 @@ def slice_extents_mm(labels: Stack) -> np.ndarray:
         (array([8., 8., 8.]), array([6., 4., 4., 4., 6.]))
     """
     spacing = float(labels.spacing_mm[2])
-    acquired = np.flatnonzero(~np.asarray(labels.generated))
-    gap = spacing * float(np.diff(acquired).min()) if acquired.size > 1 else spacing
     extents = np.full(labels.num_slices, spacing)
     if labels.num_slices > 1:
-        extents[[0, -1]] = (spacing + gap) / 2
+        extents[[0, -1]] = (spacing + _acquired_gap_mm(labels)) / 2
     return extents
+
+
+def _acquired_gap_mm(labels: Stack) -> float:
+    spacing = float(labels.spacing_mm[2])
+    acquired = np.flatnonzero(~np.asarray(labels.generated))
+    return spacing * float(np.diff(acquired).min()) if acquired.size > 1 else spacing
+
+
+def ended_volumes_ml(labels: Stack, ends: Ends) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) volumes of the LV cavity and wall that end where long-axis images show it, as far as they do.
+
+    Every labelled pixel is a column along the slices' normal. At the base, columns end at the valve plane: those
+    labelled beyond it are cut, and those of the last labelled slice go on to it, by an acquired gap at most. At the
+    apex, the cavity narrows from its last labelled slice to its tip like a paraboloid, likewise. Where an end was not
+    seen, slices stand for the tissue halfway to their neighbors, as in `label_volumes_ml`.
+    """
+    gap = _acquired_gap_mm(labels)
+    normal = labels.directions_lps[:, 2]
+    towards_apex = float(np.sign(normal @ ends.apexward))
+    # Heights in mm along the slices' normal, turned so that they grow from apex to base.
+    heights = -towards_apex * labels.spacing_mm[2] * np.arange(labels.num_slices)
+    extents = slice_extents_mm(labels)
+    lower, upper = heights - labels.spacing_mm[2] / 2, heights + labels.spacing_mm[2] / 2
+    beyond = extents - labels.spacing_mm[2]  # of the stack's first and last slice
+    lower[heights.argmin()] -= beyond[heights.argmin()]
+    upper[heights.argmax()] += beyond[heights.argmax()]
+    pixel_mm2 = float(np.prod(labels.spacing_mm[:2]))
+    volumes = np.zeros((2, labels.num_frames))
+    for frame, image in enumerate(labels.voxels):
+        slices = np.flatnonzero((image == LV_CAVITY.value).any(axis=(1, 2)))
+        if not slices.size:
+            continue
+        basal = slices[heights[slices].argmax()]
+        apical = slices[heights[slices].argmin()]
+        top = upper.copy()
+        plane = None
+        if ends.base_points_lps is not None and ends.base_normals is not None:
+            plane = _plane_heights(labels, ends.base_points_lps[frame], ends.base_normals[frame], -towards_apex)
+            top[basal] = max(top[basal], heights[basal] + gap)
+        for row, label in enumerate((LV_CAVITY.value, MYOCARDIUM.value)):
+            for index in np.flatnonzero((image == label).any(axis=(1, 2))):
+                inside = image[index] == label
+                reach = top[index] if plane is None else np.minimum(top[index], plane[inside])
+                start, taper = lower[index], 0.0
+                if label == LV_CAVITY.value and index == apical and ends.apex_lps is not None:
+                    start = heights[index]
+                    tip = -towards_apex * float((ends.apex_lps[frame] - labels.origin_lps) @ normal)
+                    taper = float(np.clip(start - tip, 0, gap)) / 2
+                columns = np.broadcast_to(np.maximum(reach - start, 0), inside.sum())
+                volumes[row, frame] += pixel_mm2 * float((columns + taper * (columns > 0)).sum()) / 1000
+    return volumes[0], volumes[1]
+
+
+def _plane_heights(labels: Stack, point_lps: np.ndarray, normal_lps: np.ndarray, sign: float) -> np.ndarray:
+    """(Y, X) where the line through each pixel along the slices' normal meets a plane: mm, times `sign`."""
+    rows, columns = np.indices(labels.voxels.shape[2:])
+    first = labels.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1))
+    return sign * ((point_lps - first) @ normal_lps) / float(labels.directions_lps[:, 2] @ normal_lps)
 
 
 def _ventricle(volumes_ml: np.ndarray, ed: int, es: int | None) -> Ventricle:
