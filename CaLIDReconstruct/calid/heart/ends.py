@@ -14,15 +14,18 @@ The right ventricle's base is not looked for: its wall is as thin as the pixels 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from calid.heart.anatomy import HeartAxes, heart_axes
 from calid.labels import LV_CAVITY, MYOCARDIUM
-from calid.stack import Stack, frames_at_phases_of
+from calid.run.alignment import PROVENANCE_KEY, align
+from calid.run.intersections import images_of
+from calid.stack import LaxImage, Stack, acquired_slices, frames_at_phases_of
 
 LV, WALL = LV_CAVITY.value, MYOCARDIUM.value
 
@@ -69,6 +72,37 @@ class Ends:
             return None
         return float(np.ptp(self.base_points_lps @ self.apexward))
 
+    @property
+    def words(self) -> str:
+        """What is seen, and in which images."""
+        seen = [("mitral valve plane", self.base_views), ("tip of the cavity", self.apex_views)]
+        return " and ".join(f"the {what} ({', '.join(views)})" for what, views in seen if views)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values: which images show what."""
+        return {
+            "valve_plane": None
+            if self.base_points_lps is None
+            else {"views": list(self.base_views), "misfit_mm": self.misfit_mm, "excursion_mm": self.excursion_mm},
+            "apex": None if self.apex_lps is None else {"views": list(self.apex_views)},
+        }
+
+
+def where_the_slices_want_them(stack: Stack, lax: Iterable[LaxImage]) -> dict[str, Stack]:
+    """{name: long-axis image}, moved to where it fits a short-axis stack, sparse or dense.
+
+    By how much, the stack's provenance tells, if an alignment was part of what made it; else it is found here.
+    """
+    views = {image.name: image.stack for image in lax if image.stack.num_slices == 1}
+    told = stack.provenance.get(PROVENANCE_KEY)
+    if told is None and views:
+        told = align(acquired_slices(stack) or stack, views).as_json()
+    shifts = {one["name"]: np.array(one["mm"], float) for one in (told or {}).get("views", ())}
+    return {
+        name: replace(view, affine=images_of(view)[0].shifted(shifts[name]).affine) if name in shifts else view
+        for name, view in views.items()
+    }
+
 
 def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
     """The ends of the LV in every frame of labels, from the long-axis images that pass its axis.
@@ -78,7 +112,7 @@ def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
         views: {name: long-axis image}, moved to where the slices want them, if that is known.
 
     Returns:
-        None where no view passes the axis.
+        What is seen of them; None where no view shows either.
 
     Raises:
         InputError: if the heart's axes cannot be told.
@@ -86,8 +120,6 @@ def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
     axes = heart_axes(labels)
     seen = {name: _seen(labels, view, axes) for name, view in views.items() if view.num_slices == 1}
     told = {name: view for name, view in seen.items() if view is not None}
-    if not told:
-        return None
     hinges = {name: view.hinges() for name, view in told.items()}
     hinges = {name: found for name, found in hinges.items() if np.isfinite(found).any()}
     apices = {name: found for name, found in ((n, v.tips()) for n, v in told.items()) if np.isfinite(found).all()}
@@ -95,7 +127,7 @@ def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
     plane = _plane(np.concatenate(list(hinges.values()), axis=1), axes) if hinges else None
     apex_views = tuple(apices)
     if plane is None:
-        return Ends(axes.apexward, apex_lps=apex, apex_views=apex_views)
+        return None if apex is None else Ends(axes.apexward, apex_lps=apex, apex_views=apex_views)
     points, normals, misfit = plane
     return Ends(axes.apexward, points, normals, misfit, apex, tuple(hinges), apex_views)
 
@@ -112,7 +144,7 @@ def _plane(hinges_lps: np.ndarray, axes: HeartAxes) -> tuple[np.ndarray, np.ndar
     known = np.isfinite(heights)
     if not known.any(axis=1).all() or known.any(axis=0).sum() < 2:
         return None
-    frames, count = heights.shape
+    frames = len(heights)
     frame, _ = np.nonzero(known)
     design = np.concatenate([np.eye(frames)[frame], places[known]], axis=1)
     prior = np.diag([0.0] * frames + [(HINGE_NOISE_MM / MAX_TILT) ** 2] * 2)
@@ -137,8 +169,9 @@ class _View:
     Args:
         pictures: (T, U, V) at the labels' phases; rows run along the axis from base to apex, columns across it.
         labels: (T, U, V) of the slices there, 0 also where there are none.
-        to_lps: (4, 3) that maps (row, column, 1, ...) to LPS, see `_lps`.
-        blood, wall: median intensities.
+        origin_lps: (3,) mm of row 0, column 0.
+        down, side: (3,) unit vectors along rows' growing numbers and columns'.
+        middle: intensity half-way between the medians of blood and wall.
     """
 
     pictures: np.ndarray
@@ -147,7 +180,6 @@ class _View:
     down: np.ndarray
     side: np.ndarray
     middle: float
-    wall: float
 
     def hinges(self) -> np.ndarray:
         """(T, 2, 3) LPS mm where the wall ends on both sides, smooth over the beat; NaN where it is not seen."""
@@ -269,8 +301,8 @@ def _seen(labels: Stack, view: Stack, axes: HeartAxes) -> _View | None:
     blood, wall = (pictures[ndimage.binary_erosion(shown == label, np.ones((1, 3, 3)))] for label in (LV, WALL))
     if min(blood.size, wall.size) < 50 or np.median(blood) < MIN_CONTRAST * np.median(wall):
         return None
-    levels = float(np.median(blood)), float(np.median(wall))
-    return _View(pictures, shown, origin, down, side, sum(levels) / 2, levels[1])
+    middle = float(np.median(blood) + np.median(wall)) / 2
+    return _View(pictures, shown, origin, down, side, middle)
 
 
 def _smooth_over_the_beat(places: np.ndarray) -> np.ndarray:

@@ -18,13 +18,14 @@ import numpy as np
 
 from calid import __version__
 from calid.errors import InputError, SettingsError
-from calid.heart.volumes import Function, Ventricle
+from calid.heart.ends import find_ends, where_the_slices_want_them
+from calid.heart.volumes import Function, Ventricle, cardiac_function
 from calid.heart.wall import SEGMENTS, wall_thickness
 from calid.images import whole_file
 from calid.images.body import Body, read_body
 from calid.images.checks import Finding
 from calid.run.alignment import PROVENANCE_KEY
-from calid.stack import Stack
+from calid.stack import LaxImage, Stack
 
 FIGURES_VERSION = 1
 """Rises when a field changes its meaning, its unit or its name, or goes away; new fields leave it as it is."""
@@ -35,6 +36,8 @@ SUFFIXES = (".json",)
 NOT_SEGMENTED = "The stack was not segmented."
 NO_BODY = "Height and weight are not known; give them with --height and --weight."
 NO_VIEWS = "There are no long-axis images."
+PAPILLARY_MUSCLES = "as labelled; the bundled segmenter labels them cavity"
+NO_ENDS = "No long-axis image shows where the left ventricle ends."
 NOT_ALIGNED = "Nobody asked how far the slices are shifted."
 NOT_TRIED = "The model was not tried on left-out slices."
 
@@ -45,6 +48,7 @@ def document(
     *,
     function: Function | str = NOT_SEGMENTED,
     function_acquired: Function | str = NOT_SEGMENTED,
+    function_long_axis: Function | str = NO_ENDS,
     wall_thickness: Mapping[str, Any] | str = NOT_SEGMENTED,
     long_axis: Mapping[str, Mapping[str, Any]] | str = NO_VIEWS,
     trust: Mapping[str, Any] | str = NOT_TRIED,
@@ -60,6 +64,7 @@ def document(
         stack: the stack the figures are about.
         function: volumes over the cycle from the stack's labels.
         function_acquired: the same from the labels of the acquired slices alone.
+        function_long_axis: as `function`, with the LV's ends as long-axis images show them.
         wall_thickness: mm in each AHA segment, at end-diastole (`ed_mm`) and end-systole (`es_mm`).
         long_axis: agreement with each acquired long-axis image, by view and by what is compared.
         trust: errors of the model on left-out slices.
@@ -88,6 +93,7 @@ def document(
             "body": _body_section(body),
             "function": _function_section(function, body),
             "function_acquired": _function_section(function_acquired, body),
+            "function_long_axis": _function_section(function_long_axis, body),
             "wall_thickness": _section(wall_thickness),
             "long_axis": _section(long_axis),
             "trust": _section(trust),
@@ -97,6 +103,24 @@ def document(
             "provenance": provenance,
         }
     )
+
+
+def function_to_the_ends(labels: Stack, stack: Stack, lax: Iterable[LaxImage]) -> Function | str:
+    """Volumes of cleaned labels to the LV's ends as long-axis images show them, or why there are none.
+
+    Args:
+        labels: of the stack.
+        stack: whose provenance tells how far the images are shifted, if that was asked.
+        lax: the images.
+    """
+    views = where_the_slices_want_them(stack, lax)
+    if not views:
+        return NO_VIEWS
+    try:
+        ends = find_ends(labels, views)
+        return NO_ENDS if ends is None else cardiac_function(labels, ends)
+    except InputError as error:
+        return str(error)
 
 
 def machine_document(machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +168,8 @@ def _function_section(function: Function | str, body: Body | None) -> dict[str, 
         "myocardium_ml": function.myocardium_ml,
         "mass_g": function.mass_g,
         "mass_index_g_m2": _indexed(function.mass_g, body),
+        "papillary_muscles": PAPILLARY_MUSCLES,
+        **({} if function.ends is None else {"ends": function.ends.as_json()}),
     }
 
 

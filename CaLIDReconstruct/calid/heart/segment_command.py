@@ -15,7 +15,7 @@ from calid.heart.volumes import Function, cardiac_function
 from calid.images.checks import warnings
 from calid.images.dicom_objects import need_highdicom, segmentation_place, write_segmentations
 from calid.images.dicom_out import find_sources, need_dicom
-from calid.images.files import check_output, read_stack, write_labels
+from calid.images.files import check_output, read_heart, write_labels
 from calid.images.overview import told
 from calid.run.progress import progress_bar, shown_on
 from calid.run.settings import add_flags
@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name in .dcm says the same: the file if there is one phase, of a cine the folder of that name without .dcm",
     )
     parser.add_argument("--series", metavar="NUMBER_OR_UID", help="in a DICOM folder: a series of the short axis")
+    parser.add_argument(
+        "--lax",
+        type=Path,
+        metavar="DIR",
+        dest="views",
+        help="folder of long-axis images, which show where the left ventricle ends; by default those of INPUT",
+    )
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
     add_flags(parser, ["device"])
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
@@ -55,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
     figures.check_json_output(options)
     print(license_notice(options.models), file=sys.stderr)
-    stack = read_stack(options.input, options.series)
+    stack, lax = read_heart(options.input, options.series, lax_folder=options.views)
     output = options.output
     if is_dicom:  # file or folder, by the number of phases
         output = segmentation_place(output, stack, overwrite=options.overwrite, source=options.input)
@@ -76,13 +83,25 @@ def run(options: argparse.Namespace) -> int:
         write_segmentations(chosen, sources, output, overwrite=options.overwrite)
     else:
         write_labels(chosen, output, overwrite=options.overwrite)
+    ended = figures.function_to_the_ends(clean, stack, lax) if lax else figures.NO_VIEWS
     if options.json is not None:
-        figures.write_figures(_figures(stack, clean, options), options.json, overwrite=options.overwrite)
+        figures.write_figures(_figures(stack, clean, ended, options), options.json, overwrite=options.overwrite)
     print(f"{output}: {labels.num_slices} slices, {labels.num_frames} frame(s) labeled.")
+    if lax:
+        print(_told_of_the_ends(ended))
     return 0
 
 
-def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[str, Any]:
+def _told_of_the_ends(ended: Function | str) -> str:
+    """One line about the volumes to the valve plane and the tip, or why there are none."""
+    if isinstance(ended, str) or ended.ends is None:
+        return f"Volumes end where the labels end: {ended}"
+    lv = ended.lv
+    es = "" if lv.esv_ml is None else f", ESV {lv.esv_ml:.0f} ml, EF {lv.ef_percent:.0f} %"
+    return f"LV to {ended.ends.words}: EDV {lv.edv_ml:.0f} ml{es}, mass {ended.mass_g:.0f} g."
+
+
+def _figures(stack: Stack, labels: Stack, ended: Function | str, options: argparse.Namespace) -> dict[str, Any]:
     """What the labels say of the heart, as data."""
     try:
         function: Function | str = cardiac_function(labels)
@@ -92,6 +111,7 @@ def _figures(stack: Stack, labels: Stack, options: argparse.Namespace) -> dict[s
         "segment",
         stack,
         function=function,
+        function_long_axis=ended,
         wall_thickness=figures.wall_section(labels),
         body=figures.body_from(options),
         findings=warnings(stack),

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.heart.anatomy import clean_labels, heart_axes
+from calid.heart.figures import NO_VIEWS, function_to_the_ends
 from calid.heart.longaxis import heart_centre
 from calid.heart.volumes import Function, cardiac_function
 from calid.images.checks import check_stack
@@ -67,6 +68,7 @@ class Case:
         sparse_function: from the acquired slices' labels alone.
         trust: acquired slices predicted from their neighbours.
         left_out_views: what guidance does for a long-axis image that takes no part in it; empty without guidance.
+        long_axis_function: as `function`, with the LV's ends as long-axis images show them.
         method: name of the model.
         seconds: the upsampling took; None where the stack came dense.
     """
@@ -81,6 +83,7 @@ class Case:
     method: str
     seconds: float | None
     left_out_views: tuple[LeftOutView, ...] = ()
+    long_axis_function: Function | Missing = Missing(NO_VIEWS)
 
 
 def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str = "") -> Case:
@@ -114,6 +117,7 @@ def gather(stack: Stack, lax: tuple[LaxImage, ...], tools: Tools, *, source: str
         method=METHOD_NAMES.get(str(dense.provenance.get("method")), tools.method),
         seconds=seconds,
         left_out_views=_left_out_views(dense, sparse, lax, tools),
+        long_axis_function=_long_axis_function(labels, dense, lax),
     )
 
 
@@ -147,6 +151,13 @@ def _function(labels: Stack | Missing) -> Function | Missing:
         return cardiac_function(labels)
     except CalidError as error:
         return Missing(str(error))
+
+
+def _long_axis_function(labels: Stack | Missing, dense: Stack, lax: tuple[LaxImage, ...]) -> Function | Missing:
+    if isinstance(labels, Missing):
+        return labels
+    found = function_to_the_ends(labels, dense, lax)
+    return Missing(found) if isinstance(found, str) else found
 
 
 def _sparse_function(raw: Stack | Missing) -> Function | Missing:

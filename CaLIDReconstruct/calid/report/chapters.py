@@ -31,7 +31,7 @@ _MOVIE_VIEW = "4ch"  # the most familiar one
 _VIEW_GRID_MM = 2.0
 _STILL_SIZE = (360, 360)
 _STILL_TURNS = ((0, "anterior"), (90, "septal"), (180, "inferior"), (270, "lateral"))
-_LV_COLOUR, _RV_COLOUR = "#e0645c", "#6f9cf0"
+_LV_COLOUR, _RV_COLOUR, _LV_ENDED_COLOUR = "#e0645c", "#6f9cf0", "#e0b45c"
 
 
 # --- long axis --------------------------------------------------------------------------------------------------------
@@ -153,29 +153,59 @@ def _still(meshes: viewer.Meshes, moment: str) -> str:
 
 
 def function(case: Case) -> list[str]:
-    """Volume curve and table, from the acquired slices and from the dense stack."""
+    """Volume curve and table: from the acquired slices, from the dense stack, and to the ends the long axis shows."""
     if isinstance(case.function, Missing):
         return [page.paragraph(f"There are no volumes. {case.function.reason}")]
-    dense, sparse = case.function, case.sparse_function
-    parts = [_curves(dense, sparse)] if dense.frame_times_ms.size > 2 else []
-    if isinstance(sparse, Missing):
-        rows = [[one.name, with_unit(one.dense, one.unit)] for one in compare_function(dense, dense)]
-        return [*parts, page.table(["", "from this stack"], rows), page.paragraph(sparse.reason)]
+    dense, sparse, ended = case.function, case.sparse_function, case.long_axis_function
+    parts = [_curves(dense, sparse, ended)] if dense.frame_times_ms.size > 2 else []
+    columns = [("this stack" if isinstance(sparse, Missing) else "upsampled stack", dense)]
+    if isinstance(sparse, Function):
+        columns.insert(0, ("acquired slices", sparse))
+    if isinstance(ended, Function):
+        columns.append((f"{columns[-1][0]}, ends from the long axis", ended))
     rows = []
-    for one in compare_function(sparse, dense):
-        difference = with_unit(one.difference, one.unit, signed=True)
-        rows.append([one.name, with_unit(one.sparse, one.unit), with_unit(one.dense, one.unit), difference])
-    explained = page.paragraph(
+    for measures in zip(*(compare_function(dense, one) for _, one in columns), strict=True):
+        row = [measures[0].name, *(with_unit(one.dense, one.unit) for one in measures)]
+        if isinstance(sparse, Function):
+            between = measures[0].dense, measures[1].dense
+            difference = None if None in between else between[1] - between[0]
+            row.append(with_unit(difference, measures[0].unit, signed=True))
+        rows.append(row)
+    heads = ["", *(name for name, _ in columns)]
+    if isinstance(sparse, Function):
+        heads.append("upsampled less acquired")
+    return [
+        *parts,
+        page.table(heads, rows),
+        *([page.paragraph(sparse.reason)] if isinstance(sparse, Missing) else []),
+        page.paragraph(_how_measured(ended)),
+    ]
+
+
+def _how_measured(ended: Function | Missing) -> str:
+    sentences = (
         "Volumes are areas times the thickness each slice stands for; end-diastole and end-systole are the largest and "
         "smallest LV cavity; mass is wall volume times 1.05 g/ml. Papillary muscles and trabeculae count as cavity in "
-        "labels by the bundled segmenter. The base is where the labels end; no valve plane cuts it. The difference "
-        "between the two stacks is the plainest uncertainty there is; errors that both share, such as a misplaced "
-        "base, do not show in it."
+        "labels by the bundled segmenter. The difference between the two stacks is the plainest uncertainty there is; "
+        "errors that both share, such as a misplaced base, do not show in it. "
     )
-    return [*parts, page.table(["", "acquired slices", "upsampled stack", "difference"], rows), explained]
+    if isinstance(ended, Missing) or ended.ends is None:
+        reason = ended.reason if isinstance(ended, Missing) else ""
+        return f"{sentences}The base is where the labels end; no valve plane cuts it. {reason}"
+    ends = ended.ends
+    if ends.base_points_lps is not None:
+        moves = "" if ends.excursion_mm is None else f"; it moves by {ends.excursion_mm:.0f} mm over the beat"
+        sentences += (
+            f"Ends from the long axis: the mitral valve plane ({', '.join(ends.base_views)}) cuts the LV's cavity and "
+            f"wall, whatever is labelled beyond it. The ends of the walls lie {ends.misfit_mm:.1f} mm beside it (root "
+            f"mean square){moves}. "
+        )
+    if ends.apex_lps is not None:
+        sentences += f"Below its last labelled slice the cavity narrows to its tip ({', '.join(ends.apex_views)}). "
+    return f"{sentences}The RV's base is where its labels end."
 
 
-def _curves(dense: Function, sparse: Function | Missing) -> str:
+def _curves(dense: Function, sparse: Function | Missing, ended: Function | Missing) -> str:
     times = dense.frame_times_ms
     curves = [
         Curve("LV", times, dense.lv.volumes_ml, _LV_COLOUR),
@@ -184,6 +214,8 @@ def _curves(dense: Function, sparse: Function | Missing) -> str:
     if isinstance(sparse, Function):
         curves.append(Curve("LV, acquired", times, sparse.lv.volumes_ml, _LV_COLOUR, dashed=True))
         curves.append(Curve("RV, acquired", times, sparse.rv.volumes_ml, _RV_COLOUR, dashed=True))
+    if isinstance(ended, Function):
+        curves.append(Curve("LV, to its ends", times, ended.lv.volumes_ml, _LV_ENDED_COLOUR))
     marks = [(float(times[dense.ed_frame]), "ED")]
     if dense.es_frame is not None:
         marks.append((float(times[dense.es_frame]), "ES"))

@@ -123,6 +123,7 @@ def case_figures(
         case.dense,
         function=_or_reason(case.function),
         function_acquired=_or_reason(case.sparse_function),
+        function_long_axis=_or_reason(case.long_axis_function),
         wall_thickness=figures.wall_section(case.labels) if isinstance(case.labels, Stack) else case.labels.reason,
         long_axis=by_view or figures.NO_VIEWS,
         trust=case.trust.reason if isinstance(case.trust, Missing) else case.trust.as_json(),
