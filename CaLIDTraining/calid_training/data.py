@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from calid_training.crops import SHIPPED, BatchMaker, CropStream, Triplets, Variety, image_batch, triplet_batch
-from calid_training.datasets import LICENCE_CLEAN
+from calid_training.datasets import LICENSE_CLEAN
 from calid_training.prepare import StoredCase, load_cases, provenance_of, read_index
 
 VALIDATION_SEED = 7
@@ -53,7 +53,7 @@ class CropData(L.LightningDataModule):
     def __init__(
         self,
         prepared: Path = Path("prepared"),
-        datasets: Sequence[str] = LICENCE_CLEAN,
+        datasets: Sequence[str] = LICENSE_CLEAN,
         batch_size: int = 8,
         sizes: Sequence[int] = (128, 64, 192),
         size_weights: Sequence[float] = (0.5, 0.3, 0.2),

@@ -313,5 +313,5 @@ READERS: dict[str, Callable[[Path], Iterator[Item]]] = {
     "ukbb": _ukbb,
 }
 
-LICENCE_CLEAN = ("autofd", "chla", "sunnybrook")
+LICENSE_CLEAN = ("autofd", "chla", "sunnybrook")
 """The sets that may train the interpolation weights that ship; ACDC may not, and bivme is kept as the unseen demo."""

@@ -1,7 +1,8 @@
 """What a recipe will take, told before it is spent: optimizer steps, hours on this machine, bytes on disk.
 
 Hours are computed, not measured: the floating-point operations of the networks' forward passes, three times as many
-for learning, at the speed at which this machine convolves. Loading, validation and waiting for others come on top.
+for what learns, at the speed at which this machine convolves. Discriminators, loading, validation and waiting for
+others come on top.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from calid.method.codec import Codec, CodecConfig
 from calid.method.motion import Motion, MotionConfig
-from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig
+from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, folded
 from calid.method.weights import config_from
 from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from calid_training.datasets import Item, items_of
+from calid_training.lpips import AlexNetLPIPS
 from calid_training.recipe_steps import Step
 
 LEARNING = 3
@@ -29,9 +34,30 @@ COPIES = 8
 """Tensors of every weight on disk: itself, Adam's two moments and the average, in two checkpoints."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """The networks that earlier steps of a recipe have trained, by their widths; a later stage may build on them."""
+
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+
+    def after(self, step: Step) -> Known:
+        """These and the one that a step trains."""
+        settings, command = step.settings(), step.command[0]
+        widths = settings["model"].get("network", {})
+        if command == "motion":
+            return replace(self, motion=config_from(MotionConfig, widths))
+        if command == "codec":
+            return replace(self, codec=config_from(CodecConfig, widths))
+        if command == "code-denoiser":
+            return replace(self, denoiser=config_from(DenoiserConfig, widths))
+        return self
+
+
 def estimate(steps: Sequence[Step], data: Path) -> str:
     """Lines for every step and their sums; `data` is the folder with the raw sets."""
-    speed = flops_per_second()
+    speed, known = flops_per_second(), Known()
     lines, hours, size = [f"This machine convolves {speed / 1e9:,.1f} GFLOP/s at the moment.", ""], 0.0, 0
     for step in steps:
         told = ""
@@ -39,66 +65,173 @@ def estimate(steps: Sequence[Step], data: Path) -> str:
             count, needed = prepared_bytes(data, step.command[step.command.index("--datasets") + 1 :])
             told, size = f"{count} stacks, {needed / 1e9:.1f} GB", size + needed
         elif step.configs:
-            settings = step.settings()
-            number, needed = optimizer_steps(settings), checkpoint_bytes(settings)
-            mine = LEARNING * number * flops_of_step(settings) / speed / 3600
+            number, needed = optimizer_steps(step.settings()), checkpoint_bytes(step, known)
+            mine = number * flops_of_step(step, known) / speed / 3600
             told = f"{number:,} steps, about {mine:,.1f} h, {needed / 1e9:.1f} GB of checkpoints"
-            hours, size = hours + mine, size + needed
+            hours, size, known = hours + mine, size + needed, known.after(step)
         lines += [f"{step.name}: {told}" if told else step.name, f"  {step.program} {shlex.join(step.arguments())}"]
     return "\n".join([*lines, "", f"In all about {hours:,.1f} hours of one such device and {size / 1e9:.1f} GB."])
 
 
 def optimizer_steps(settings: Mapping[str, Any]) -> int:
     """Steps of a training run, as its configuration has them."""
-    trainer, model = settings["trainer"], settings["model"]
-    together = trainer.get("accumulate_grad_batches", 1) * model.get("accumulate", 1)
-    return trainer["max_epochs"] * settings["data"]["batches"] // together
+    trainer = settings["trainer"]
+    return trainer["max_epochs"] * settings["data"]["batches"] // _batches_together(settings)
 
 
-def _networks(settings: Mapping[str, Any]) -> tuple[torch.nn.Module, tuple[int, ...], float]:
-    """The network of a run on tensors without storage, the shape of one of its crops, and forward passes for each."""
-    model, data = settings["model"], settings["data"]
-    widths, size = model.get("network", {}), data["sizes"][0]
-    with torch.device("meta"):
-        if "attention" in widths:
-            prediction = model.get("prediction", widths.get("prediction", "velocity"))
-            config = config_from(DenoiserConfig, {**widths, "prediction": prediction})
-            latents = size // 4
-            deep = (data["frames"] // 4,) if config.spatial_dims == 3 else ()
-            return (
-                Denoiser(config),
-                (config.latent_channels, *deep, latents, latents),
-                float(model.get("noise_draws", 1)),
-            )
-        if "latent_channels" in widths:
-            coder = config_from(AutoencoderConfig, widths)
-            deep = (data["frames"],) if coder.spatial_dims == 3 else ()
-            return Autoencoder(coder), (1, *deep, size, size), 1.0
-        return Motion(config_from(MotionConfig, widths)), (1, size, size), 1.0
+def _batches_together(settings: Mapping[str, Any]) -> int:
+    """Batches that make one step."""
+    return settings["trainer"].get("accumulate_grad_batches", 1) * settings["model"].get("accumulate", 1)
 
 
-def flops_of_step(settings: Mapping[str, Any]) -> float:
-    """Floating-point operations of the forward passes of one optimizer step on all devices together."""
-    network, shape, draws = _networks(settings)
-    crop = torch.empty(1, *shape, device="meta")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        if isinstance(network, Denoiser):
-            images = torch.empty(1, 1, *(4 * length for length in shape[1:]))
-            z_c = network.condition(images, images, (crop, crop))
-            network(crop, torch.zeros(1, dtype=torch.long), z_c)
-        elif isinstance(network, Autoencoder):
-            network.decode(network.encode(crop)[0])
-        else:
-            network(crop, crop)
-    trainer, model, data = settings["trainer"], settings["model"], settings["data"]
+def flops_of_step(step: Step, known: Known) -> float:
+    """Floating-point operations of one optimizer step on all devices together, backward passes among them."""
+    settings = step.settings()
+    trainer, data = settings["trainer"], settings["data"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else 1
-    together = trainer.get("accumulate_grad_batches", 1) * model.get("accumulate", 1)
-    return counter.get_total_flops() * draws * data["batch_size"] * devices * together
+    crops = data["batch_size"] * devices * _batches_together(settings)
+    with torch.device("meta"):
+        return crops * PASSES[step.command[0]](settings, known.after(step))
 
 
-def checkpoint_bytes(settings: Mapping[str, Any]) -> int:
-    """Bytes of a run's checkpoints."""
-    return COPIES * 4 * sum(parameter.numel() for parameter in _networks(settings)[0].parameters())
+def checkpoint_bytes(step: Step, known: Known) -> int:
+    """Bytes of a run's checkpoints, which hold the networks that learn."""
+    with torch.device("meta"):
+        network = NETWORKS[step.command[0]](step.settings(), known.after(step))
+    return COPIES * 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
+# What follows is computed with tensors that have a shape and no values.
+
+
+def _counted(work: Any, *inputs: Any) -> float:
+    """Floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        work(*inputs)
+    return float(counter.get_total_flops())
+
+
+def _crop(settings: Mapping[str, Any], *, deep: bool = False, channels: int = 1) -> torch.Tensor:
+    """One crop of a run, over time where it is `deep`."""
+    data = settings["data"]
+    return torch.empty(1, channels, *((data["frames"],) if deep else ()), *[data["sizes"][0]] * 2)
+
+
+def _autoencoder(settings: Mapping[str, Any], _: Known) -> Autoencoder:
+    return Autoencoder(config_from(AutoencoderConfig, settings["model"]["network"]))
+
+
+def _autoencoder_passes(settings: Mapping[str, Any], known: Known) -> float:
+    network = _autoencoder(settings, known)
+    crop = _crop(settings, deep=network.config.spatial_dims == 3)
+    return LEARNING * _counted(lambda x: network.decode(network.encode(x)[0]), crop)
+
+
+def _denoiser(settings: Mapping[str, Any], _: Known) -> Denoiser:
+    model = settings["model"]
+    widths = model.get("network", {})
+    prediction = model.get("prediction", widths.get("prediction", "velocity"))
+    return Denoiser(config_from(DenoiserConfig, {**widths, "prediction": prediction}))
+
+
+def _denoiser_passes(settings: Mapping[str, Any], known: Known) -> float:
+    network, data = _denoiser(settings, known), settings["data"]
+    deep = network.config.spatial_dims == 3
+    size = [*([data["frames"] // 4] if deep else []), *[data["sizes"][0] // 4] * 2]
+    z, image, t = torch.empty(1, network.config.latent_channels, *size), _crop(settings, deep=deep), torch.zeros(1)
+    condition = _counted(network.condition, image, image, (z, z))
+    z_c = network.condition(image, image, (z, z))
+    draws = settings["model"].get("noise_draws", 1)
+    return LEARNING * (condition + draws * _counted(network, z, t.long(), z_c))
+
+
+def _motion(_: Mapping[str, Any], known: Known) -> Motion:
+    return Motion(known.motion)
+
+
+def _motion_passes(settings: Mapping[str, Any], known: Known) -> float:
+    crop = _crop(settings)
+    return LEARNING * _counted(_motion(settings, known), crop, crop)
+
+
+def _codec(_: Mapping[str, Any], known: Known) -> Codec:
+    return Codec(known.codec)
+
+
+def _judged(image: torch.Tensor) -> float:
+    """What LPIPS takes of a made image and its truth, of which only the made one is asked for gradients."""
+    return (LEARNING + 1) * _counted(AlexNetLPIPS.untrained().features, image)
+
+
+def _codec_passes(settings: Mapping[str, Any], known: Known) -> float:
+    crop, codec, motion = _crop(settings), _codec(settings, known), _motion(settings, known)
+    gap = torch.empty(1)
+    moving, seeing = _counted(motion, crop, crop), _counted(codec.see, crop, crop, gap)
+    sight = codec.see(crop, crop, gap)
+    code = codec.encode(crop, sight)
+    coding = _counted(codec.encode, crop, sight) + _counted(codec.decode, code, sight)
+    return moving + LEARNING * (seeing + coding) + _judged(crop)
+
+
+def _code_denoiser(_: Mapping[str, Any], known: Known) -> Denoiser:
+    return Denoiser(known.denoiser)
+
+
+def _code_denoiser_passes(settings: Mapping[str, Any], known: Known) -> float:
+    """Eq. 5 on codes; with `image_weight` also two draws of every slice, decoded and judged."""
+    model, crop, gap = settings["model"], _crop(settings), torch.empty(1)
+    codec, motion, network = (make(settings, known) for make in (_codec, _motion, _code_denoiser))
+    sight = codec.see(crop, crop, gap)
+    code, z_c = codec.encode(crop, sight), network.tau1(sight.features[-1])
+    given = 2 * _counted(motion, crop, crop) + _counted(codec.see, crop, crop, gap)
+    given += _counted(codec.encode, crop, sight)
+    walk = _counted(network, code, torch.zeros(1).long(), z_c)
+    learned = _counted(network.tau1, sight.features[-1]) + model.get("noise_draws", 4) * walk
+    if not model.get("image_weight", 0):
+        return given + LEARNING * learned
+    draw = model.get("draw_steps", 2) * walk + _counted(codec.decode, code, sight)
+    return given + LEARNING * (learned + 2 * draw) + 2 * _judged(crop)
+
+
+def _cine_codes(_: Mapping[str, Any], known: Known) -> nn.Module:
+    return Denoiser(replace(known.denoiser, temporal=True)).temporal
+
+
+def _cine_code_passes(settings: Mapping[str, Any], known: Known) -> float:
+    """Frames are coded one by one; gradients pass through the frozen layers between those that learn."""
+    frames = settings["data"]["frames"]
+    clip, codec, motion = folded(_crop(settings, deep=True)), _codec(settings, known), _motion(settings, known)
+    network, gap = Denoiser(replace(known.denoiser, temporal=True)), torch.empty(frames)
+    sight = codec.see(clip, clip, gap)
+    code, z_c = codec.encode(clip, sight), network.tau1(sight.features[-1])
+    given = 2 * _counted(motion, clip, clip) + _counted(codec.see, clip, clip, gap)
+    given += _counted(codec.encode, clip, sight) + _counted(network.tau1, sight.features[-1])
+    z, z_c = (x.unflatten(0, (1, frames)).transpose(1, 2) for x in (code, z_c))
+    return given + LEARNING * _counted(network, z, torch.zeros(1).long(), z_c)
+
+
+PASSES = {
+    "autoencoder": _autoencoder_passes,
+    "cine-autoencoder": _autoencoder_passes,
+    "denoiser": _denoiser_passes,
+    "cine-denoiser": _denoiser_passes,
+    "motion": _motion_passes,
+    "codec": _codec_passes,
+    "code-denoiser": _code_denoiser_passes,
+    "cine-codes": _cine_code_passes,
+}
+"""(settings of a run, networks) -> floating-point operations for one of its crops, of every stage that a recipe has."""
+NETWORKS = {
+    "autoencoder": _autoencoder,
+    "cine-autoencoder": _autoencoder,
+    "denoiser": _denoiser,
+    "cine-denoiser": _denoiser,
+    "motion": _motion,
+    "codec": _codec,
+    "code-denoiser": _code_denoiser,
+    "cine-codes": _cine_codes,
+}
+"""(settings of a run, networks) -> what learns, of every stage that a recipe has."""
 
 
 def prepared_bytes(data: Path, datasets: Sequence[str]) -> tuple[int, int]:

@@ -45,6 +45,26 @@ class AlexNetLPIPS(nn.Module):
 
     def __init__(self, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.layers = self._convolutions()
+        names = [f"{name}.{kind}" for name in self.layers for kind in ("weight", "bias")]
+        self.layers.load_state_dict({name: backbone[f"features.{name}"] for name in names})
+        for index in range(len(self.layers)):
+            self.register_buffer(f"head{index}", heads[f"lin{index}.model.1.weight"])
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    @classmethod
+    def untrained(cls) -> AlexNetLPIPS:
+        """The network with random weights, for those who only ask what it costs."""
+        layers = cls._convolutions()
+        heads = [torch.zeros(1, layer.bias.numel(), 1, 1) for layer in layers.values()]
+        return cls(
+            {f"features.{name}": value for name, value in layers.state_dict().items()},
+            {f"lin{index}.model.1.weight": head for index, head in enumerate(heads)},
+        )
+
+    @classmethod
+    def _convolutions(cls) -> nn.ModuleDict:
         convolutions = (
             nn.Conv2d(3, 64, 11, stride=4, padding=2),
             nn.Conv2d(64, 192, 5, padding=2),
@@ -52,13 +72,7 @@ class AlexNetLPIPS(nn.Module):
             nn.Conv2d(384, 256, 3, padding=1),
             nn.Conv2d(256, 256, 3, padding=1),
         )
-        self.layers = nn.ModuleDict(dict(zip(self.CONVOLUTIONS, convolutions, strict=True)))
-        names = [f"{name}.{kind}" for name in self.layers for kind in ("weight", "bias")]
-        self.layers.load_state_dict({name: backbone[f"features.{name}"] for name in names})
-        for index in range(len(self.layers)):
-            self.register_buffer(f"head{index}", heads[f"lin{index}.model.1.weight"])
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        return nn.ModuleDict(dict(zip(cls.CONVOLUTIONS, convolutions, strict=True)))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The five normalised feature maps of images (N, 1, Y, X) in [0, 1]."""

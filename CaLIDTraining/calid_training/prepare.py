@@ -26,7 +26,7 @@ from calid.run.preparation import intensity_window
 from calid.run.windows import closes
 from tqdm import tqdm
 
-from calid_training.datasets import LICENCE_CLEAN, Case, Item, items_of
+from calid_training.datasets import LICENSE_CLEAN, Case, Item, items_of
 
 INDEX_NAME, JOURNAL_NAME, LEFT_OUT_NAME = "index.json", "index.journal", "left-out.json"
 MAX_WORKERS = 8
@@ -165,7 +165,7 @@ class Outcome:
     left_out: Mapping[str, str]
 
 
-def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENCE_CLEAN, workers: int | None = None) -> Outcome:
+def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENSE_CLEAN, workers: int | None = None) -> Outcome:
     """Write the prepared form of the named sets.
 
     Args:

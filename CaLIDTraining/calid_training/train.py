@@ -42,14 +42,14 @@ def _recipe(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    from calid_training.datasets import LICENCE_CLEAN, READERS, SPLIT_FILE
+    from calid_training.datasets import LICENSE_CLEAN, READERS, SPLIT_FILE
     from calid_training.prepare import MAX_WORKERS, prepare
 
     parser = ArgumentParser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
     parser.add_argument("--out", type=Path, default=Path("prepared"))
     known = f"{', '.join(sorted(READERS))}, or the name of a folder of your own with {SPLIT_FILE}"
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENCE_CLEAN), help=known)
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN), help=known)
     parser.add_argument(
         "--workers", type=int, help=f"processes that read stacks; by default one a core, {MAX_WORKERS} at most"
     )
@@ -61,12 +61,12 @@ def _prepare(arguments: list[str]) -> int:
 
 def _cine(arguments: list[str]) -> int:
     from calid_training.cine import make_cines
-    from calid_training.datasets import LICENCE_CLEAN
+    from calid_training.datasets import LICENSE_CLEAN
 
     parser = ArgumentParser(prog="calid-train cine", description="Make semi-synthetic cines of prepared ED/ES pairs.")
     parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder made by calid-train prepare")
     parser.add_argument("--out", type=Path, default=Path("prepared-cine"))
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENCE_CLEAN))
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     print(make_cines(options.prepared, options.out, datasets=options.datasets, seed=options.seed))

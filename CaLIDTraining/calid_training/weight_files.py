@@ -42,6 +42,7 @@ def write_model(
         in_8_bits: whether weights are `packed`; else all is in half precision.
         **facts: further values of the manifest's entry.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     halves = {key: value.half().contiguous() for key, value in tensors.items()}
     write_tensors(path, packed(tensors) if in_8_bits else halves, config, origin)

@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calid.heart.segmentation import Segmenter, segment_with, warm_segmenter
+from calid.heart.segmentation import Segmenter, segment_with
 from calid.images.files import read_stack
 from calid.labels import LV_CAVITY
+from calid.method.weights import read_manifest
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL, Interpolator
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
@@ -51,6 +52,7 @@ from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.perceptual import Perceptual
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import generated
 from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
@@ -145,26 +147,24 @@ def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[
 
 
 def rows_of(*, models_folder: Path | None, device: str, steps: int) -> dict[str, Row]:
-    """The rows of the table."""
-    still, moving = (
-        warm_interpolator(choose_device(device), models_folder, name) for name in (DEFAULT_MODEL, CINE_MODEL)
-    )
+    """The rows of the table: of the 2D model and the 2D+T model, as far as the folder has them."""
+    names = read_manifest(models_folder)
 
-    def row(interpolator: Interpolator, method: str, steps: int = steps) -> Row:
+    def row(name: str, method: str, steps: int = steps, *, own_noise: bool = False) -> Row:
+        interpolator = warm_interpolator(choose_device(device), models_folder, name)
+        if own_noise:
+            interpolator = replace(interpolator, noise_share=0.0)
         settings = Settings(factor=2, method=method, steps=steps, device=device)
         entry = interpolator.entry
         return Row(partial(made_by, interpolator, settings), ((entry.name, entry.sha256),))
 
-    return {
-        "linear": Row(lambda before, after, _: (before + after) / 2),
-        "CaLID, noise of its own in every frame": row(replace(still, noise_share=0.0), "calid"),
-        "CaLID": row(still, "calid"),
-        f"CaLID{OVER_TIME}": row(moving, "calid"),
-        "CaLID+": row(still, "calid+"),
-        f"CaLID+{OVER_TIME}": row(moving, "calid+"),
-        "CaLID, one step": row(still, "calid", 1),
-        f"CaLID, one step{OVER_TIME}": row(moving, "calid", 1),
-    }
+    rows = {"linear": Row(lambda before, after, _: (before + after) / 2)}
+    if DEFAULT_MODEL in names:
+        rows["CaLID, noise of its own in every frame"] = row(DEFAULT_MODEL, "calid", own_noise=True)
+    for name, method, few in (("CaLID", "calid", steps), ("CaLID+", "calid+", steps), ("CaLID, one step", "calid", 1)):
+        models = {"": DEFAULT_MODEL, OVER_TIME: CINE_MODEL}
+        rows |= {name + kind: row(model, method, few) for kind, model in models.items() if model in names}
+    return rows
 
 
 def made_by(
@@ -433,7 +433,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
-    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    segmenter = judging_segmenter(choose_device(options.device), options.models)
     cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
     asked = passages_of(cases, segmenter, count=options.quick, dicom=options.dicom, gaps=options.gaps)
     judges = perceptual.measures_of(options)

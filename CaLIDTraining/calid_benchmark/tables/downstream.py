@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from calid.heart.segmentation import Segmenter, most_likely, warm_segmenter
+from calid.heart.segmentation import Segmenter, most_likely
 from calid.run.device import choose_device
 from calid_training.segmenter import STRUCTURE_NAMES
 from tqdm import tqdm
 
 from calid_benchmark import metrics
 from calid_benchmark.rivals import shape_based
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import CONTROLS, Named, chosen
 from calid_benchmark.tables.answers import Answers, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars
@@ -200,7 +201,7 @@ def make(
 def run(options: Namespace) -> int:
     offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
-    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    segmenter = judging_segmenter(choose_device(options.device), options.models)
     notes = [*notes_of_slow(options.slow_baselines), *offer.notes]
     with TemporaryDirectory() as folder:
         answers = ask(systems, asked_of(options), Path(folder), slow_patients=options.slow_baselines)

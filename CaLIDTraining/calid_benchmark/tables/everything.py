@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from calid.heart.segmentation import warm_segmenter
 from calid.run.device import choose_device
 from calid_training.prepare import load_cases
 
 from calid_benchmark import perceptual, rivals
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import CONTROLS, Source, chosen, offered
 from calid_benchmark.tables import (
     cine,
@@ -105,7 +105,7 @@ def makers(options: Namespace, amount: Amount, folder: Path) -> dict[str, Callab
     answers = ask(systems, asked, folder / "between", slow_patients=amount.slow_patients)
     answers = with_controls(answers, CONTROLS, folder / "controls")
     notes = [*notes_of_slow(amount.slow_patients), *offer.notes]
-    labels = warm_segmenter(choose_device(options.device), options.models)
+    labels = judging_segmenter(choose_device(options.device), options.models)
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
 
     def reconstructed(place: Place) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from calid.heart.segmentation import Segmenter, warm_segmenter
+from calid.heart.segmentation import Segmenter
 from calid.method.codec import Codec, Sight
 from calid.method.coded import CodedCaLID
 from calid.method.motion import Motion, halfway
@@ -32,6 +32,7 @@ from calid_training.weight_files import part_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.interpolation import segmenter_features
 from calid_benchmark.tables.questions import Question, add_place_arguments, add_set_arguments, asked_of
@@ -217,7 +218,7 @@ def run(options: Namespace) -> int:
         ways = {name: way for name, way in ways.items() if name in options.rows}
     device = choose_device(options.device)
     lpips = perceptual.measures_of(options).lpips
-    judges = segmenter_features(options.models), lpips, warm_segmenter(device, options.models)
+    judges = segmenter_features(options.models), lpips, judging_segmenter(device, options.models)
     lines, reference = [], None
     for name, way in ways.items():
         found, cells = row(answered(asked, way, autocast=device.autocast()), judges, reference)

@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from calid.errors import WeightsError
 from calid.heart.medformer import features
-from calid.heart.segmentation import warm_segmenter
 from calid.run.device import choose_device
 from calid.run.settings import Settings
 from scipy.stats import norm, spearmanr
@@ -40,6 +39,7 @@ from tqdm import tqdm
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import CONTROLS, Named, between, chosen
 from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
@@ -442,7 +442,7 @@ def notes_of(notes: Sequence[str], measures: Perceptual) -> list[str]:
 def segmenter_features(models_folder: Path | None) -> metrics.FeatureExtractor | None:
     """The frozen encoder of the bundled segmenter, or None where it is not installed."""
     try:
-        segmenter = warm_segmenter(choose_device("cpu"), models_folder)
+        segmenter = judging_segmenter(choose_device("cpu"), models_folder)
     except WeightsError:
         return None
     return lambda images: features(segmenter.model, images)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from calid.heart.anatomy import clean_labels
 from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice, heart_centre
-from calid.heart.segmentation import segment_with, warm_segmenter
+from calid.heart.segmentation import segment_with
 from calid.heart.surfaces import surfaces
 from calid.images.study import read_study
 from calid.labels import LV_CAVITY
@@ -35,6 +35,7 @@ from calid.stack import LaxImage, Stack
 from tqdm import tqdm
 
 from calid_benchmark.rivals import shape_based
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import MOTION_ALONE, Named, chosen
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.meshes import SIDES, distances_to_meshes, mesh_labels
@@ -110,7 +111,7 @@ def upsampled(heart: Heart, systems: Sequence[Named]) -> dict[str, Stack]:
 
 def labelled(heart: Heart, stacks: Mapping[str, Stack], *, models: Path | None, device: str) -> dict[str, Stack]:
     """{row: cleaned labels on the dense grid}."""
-    segmenter = warm_segmenter(choose_device(device), models)
+    segmenter = judging_segmenter(choose_device(device), models)
     rows = {name: clean_labels(segment_with(segmenter, stack)) for name, stack in tqdm(stacks.items(), "segmenting")}
     sparse = segment_with(segmenter, heart.sparse)
     voxels = np.stack([shape_based.upsample(frame, heart.factor) for frame in sparse.voxels])

@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from calid.heart.segmentation import Segmenter, warm_segmenter
+from calid.heart.segmentation import Segmenter
 from calid.run.device import choose_device
 from calid_training.segmenter import STRUCTURE_NAMES
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from calid_benchmark import metrics
+from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.systems import Named
 from calid_benchmark.tables.answers import Answers, ask, of_themselves
 from calid_benchmark.tables.downstream import ORIGINAL, segmented
@@ -171,7 +172,7 @@ def reconstructing(systems: Sequence[Named]) -> list[Named]:
 def run(options: Namespace) -> int:
     offer = offer_of(options)
     systems = reconstructing(offer.systems)
-    segmenter = warm_segmenter(choose_device(options.device), options.models)
+    segmenter = judging_segmenter(choose_device(options.device), options.models)
     with TemporaryDirectory() as folder:
         answers = ask(systems, asked_of(options), Path(folder), sides=of_themselves)
         make(place_of(options), answers, segmenter, systems=systems, notes=offer.notes)

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 import torch
 from calid.errors import WeightsError
 from calid.heart.segmentation import DEFAULT_MODEL as SEGMENTER
-from calid.method.weights import find_model
+from calid.method.weights import find_model, read_manifest
 from calid.run.batches import DEFAULT_MODEL
 from calid_training.prepare import INDEX_NAME
+
+from calid_benchmark.segmenters import segmenter_folder
 
 
 class Weighted(Protocol):
@@ -92,12 +94,12 @@ def place_of(options: Namespace, table: str = "") -> Place:
 
 def facts(place: Place, settings: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
     """Everything that made a table."""
-    entry = find_model(DEFAULT_MODEL, place.models)
+    entry = read_manifest(place.models).get(DEFAULT_MODEL)
     weights = {name: sha256 for system in systems for name, sha256 in system.weights}
     options = {**place.said, "out": place.out, **settings}
     return {
-        "model": entry.name,
-        "model_sha256": entry.sha256,
+        "model": None if entry is None else entry.name,
+        "model_sha256": None if entry is None else entry.sha256,
         "weights": weights | _segmenter(place.models),
         "prepared_sha256": None if place.prepared is None else _sha256(place.prepared / INDEX_NAME),
         "revision": _revision(),
@@ -130,7 +132,7 @@ def _processor() -> str:
 
 def _segmenter(models_folder: Path | None) -> dict[str, str]:
     try:
-        return {SEGMENTER: find_model(SEGMENTER, models_folder).sha256}
+        return {SEGMENTER: find_model(SEGMENTER, segmenter_folder(models_folder)).sha256}
     except WeightsError:
         return {}
 
