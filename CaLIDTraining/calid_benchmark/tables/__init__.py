@@ -17,6 +17,7 @@ TABLES = {
     "speed": "speed",
     "segmenter": "segmenter",
     "cine": "cine",
+    "agreement": "agreement",
     "gates": "gates",
     "alignment": "alignment",
     "guidance": "guidance",
