@@ -62,6 +62,8 @@ class PaperForm:
     def _model(self) -> CaLID:
         """The networks under a schedule that does not bound z_0."""
         model = self.interpolator.model
+        if not isinstance(model, CaLID):
+            raise TypeError("the paper's form is of a model whose latents are those of single slices")
         schedule = replace(model.schedule, max_latent=math.inf)
         return CaLID(model.latent_space, model.denoiser, schedule, model.motion)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calid.heart.medformer import MedFormer
 from calid.heart.segmentation import DEFAULT_MODEL, Segmenter, warm_segmenter
 from calid.method.weights import read_manifest
 from calid.run.device import Device
@@ -12,6 +13,17 @@ from calid.run.device import Device
 def segmenter_folder(models: Path | None) -> Path | None:
     """The folder whose segmenter judges; None is the bundled models'."""
     return models if models is not None and DEFAULT_MODEL in read_manifest(models) else None
+
+
+def network_of(segmenter: Segmenter) -> MedFormer:
+    """The network of a segmenter, whose features are asked for.
+
+    Raises:
+        TypeError: if it is another than MedFormer.
+    """
+    if not isinstance(segmenter.model, MedFormer):
+        raise TypeError(f"features are those of a MedFormer, not of a {type(segmenter.model).__name__}")
+    return segmenter.model
 
 
 def judging_segmenter(device: Device, models: Path | None) -> Segmenter:

@@ -27,7 +27,7 @@ from calid.run.generation import Generation
 from calid.run.preparation import GRID_MULTIPLE, Preparation
 from calid.run.progress import Watch
 from calid.run.reconstruct import warm_interpolator
-from calid.run.settings import Settings
+from calid.run.settings import DeviceName, Method, Mode, Settings
 
 from calid_benchmark import paper_form, rivals
 from calid_benchmark.paper_form import PaperForm
@@ -270,7 +270,7 @@ class Source:
     weights: Path = rivals.WEIGHTS
     steps: int = 2
     samples: int = 8
-    device: str = "auto"
+    device: DeviceName = "auto"
     optimisation_steps: int | None = None
 
 
@@ -316,13 +316,12 @@ def _latent(source: Source) -> list[Named]:
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
     if interpolator.knows_neighbors:
         return [*_motion(interpolator), *_codec(interpolator, source.steps)]
-    bound = {"interpolator": interpolator}
     return [
-        Named("reconstruction", partial(reconstruction, **bound), sees_truth=True, weights=weights),
+        Named("reconstruction", partial(reconstruction, interpolator=interpolator), sees_truth=True, weights=weights),
         Named(
             "bilinear latent",
-            partial(latent_linear, **bound),
-            upsample=partial(latent_linear_between, **bound),
+            partial(latent_linear, interpolator=interpolator),
+            upsample=partial(latent_linear_between, interpolator=interpolator),
             weights=weights,
         ),
         *_motion(interpolator),
@@ -345,7 +344,7 @@ def _motion(interpolator: Interpolator) -> list[Named]:
 def _codec(interpolator: Interpolator, steps: int) -> list[Named]:
     """D without a denoiser, of a code of zeros and of one from the prior N(0, 1) of its training; and hot draws."""
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
-    model = interpolator.model
+    model = coded_model(interpolator)
     hot = replace(interpolator, model=CodedCaLID(model.codec, model.denoiser, model.motion).eval())
     settings = Settings(factor=2, method="calid", steps=steps)
     makers: dict[str, Callable[..., np.ndarray]] = {
@@ -361,6 +360,13 @@ def _codec(interpolator: Interpolator, steps: int) -> list[Named]:
     return [row(name, COMMON_SPACING_MM) for name in makers]
 
 
+def coded_model(interpolator: Interpolator) -> CodedCaLID:
+    """The networks of an interpolator that knows the neighbors."""
+    if not isinstance(interpolator.model, CodedCaLID):
+        raise TypeError(f"{interpolator.entry.name} has no codec")
+    return interpolator.model
+
+
 def drawn(
     before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, settings: Settings, spacing_mm: float
 ) -> np.ndarray:
@@ -373,7 +379,7 @@ def of_code(
     before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator, scale: float, spacing_mm: float
 ) -> np.ndarray:
     """What D makes of codes from N(0, scale^2), the same for every question."""
-    model, images = interpolator.model, (as_images(before), as_images(after))
+    model, images = coded_model(interpolator), (as_images(before), as_images(after))
     shape = (len(before), *interpolator.latent_shape(before.shape[1:]))
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
@@ -454,7 +460,7 @@ def _paper_row(name: str, form: PaperForm) -> Named:
 
 
 def _calid(source: Source) -> list[Named]:
-    def row(name: str, method: str, mode: str, steps: int, *, changeable: bool = False) -> Named:
+    def row(name: str, method: Method, mode: Mode, steps: int, *, changeable: bool = False) -> Named:
         settings = Settings(
             factor=2, method=method, mode=mode, steps=steps, samples=source.samples, device=source.device
         )

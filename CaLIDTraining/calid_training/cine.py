@@ -156,7 +156,7 @@ def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> Case | None:
     course = contraction(beat, np.arange(NUM_FRAMES) / NUM_FRAMES)
     slices = [moved(a, b, displacement(a, b), course) for a, b in zip(*ends, strict=True)]
     images = with_noise(rng, np.stack(slices, axis=1), beat.noise)
-    labels = np.broadcast_to(ed.labels[0, first:last][window], images.shape)  # of ED: they say where the heart is
+    labels = np.broadcast_to(ed.drawn[0, first:last][window], images.shape)  # of ED: they say where the heart is
     affine = np.diag([*ed.entry.spacing_mm, 1.0])
     times = BEAT_MS * np.arange(NUM_FRAMES) / NUM_FRAMES
     patient, split = ed.entry.patient, ed.entry.split
@@ -180,8 +180,12 @@ def pairs(cases: Iterable[AnyCase]) -> list[tuple[AnyCase, AnyCase]]:
     for case in cases:
         if not case.entry.series.startswith("RV_"):
             stacks.setdefault((case.entry.dataset, case.entry.patient), []).append(case)
-    two = [members for members in stacks.values() if len(members) == 2]
-    return [tuple(sorted(members, key=lambda case: -int((case.labels > 0).sum()))) for members in two]
+    found = []
+    for members in stacks.values():
+        if len(members) == 2:
+            ed, es = sorted(members, key=lambda case: -np.count_nonzero(case.drawn))
+            found.append((ed, es))
+    return found
 
 
 def make_cines(prepared: Path, out: Path, *, datasets: Sequence[str], seed: int = 0) -> Path:

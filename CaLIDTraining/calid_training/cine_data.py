@@ -142,7 +142,7 @@ def _random_clip(
     chosen, closed = drawing(source)
     native_mm, _, spacing_mm = triplet.case.entry.spacing_mm
     plan = draw_crop(rng, center=triplet.center, native_mm=native_mm, size=size, variety=variety)
-    images = triplet.case.images[np.ix_(chosen, members)].swapaxes(0, 1)
+    images = triplet.case.images[np.ix_(chosen, np.array(members))].swapaxes(0, 1)
     crops = apply_crop(images.reshape(-1, *images.shape[2:]), plan, native_mm=native_mm)
     gap_mm = float(abs(members[2] - members[0]) * spacing_mm)
     return crops.reshape(3, 1, len(chosen), size, size), gap_mm, closed

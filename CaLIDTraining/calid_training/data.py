@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from calid_training.crops import SHIPPED, BatchMaker, CropStream, Triplets, Variety, image_batch, triplet_batch
 from calid_training.datasets import LICENSE_CLEAN
 from calid_training.prepare import StoredCase, load_cases, provenance_of, read_index
+from calid_training.runs import data_module_of
 
 VALIDATION_SEED = 7
 
@@ -30,7 +31,7 @@ class Reseeding(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         del pl_module, batch
-        key = (trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank, batch_idx)
+        key = (data_module_of(trainer).seed, trainer.current_epoch, trainer.global_rank, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
@@ -109,8 +110,8 @@ class CropData(L.LightningDataModule):
         return CropStream(sources, self.batch_maker(split), batch_size=self.batch_size, **drawing)
 
     def train_dataloader(self) -> DataLoader:
-        self.train_stream.epoch = self.trainer.current_epoch
-        self.train_stream.rank = self.trainer.global_rank
+        if self.trainer is not None:
+            self.train_stream.epoch, self.train_stream.rank = self.trainer.current_epoch, self.trainer.global_rank
         return DataLoader(self.train_stream, batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -50,7 +50,19 @@ class Case:
 
     @property
     def name(self) -> str:
+        """Set, patient and series."""
         return f"{self.dataset}/{self.patient}/{self.series}"
+
+    @property
+    def drawn(self) -> Stack:
+        """The labels, where they have to be there.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.name} has no labels, which are needed here")
+        return self.labels
 
 
 @dataclass(frozen=True)

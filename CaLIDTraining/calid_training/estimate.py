@@ -192,7 +192,7 @@ def _code_denoiser(_: Mapping[str, Any], known: Known) -> Denoiser:
 def _code_denoiser_passes(settings: Mapping[str, Any], known: Known) -> float:
     """Eq. 5 on codes; with `image_weight` also two draws of every slice, decoded and judged."""
     model, crop, gap = settings["model"], _crop(settings), torch.empty(1)
-    codec, motion, network = (make(settings, known) for make in (_codec, _motion, _code_denoiser))
+    codec, motion, network = _codec(settings, known), _motion(settings, known), _code_denoiser(settings, known)
     sight = codec.see(crop, crop, gap)
     code, z_c = codec.encode(crop, sight), network.tau1(sight.features[-1])
     given = 2 * _counted(motion, crop, crop) + _counted(codec.see, crop, crop, gap)
@@ -206,6 +206,7 @@ def _code_denoiser_passes(settings: Mapping[str, Any], known: Known) -> float:
 
 
 def _cine_codes(_: Mapping[str, Any], known: Known) -> nn.Module:
+    """The layers over time alone: nothing else learns."""
     return Denoiser(replace(known.denoiser, temporal=True)).temporal
 
 
@@ -260,7 +261,7 @@ def _voxels(item: Item) -> int:
         import nibabel
 
         try:
-            return int(np.prod(nibabel.load(images[0]).shape))
+            return int(np.prod(nibabel.load(images[0]).shape))  # type: ignore[attr-defined]  # images have one
         except Exception:  # noqa: BLE001 (a bad file is left out later)
             return 0
     if first.suffix == ".png":

@@ -155,6 +155,7 @@ def latent_moments(
 
     sets = {"prepared": prepared, "datasets": trained_on["datasets"]}
     crops = {"sizes": trained_on["sizes"][:1], "size_weights": (1.0,), "batches": MOMENT_BATCHES}
+    data: TripletData
     if autoencoder.config.spatial_dims == 3:
         data = ClipData(frames=trained_on["frames"], batch_size=1, **sets, **crops)
     else:

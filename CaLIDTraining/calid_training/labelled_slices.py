@@ -50,9 +50,9 @@ def labelled_slices(case: Case) -> list[LabelledSlice]:
     spacing = case.stack.spacing_mm[[1, 0]]
     annotated = tuple(k in case.annotated or k == 0 for k in range(4))
     box = _heart_box(case, margin_mm=35.0)
-    heart = tuple((s.start + s.stop - 1) / 2 for s in box)
+    heart = ((box[0].start + box[0].stop - 1) / 2, (box[1].start + box[1].stop - 1) / 2)
     slices = []
-    for images, labels in zip(case.stack.voxels, case.labels.voxels, strict=True):
+    for images, labels in zip(case.stack.voxels, case.drawn.voxels, strict=True):
         shared = None if case.per_slice_intensity else intensity_range(images[:, box[0], box[1]])
         for image, label in zip(images, labels, strict=True):
             if label.any() or all(annotated):
@@ -63,12 +63,13 @@ def labelled_slices(case: Case) -> list[LabelledSlice]:
 
 def _heart_box(case: Case, *, margin_mm: float) -> tuple[slice, slice]:
     """In-plane box of all labels of the case, with a margin."""
-    box = ndimage.find_objects((case.labels.voxels.max(axis=(0, 1)) > 0).astype(np.uint8))[0]
+    box = ndimage.find_objects((case.drawn.voxels.max(axis=(0, 1)) > 0).astype(np.uint8))[0]
     margins = np.round(margin_mm / case.stack.spacing_mm[[1, 0]]).astype(int)
-    return tuple(
+    rows, columns = (
         slice(max(0, s.start - m), min(n, s.stop + m))
-        for s, m, n in zip(box, margins, case.labels.voxels.shape[2:], strict=True)
+        for s, m, n in zip(box, margins, case.drawn.voxels.shape[2:], strict=True)
     )
+    return rows, columns
 
 
 def _unclipped(image: np.ndarray, intensities: tuple[float, float], spacing_mm: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One line of the index: a prepared case and where it lies.
 
     Args:
@@ -73,9 +73,14 @@ class Entry:
 class PreparedCase:
     """A case in memory: `images` (T, Z, Y, X) float16 in [0, 1]; `labels` the same shape in uint8, or None."""
 
-    entry: Entry
+    entry: IndexEntry
     images: np.ndarray
     labels: np.ndarray | None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The labels, where they have to be there; raises ValueError if they are not."""
+        return _required(self.labels, self.entry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +90,7 @@ class StoredCase:
     Nothing stays open between two questions: a set of ten thousand subjects has more files than a process may open.
     """
 
-    entry: Entry
+    entry: IndexEntry
     folder: Path
 
     @property
@@ -101,6 +106,17 @@ class StoredCase:
         if self.entry.file.endswith(".npz"):
             return _unpacked(self.folder / self.entry.file).get("labels")
         return np.load(self.folder / self.entry.labels_file, mmap_mode="r") if self.entry.labels_file else None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The labels, where they have to be there; raises ValueError if they are not."""
+        return _required(self.labels, self.entry)
+
+
+def _required(labels: np.ndarray | None, entry: IndexEntry) -> np.ndarray:
+    if labels is None:
+        raise ValueError(f"{entry.name} has no labels, which are needed here")
+    return labels
 
 
 AnyCase: TypeAlias = PreparedCase | StoredCase
@@ -180,11 +196,11 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENSE_CLEAN, w
     kept = [there[item.name] for item in items if _is_current(there.get(item.name), item, out)]
     current = {entry.name for entry in kept}
     waiting = [item for item in items if item.name not in current]
-    made: list[Entry] = []
+    made: list[IndexEntry] = []
     left_out: dict[str, str] = {}
     with (out / JOURNAL_NAME).open("a", encoding="utf-8") as journal:
         for item, found in _outcomes(waiting, out, workers):
-            if isinstance(found, Entry):
+            if isinstance(found, IndexEntry):
                 made.append(found)
                 journal.write(json.dumps(asdict(found)) + "\n")
                 journal.flush()
@@ -196,7 +212,7 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENSE_CLEAN, w
     return Outcome(index, len(made), len(kept), left_out)
 
 
-def _outcomes(items: Sequence[Item], out: Path, workers: int | None) -> Iterator[tuple[Item, Entry | str]]:
+def _outcomes(items: Sequence[Item], out: Path, workers: int | None) -> Iterator[tuple[Item, IndexEntry | str]]:
     """Every item with its entry, or why there is none, as they come."""
     count = min(os.cpu_count() or 1, MAX_WORKERS) if workers is None else workers
     with tqdm(total=len(items), unit=" stacks", disable=not items) as bar:
@@ -206,13 +222,13 @@ def _outcomes(items: Sequence[Item], out: Path, workers: int | None) -> Iterator
                 bar.update()
             return
         with ProcessPoolExecutor(min(count, len(items)), mp_context=get_context("spawn")) as pool:
-            futures: dict[Future[Entry | str], Item] = {pool.submit(_prepared, item, out): item for item in items}
+            futures: dict[Future[IndexEntry | str], Item] = {pool.submit(_prepared, item, out): item for item in items}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
                 bar.update()
 
 
-def _prepared(item: Item, out: Path) -> Entry | str:
+def _prepared(item: Item, out: Path) -> IndexEntry | str:
     """Read an item and write its prepared form: its entry, or in a line why it cannot be read."""
     try:
         return replace(_write_case(item.read(), out), source=_source(item))
@@ -242,14 +258,14 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_current(entry: Entry | None, item: Item, out: Path) -> bool:
+def _is_current(entry: IndexEntry | None, item: Item, out: Path) -> bool:
     if entry is None or not entry.source or entry.split != item.split:
         return False
     files = [name for name in (entry.file, entry.labels_file) if name]
     return all((out / name).is_file() for name in files) and entry.source == _source(item)
 
 
-def _entries_so_far(out: Path) -> list[Entry]:
+def _entries_so_far(out: Path) -> list[IndexEntry]:
     """The index and, after it, what a run that was stopped has added; its last line may be cut off."""
     found = read_index(out) if (out / INDEX_NAME).is_file() else []
     journal = out / JOURNAL_NAME
@@ -267,7 +283,7 @@ def write_cases(cases: Iterable[Case], out: Path) -> Path:
     return _write_index(out, written, replaced={entry.dataset for entry in written})
 
 
-def _write_index(out: Path, entries: Sequence[Entry], *, replaced: set[str]) -> Path:
+def _write_index(out: Path, entries: Sequence[IndexEntry], *, replaced: set[str]) -> Path:
     """Write the index: these entries, and of the sets that are not replaced those that it has."""
     index = out / INDEX_NAME
     kept = [entry for entry in read_index(out) if entry.dataset not in replaced] if index.is_file() else []
@@ -284,7 +300,7 @@ def _write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def _write_case(case: Case, out: Path) -> Entry:
+def _write_case(case: Case, out: Path) -> IndexEntry:
     path = out / case.dataset / f"{case.patient}-{case.series}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     images = scaled_images(case)
@@ -294,7 +310,7 @@ def _write_case(case: Case, out: Path) -> Entry:
     if labels is not None:
         digest.update(_save(labels_path, labels))
     x, y, z = (float(value) for value in case.stack.spacing_mm)
-    return Entry(
+    return IndexEntry(
         dataset=case.dataset,
         patient=case.patient,
         series=case.series,
@@ -316,10 +332,10 @@ def _save(path: Path, array: np.ndarray) -> bytes:
     with partial.open("wb") as file:
         np.save(file, array)
     partial.replace(path)
-    return hashlib.sha256(np.ascontiguousarray(array)).digest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).digest()
 
 
-def read_index(folder: Path) -> list[Entry]:
+def read_index(folder: Path) -> list[IndexEntry]:
     """The index of a prepared folder.
 
     Raises:
@@ -331,15 +347,15 @@ def read_index(folder: Path) -> list[Entry]:
     return [_entry(record) for record in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def _entry(record: dict) -> Entry:
+def _entry(record: dict) -> IndexEntry:
     lists = {key: tuple(record[key]) for key in ("spacing_mm", "shape", "annotated")}
     if record.get("center") is not None:
         lists["center"] = tuple(record["center"])
-    return Entry(**{**record, **lists})
+    return IndexEntry(**{**record, **lists})
 
 
 def provenance_of(
-    entries: Iterable[Entry], datasets: Iterable[str], *, split: str = "train"
+    entries: Iterable[IndexEntry], datasets: Iterable[str], *, split: str = "train"
 ) -> dict[str, dict[str, Any]]:
     """{set: cases, patients and SHA-256} of the cases of a split; the hash is that of the sorted hashes of their files.
 

@@ -48,6 +48,11 @@ class WholeFiles(TorchCheckpointIO):
         partial.replace(target)
 
 
+def data_module_of(trainer: L.Trainer) -> Any:
+    """What a trainer learns from: Lightning sets it, and does not declare it."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
 class RunRecord(SaveConfigCallback):
     """Puts the run's record into every checkpoint, and the resolved configuration into the run folder."""
 
@@ -70,7 +75,7 @@ class RunRecord(SaveConfigCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = {
             "config": yaml.safe_load(self._configuration()),
-            "data": trainer.datamodule.provenance(),
+            "data": data_module_of(trainer).provenance(),
             "foundations": list(getattr(pl_module, "foundations", ())),
             "revision": revision(),
             "versions": {

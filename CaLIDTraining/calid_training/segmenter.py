@@ -207,7 +207,8 @@ class SegmenterModule(L.LightningModule):
         auxiliary_weight: float = 0.4,
     ) -> None:
         super().__init__()
-        self.network = MedFormer(network).to(memory_format=torch.channels_last)
+        self.network = MedFormer(network)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
         self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(average_decay), use_buffers=True)
         self.average.requires_grad_(False)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -217,7 +218,9 @@ class SegmenterModule(L.LightningModule):
     @property
     def averaged(self) -> MedFormer:
         """The network with averaged weights."""
-        return self.average.module
+        network = self.average.module
+        assert isinstance(network, MedFormer)
+        return network
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         images, labels, annotated = batch
@@ -243,7 +246,7 @@ class SegmenterModule(L.LightningModule):
         dtype = torch.bfloat16 if self.trainer.precision.startswith("bf16") else None
         segmenter = Segmenter(self.averaged.eval(), Device(self.device, "training", dtype))
         labels = segment_with(segmenter, case.stack).voxels
-        self.dice.append(dice_by_structure(labels, case.labels.voxels))
+        self.dice.append(dice_by_structure(labels, case.drawn.voxels))
 
     def on_validation_epoch_end(self) -> None:
         for name in STRUCTURE_NAMES.values():

@@ -166,7 +166,7 @@ def test_the_table_has_all_rows_and_a_picture(random_models, tmp_path, monkeypat
         base_sha256=still.entry.sha256,
     )
     cases_on_disk(tmp_path / "prepared")
-    monkeypatch.setattr(cine, "warm_segmenter", lambda *_: Areas())
+    monkeypatch.setattr(cine, "judging_segmenter", lambda *_: Areas())
     out = tmp_path / "out"
     options = ["--prepared", str(tmp_path / "prepared"), "--datasets", "phantom", "--models", str(models)]
     options += ["--steps", "1", "--systems", "CaLID", "CaLID, 2D+T", "--device", "cpu", "--out", str(out)]

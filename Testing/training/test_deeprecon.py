@@ -20,7 +20,7 @@ from calid.heart.segmentation import Segmenter
 from calid.method.weights import config_from
 from calid.run.device import Device
 from calid_benchmark import rivals
-from calid_benchmark.rivals.deeprecon import DeepRecon, Optimisation, Perceptual, embed, mosaic
+from calid_benchmark.rivals.deeprecon import DeepRecon, Optimisation, SegmenterDistance, embed, mosaic
 from calid_benchmark.rivals.deeprecon_network import DeepReconNetwork, EncoderConfig
 from calid_benchmark.rivals.deeprecon_stage import (
     DeepReconStage,
@@ -37,7 +37,7 @@ from calid_benchmark.rivals.stylegan import (
     batch_deviation,
 )
 from calid_benchmark.rivals.training import CONFIGS
-from calid_training.prepare import AnyCase, ModelEntry, PreparedCase, load_cases
+from calid_training.prepare import AnyCase, IndexEntry, PreparedCase, load_cases
 from calid_training.train import main
 from training_runs import averaging, scalars, train
 
@@ -161,7 +161,7 @@ def test_optimisation_recovers_a_picture_of_the_same_generator(network, segmente
     torch.manual_seed(1)
     hidden = network.average + 0.5 * torch.randn(2, 8, 16)
     images, scores = network.generator(hidden)
-    labels, perceptual = scores.argmax(dim=1, keepdim=True), Perceptual(segmenter.model)
+    labels, perceptual = scores.argmax(dim=1, keepdim=True), SegmenterDistance(segmenter.model)
 
     def error(codes: torch.Tensor) -> torch.Tensor:
         return (network.generator(codes)[0] - images).square().mean(dim=(1, 2, 3))
@@ -180,7 +180,7 @@ def test_optimisation_recovers_a_picture_of_the_same_generator(network, segmente
 def test_the_segmentation_loss_moves_the_labels(network, segmenter):
     torch.manual_seed(2)
     images, scores = network.generator(0.5 * torch.randn(1, 8, 16))
-    wanted, perceptual = scores.argmin(dim=1, keepdim=True), Perceptual(segmenter.model)
+    wanted, perceptual = scores.argmin(dim=1, keepdim=True), SegmenterDistance(segmenter.model)
 
     def agreement(weight: float) -> float:
         settings = Optimisation(steps=80, rate=0.05, segmentation_weight=weight)
@@ -258,7 +258,7 @@ def test_our_size_fits_its_file():
 
 
 def test_what_experts_did_not_draw_is_predicted():
-    entry = ModelEntry("set", "1", "ED", "train", "", (1, 1, 8), (1, 3, 1, 4), (1,), "")
+    entry = IndexEntry("set", "1", "ED", "train", "", (1, 1, 8), (1, 3, 1, 4), (1,), "")
     drawn = np.array([[[[1, 1, 0, 0]], [[0, 0, 0, 0]], [[0, 1, 0, 0]]]], np.uint8)
     predicted = np.array([[[[2, 1, 1, 3]], [[1, 2, 2, 0]], [[3, 3, 2, 0]]]], np.uint8)
     case = PreparedCase(entry, np.zeros((1, 3, 1, 4), np.float16), drawn)

@@ -17,7 +17,7 @@ from calid_training import prepare as preparing
 from calid_training.crops import SHIPPED, Triplets, draw_crop
 from calid_training.data import TripletData
 from calid_training.datasets import Case, read_cases
-from calid_training.prepare import Entry, StoredCase, load_cases, prepare, read_index, write_cases
+from calid_training.prepare import IndexEntry, StoredCase, load_cases, prepare, read_index, write_cases
 from calid_training.train import main
 
 FRAMES, SLICES = 6, 5
@@ -162,7 +162,7 @@ def test_the_papers_crops_are_flipped_and_nothing_else():
 def test_an_index_of_version_0_1_is_still_read(tmp_path):
     images = np.random.default_rng(0).random((2, 3, 8, 10)).astype(np.float16)
     np.savez_compressed(tmp_path / "old.npz", images=images)
-    entry = Entry("phantom", "0", "cine", "train", "old.npz", (1, 1, 8), (2, 3, 8, 10), (), "")
+    entry = IndexEntry("phantom", "0", "cine", "train", "old.npz", (1, 1, 8), (2, 3, 8, 10), (), "")
     case = StoredCase(entry, tmp_path)
     np.testing.assert_array_equal(case.images, images)
     assert case.labels is None

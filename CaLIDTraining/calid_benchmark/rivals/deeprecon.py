@@ -40,6 +40,7 @@ from calid_benchmark.rivals.deeprecon_network import (
 )
 from calid_benchmark.rivals.slices import as_images, as_slices, distinct, interpolated
 from calid_benchmark.rivals.stylegan import GeneratorConfig
+from calid_benchmark.segmenters import network_of
 
 WINDOW_PIXELS = 48
 """Edge of the window that the perceptual loss looks at."""
@@ -80,7 +81,7 @@ Place = tuple[slice, slice]
 """Rows and columns of a window."""
 
 
-class Perceptual:
+class SegmenterDistance:
     """Distance of two batches in the features of a frozen segmenter, one window per step.
 
     Args:
@@ -120,7 +121,7 @@ def embed(
     network: DeepReconNetwork,
     images: Tensor,
     labels: Tensor,
-    perceptual: Perceptual,
+    perceptual: SegmenterDistance,
     *,
     settings: Optimisation,
 ) -> Tensor:
@@ -213,7 +214,7 @@ class DeepRecon:
     def _embedded(self, images: Tensor) -> Tensor:
         labels = torch.from_numpy(most_likely(self.segmenter.foreground((images + 1) / 2)))[:, None]
         images, labels = (x.to(self.device.torch_device) for x in (images, labels))
-        perceptual = Perceptual(self.segmenter.model)
+        perceptual = SegmenterDistance(network_of(self.segmenter))
         with self.device.autocast():
             return embed(self.network, images, labels, perceptual, settings=self.settings).cpu()
 

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from calid.heart.segmentation import Segmenter, load_segmenter, segment_with
+from calid.method.weights import Entry
 from calid.run.device import choose_device
 from calid.stack import Stack
 from calid_training.crops import SHIPPED, Batch, BatchMaker, Variety, apply_crop, draw_crop
@@ -31,7 +32,7 @@ from calid_training.prepare import AnyCase, heart_center
 from calid_training.validation import image_figures, log_pictures
 from torch import Tensor
 
-from calid_benchmark.rivals.deeprecon import Perceptual, mosaic, segmentation_loss
+from calid_benchmark.rivals.deeprecon import SegmenterDistance, mosaic, segmentation_loss
 from calid_benchmark.rivals.deeprecon_network import (
     COMPACT_ENCODER,
     COMPACT_GENERATOR,
@@ -39,6 +40,7 @@ from calid_benchmark.rivals.deeprecon_network import (
     EncoderConfig,
 )
 from calid_benchmark.rivals.stylegan import Discriminator, GeneratorConfig
+from calid_benchmark.segmenters import network_of
 
 AVERAGE_RATE = 0.005
 """Share of a batch in the running average of w."""
@@ -120,7 +122,7 @@ def labelled_batch(
 def _random_slice(
     rng: np.random.Generator, sources: Sequence[LabelledCase], size: int, variety: Variety
 ) -> tuple[Tensor, Tensor]:
-    source = sources[rng.integers(len(sources))]
+    source = sources[int(rng.integers(len(sources)))]
     frames, slices = source.labels.shape[:2]
     where = rng.integers(frames), rng.integers(slices)
     native_mm = source.case.entry.spacing_mm[0]
@@ -144,11 +146,17 @@ class DeepReconData(CropData):
 
     def sources(self, split: str) -> list[LabelledCase]:
         segmenter = replace(load_segmenter(choose_device("auto")), mirrored=False)  # half the time, nearly the same
-        kept = None if self.predictions is None else Path(self.predictions) / segmenter.entry.sha256[:12]
+        kept = None if self.predictions is None else Path(self.predictions) / _entry_of(segmenter).sha256[:12]
         return labelled_cases(super().sources(split), segmenter, kept)
 
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (the same for both)
         return partial(labelled_batch, variety=self.variety)
+
+
+def _entry_of(segmenter: Segmenter) -> Entry:
+    """What the manifest says of a segmenter that was loaded from it."""
+    assert segmenter.entry is not None
+    return segmenter.entry
 
 
 class DeepReconStage(L.LightningModule):
@@ -162,6 +170,9 @@ class DeepReconStage(L.LightningModule):
         r1_weight, r1_interval: gradient penalty on real slices (lazy: multiplied by the interval, every so many steps).
         path_weight, path_interval: path length regularisation of the sampled pictures, lazy too.
     """
+
+    path_length: Tensor
+    steps_done: Tensor
 
     def __init__(
         self,
@@ -184,10 +195,9 @@ class DeepReconStage(L.LightningModule):
         self.register_buffer("path_length", torch.zeros(()))
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.long))
         segmenter = load_segmenter(choose_device("cpu"))
-        self.foundations = (
-            {"name": "segmenter", "sha256": segmenter.entry.sha256, "license": segmenter.entry.license},
-        )
-        self.perceptual = Perceptual(segmenter.model)  # frozen: not part of this module
+        entry = _entry_of(segmenter)
+        self.foundations = ({"name": "segmenter", "sha256": entry.sha256, "license": entry.license},)
+        self.perceptual = SegmenterDistance(network_of(segmenter))  # frozen: not part of this module
         self.segmentation = segmentation_loss()
         self.learning_rate, self.adversarial_start = learning_rate, adversarial_start
         self.weights = {"l2": image_weight, "perceptual": perceptual_weight, "segmentation": segmentation_weight}
@@ -198,8 +208,8 @@ class DeepReconStage(L.LightningModule):
         encoder = {"params": self.network.encoder.parameters(), "lr": ENCODER_RATE * self.learning_rate}
         makers = [{"params": self.network.generator.parameters()}, encoder]
         return [
-            torch.optim.Adam(parameters, lr=self.learning_rate, betas=BETAS)
-            for parameters in (makers, self.discriminator.parameters())
+            torch.optim.Adam(makers, lr=self.learning_rate, betas=BETAS),
+            torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, betas=BETAS),
         ]
 
     def on_fit_start(self) -> None:
@@ -207,8 +217,8 @@ class DeepReconStage(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
         images, labels = batch["images"], batch["labels"]
-        optimizer, discriminator_optimizer = self.optimizers()
-        plays = self.steps_done >= self.adversarial_start
+        optimizer, discriminator_optimizer = cast(list[torch.optim.Optimizer], self.optimizers())
+        plays = bool(self.steps_done >= self.adversarial_start)
         codes = self.network.encode(images)
         if plays:
             sampled = self.sampled_codes(max(1, len(images) // 2))
@@ -216,7 +226,7 @@ class DeepReconStage(L.LightningModule):
             codes = torch.cat([codes, sampled])
         made, scores = self.network.generator(codes, random_noise=True)
         losses = self._encoded_losses(made[: len(images)], scores[: len(images)], images, labels, index)
-        total = sum(weight * losses[name] for name, weight in self.weights.items())
+        total = torch.stack([weight * losses[name] for name, weight in self.weights.items()]).sum()
         if plays:
             total = total + self._adversarial_terms(made, losses, index)
         self._step(optimizer, total)

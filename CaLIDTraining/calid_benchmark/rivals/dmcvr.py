@@ -17,6 +17,7 @@ from torch import Tensor
 from calid_benchmark.rivals import diffae, placed
 from calid_benchmark.rivals.diffae import DiffAE
 from calid_benchmark.rivals.diffae_network import PAPER_DMCVR, DiffAEConfig, DiffAENetwork
+from calid_benchmark.segmenters import network_of
 
 STEPS = 128
 """As CaLID's paper ran it, for the inversion and for the decoding."""
@@ -41,7 +42,7 @@ class MedFormerMorphology:
 
 def morphology_of(device: Device, models: Path | None = None) -> MedFormerMorphology:
     """The features of the segmenter in a folder of models; None takes the bundled one."""
-    return MedFormerMorphology(load_segmenter(device, models_folder=models).model)
+    return MedFormerMorphology(network_of(load_segmenter(device, models_folder=models)))
 
 
 def restore(

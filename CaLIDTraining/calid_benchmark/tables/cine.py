@@ -42,11 +42,19 @@ from calid.method.weights import read_manifest
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL, Interpolator
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
-from calid.run.settings import Settings
+from calid.run.settings import DeviceName, Method, Settings
 from calid.run.windows import spans_the_cycle
 from calid.stack import Stack
 from calid_training.datasets import Case
-from calid_training.prepare import AnyCase, Entry, PreparedCase, heart_center, load_cases, scaled_images, spans_cycle
+from calid_training.prepare import (
+    AnyCase,
+    IndexEntry,
+    PreparedCase,
+    heart_center,
+    load_cases,
+    scaled_images,
+    spans_cycle,
+)
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -136,8 +144,9 @@ def _cut(images: np.ndarray, case: AnyCase) -> np.ndarray:
 def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[Passage]:
     """Every gap of an acquired cine whose two slices both show the left ventricle, cut around it."""
     labels = segment_with(segmenter, stack.frame(0)).voxels == LV_CAVITY.value
-    spacing, shape = tuple(map(float, stack.spacing_mm)), stack.voxels.shape
-    entry = Entry(group, "", "cine", "test", "", spacing, shape, (LV_CAVITY.value,), "")
+    x_mm, y_mm, z_mm = map(float, stack.spacing_mm)
+    shape = stack.voxels.shape
+    entry = IndexEntry(group, "", "cine", "test", "", (x_mm, y_mm, z_mm), shape, (LV_CAVITY.value,), "")
     images = scaled_images(Case(group, "", "cine", "test", stack))
     case = PreparedCase(entry, images, np.broadcast_to(labels, shape))
     gaps = [gap for gap in range(stack.num_slices - 1) if labels[0, gap].any() and labels[0, gap + 1].any()]
@@ -146,11 +155,11 @@ def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[
     return [Passage(group, f"gap {gap + 1}", cut[gap], None, cut[gap + 1], spans) for gap in gaps]
 
 
-def rows_of(*, models_folder: Path | None, device: str, steps: int) -> dict[str, Row]:
+def rows_of(*, models_folder: Path | None, device: DeviceName, steps: int) -> dict[str, Row]:
     """The rows of the table: of the 2D model and the 2D+T model, as far as the folder has them."""
     names = read_manifest(models_folder)
 
-    def row(name: str, method: str, steps: int = steps, *, own_noise: bool = False) -> Row:
+    def row(name: str, method: Method, steps: int = steps, *, own_noise: bool = False) -> Row:
         interpolator = warm_interpolator(choose_device(device), models_folder, name)
         if own_noise:
             interpolator = replace(interpolator, noise_share=0.0)
@@ -161,7 +170,12 @@ def rows_of(*, models_folder: Path | None, device: str, steps: int) -> dict[str,
     rows = {"linear": Row(lambda before, after, _: (before + after) / 2)}
     if DEFAULT_MODEL in names:
         rows["CaLID, noise of its own in every frame"] = row(DEFAULT_MODEL, "calid", own_noise=True)
-    for name, method, few in (("CaLID", "calid", steps), ("CaLID+", "calid+", steps), ("CaLID, one step", "calid", 1)):
+    ways: dict[str, tuple[Method, int]] = {
+        "CaLID": ("calid", steps),
+        "CaLID+": ("calid+", steps),
+        "CaLID, one step": ("calid", 1),
+    }
+    for name, (method, few) in ways.items():
         models = {"": DEFAULT_MODEL, OVER_TIME: CINE_MODEL}
         rows |= {name + kind: row(model, method, few) for kind, model in models.items() if model in names}
     return rows

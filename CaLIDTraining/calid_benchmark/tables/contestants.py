@@ -23,7 +23,7 @@ from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, Deno
 from calid.method.weights import ModelEntry, config_from, find_model
 from calid.run.batches import DEFAULT_MODEL, Interpolator, departures_of
 from calid.run.device import choose_device
-from calid.run.settings import Settings
+from calid.run.settings import Method, Settings
 from calid_training.stages import CONFIGS
 
 from calid_benchmark import rivals
@@ -107,7 +107,8 @@ def contestants(*, models: Path | None, device: str, paper: bool = True) -> list
             found.append(Contestant(name, block, make, STEPS.get(name)))
         sizes = paper_sizes() if block == PAPER else shipped_sizes(models)
         interpolator = untrained_interpolator(sizes, device=device)
-        for name, method in (("CaLID", "calid"), ("CaLID+", "calid+")):
+        methods: dict[str, Method] = {"CaLID": "calid", "CaLID+": "calid+"}
+        for name, method in methods.items():
             found.append(Contestant(name, block, partial(_calid, interpolator, method), STEPS[name]))
     return found
 
@@ -121,7 +122,7 @@ def _baseline(name: str, steps: int | None, *, paper: bool, device: str) -> Runn
     return rivals.untrained(name, paper=paper, steps=steps, device=device)
 
 
-def _calid(interpolator: Interpolator, method: str, steps: int | None) -> Runner:
+def _calid(interpolator: Interpolator, method: Method, steps: int | None) -> Runner:
     return CalidRunner(interpolator, Settings(factor=2, method=method, steps=steps or STEPS["CaLID"]))
 
 
@@ -179,6 +180,8 @@ def untrained_interpolator(sizes: Sizes, *, device: str) -> Interpolator:
 
 def _untrained(coder: AutoencoderConfig | CodecConfig, denoiser: Denoiser, motion: Motion | None) -> CaLID | CodedCaLID:
     if isinstance(coder, CodecConfig):
+        if motion is None:
+            raise ValueError("a model with a codec has a motion")
         return CodedCaLID(Codec(coder), denoiser, motion)
     moments = {"mean": torch.zeros(coder.latent_channels), "std": torch.ones(coder.latent_channels)}
     return CaLID(LatentSpace(Autoencoder(coder), **moments), denoiser, motion=motion)

@@ -40,7 +40,8 @@ def calid_walk(
     images = [torch.from_numpy(x)[None, None] * 2 - 1 for x in (before, after)]
     if refined:
         invert = partial(interpolator.model.invert, steps=steps)
-        z_T = slerp(*(interpolator.batched(invert, x) for x in images))
+        first, second = (interpolator.batched(invert, x) for x in images)
+        z_T = slerp(first, second)
     else:
         shape = (1, *interpolator.latent_shape(before.shape))
         z_T = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))

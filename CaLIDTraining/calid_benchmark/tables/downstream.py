@@ -71,7 +71,7 @@ def labelled(answers: Answers, segmenter: Segmenter) -> dict[str, Labelled]:
 
     rows: dict[str, Labelled] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
     rows |= {row: by_images(row) for row in answers.rows if row not in answers.ceilings}
-    rows[SHAPE_BASED] = lambda question: shape_based.between(question.stack_labels[:-2], question.stack_labels[2:])
+    rows[SHAPE_BASED] = lambda question: shape_based.between(question.drawn[:-2], question.drawn[2:])
     return rows
 
 
@@ -87,7 +87,9 @@ def evaluate(asked: Sequence[Question], rows: Mapping[str, Labelled]) -> dict[st
         found: dict[str, list[tuple[str, metrics.Figures]]] = {}
         for name, labels_of in tqdm(rows.items(), desc=group, unit=" rows"):
             made = ((question, labels_of(question)) for question in members)
-            stacks = [(question.patient, compare(labels, question)) for question, labels in made if labels is not None]
+            stacks: list[tuple[str, metrics.Figures]] = [
+                (question.patient, compare(labels, question)) for question, labels in made if labels is not None
+            ]
             if stacks:
                 found[name] = stacks
         tables[group] = {name: _row(stacks, found) for name, stacks in found.items()}
@@ -96,8 +98,9 @@ def evaluate(asked: Sequence[Question], rows: Mapping[str, Labelled]) -> dict[st
 
 def compare(made: np.ndarray, question: Question) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of one question's labels (N, Y, X), and their mean over structures."""
+    truth = question.drawn[1:-1]
     structures = {
-        name: compare_slices(made == label, question.labels == label)
+        name: compare_slices(made == label, truth == label)
         for label, name in STRUCTURE_NAMES.items()
         if label in question.annotated
     }

@@ -56,10 +56,10 @@ def answered(asked: list[Question], way: Way, *, autocast: torch.autocast) -> li
     """What a way makes of all questions."""
     made = []
     for question in asked:
-        sides = [as_images(x) for x in (question.before, question.after)]
+        before, after = as_images(question.before), as_images(question.after)
         truth, gap_mm = as_images(question.truth), torch.full((len(question.truth),), 2 * question.spacing_mm)
         with torch.inference_mode(), autocast:
-            images = way(*sides, gap_mm, truth).float()
+            images = way(before, after, gap_mm, truth).float()
         made.append(Answered(question, as_slices(images).clip(0, 1)))
     return made
 
@@ -137,7 +137,8 @@ def ways_of(options: Namespace) -> dict[str, Way]:
     motion = build_motion(part_config(whole, "motion"), below(state, "motion."))
 
     def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return sum(halfway(motion, before, after)) / 2
+        first, second = halfway(motion, before, after)
+        return (first + second) / 2
 
     def textured(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return with_texture_of(before, after, moved(before, after).float())
@@ -155,7 +156,7 @@ def ways_of(options: Namespace) -> dict[str, Way]:
     def estimate(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return codec.estimate(codec.see(*halfway(motion, before, after, both_ways=True), gap_mm))
 
-    ways = {
+    ways: dict[str, Way] = {
         "moved mean": moved,
         "motion and texture": textured,
         "estimate": estimate,

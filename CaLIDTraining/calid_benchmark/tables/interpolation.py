@@ -32,14 +32,14 @@ import torch
 from calid.errors import WeightsError
 from calid.heart.medformer import features
 from calid.run.device import choose_device
-from calid.run.settings import Settings
+from calid.run.settings import DeviceName, Settings
 from scipy.stats import norm, spearmanr
 from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
-from calid_benchmark.segmenters import judging_segmenter
+from calid_benchmark.segmenters import judging_segmenter, network_of
 from calid_benchmark.systems import CONTROLS, Named, between, chosen
 from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
@@ -208,7 +208,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
-def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, samples: int, device: str) -> dict[str, Any]:
+def uncertainty(
+    asked: Sequence[Question], *, models_folder: Path | None, samples: int, device: DeviceName
+) -> dict[str, Any]:
     """Does the standard deviation say where the error is? Figures of some pixels of every slice.
 
     Returns:
@@ -229,6 +231,7 @@ def uncertainty(asked: Sequence[Question], *, models_folder: Path | None, sample
             spacing_mm=question.spacing_mm,
         )
         for truth, (value, deviation) in zip(question.truth, drawn, strict=True):
+            assert deviation is not None  # several draws have one
             pairs = np.stack([np.abs(truth - value).ravel(), deviation.ravel()])
             for name, pixels in places.items():
                 found[name].append(pairs[:, rng.choice(pixels, UNCERTAINTY_PIXELS_PER_SLICE, replace=False)])
@@ -445,4 +448,4 @@ def segmenter_features(models_folder: Path | None) -> metrics.FeatureExtractor |
         segmenter = judging_segmenter(choose_device("cpu"), models_folder)
     except WeightsError:
         return None
-    return lambda images: features(segmenter.model, images)
+    return lambda images: features(network_of(segmenter), images)

@@ -61,6 +61,13 @@ class Question:
         return self.images[2:]
 
     @property
+    def drawn(self) -> np.ndarray:
+        """`stack_labels`, where they have to be there; raises ValueError if they are not."""
+        if self.stack_labels is None:
+            raise ValueError(f"{self.group}, {self.patient}: nobody labelled this frame")
+        return self.stack_labels
+
+    @property
     def labels(self) -> np.ndarray | None:
         """The expert's labels of `truth`, or None."""
         return None if self.stack_labels is None else self.stack_labels[1:-1]

@@ -78,7 +78,7 @@ def compare_images(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
 
 def _labels_of(question: Question, images: np.ndarray, segmenter: Segmenter) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of the segmenter on a stack of images."""
-    made, truth = segmented(segmenter, images), question.stack_labels
+    made, truth = segmented(segmenter, images), question.drawn
     drawn = [label for label in STRUCTURE_NAMES if label in question.annotated]
     masks = {ALL_LABELS: (np.isin(made, drawn), np.isin(truth, drawn))}
     masks |= {STRUCTURE_NAMES[label]: (made == label, truth == label) for label in drawn}

@@ -19,6 +19,7 @@ from calid.errors import WeightsError
 from calid.heart.segmentation import DEFAULT_MODEL as SEGMENTER
 from calid.method.weights import find_model, read_manifest
 from calid.run.batches import DEFAULT_MODEL
+from calid.run.settings import DeviceName
 from calid_training.prepare import INDEX_NAME
 
 from calid_benchmark.segmenters import segmenter_folder
@@ -74,7 +75,7 @@ class Place:
 
     out: Path
     models: Path | None = None
-    device: str = "auto"
+    device: DeviceName = "auto"
     into: tuple[Path, ...] = ()
     prepared: Path | None = None
     said: Mapping[str, Any] = field(default_factory=dict)

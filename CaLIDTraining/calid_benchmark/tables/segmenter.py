@@ -58,7 +58,7 @@ def compare(made: Stack, case: Case) -> list[Comparison]:
     for value, structure in STRUCTURE_NAMES.items():
         if value not in case.annotated:
             continue
-        a, b = made.voxels[0] == value, case.labels.voxels[0] == value
+        a, b = made.voxels[0] == value, case.drawn.voxels[0] == value
         spacing = case.stack.spacing_mm[::-1]
         pairs = [("stack", a, b, spacing)]
         pairs += [("slice", x, y, spacing[1:]) for x, y in zip(a, b, strict=True)]
@@ -71,7 +71,7 @@ def compare(made: Stack, case: Case) -> list[Comparison]:
 
 def _figures(made: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, in_pixels: bool) -> dict[str, float]:
     spacings = {"mm": spacing_mm, "px": np.ones(made.ndim)} if in_pixels else {"mm": spacing_mm}
-    figures = metrics.compare(made, truth, spacings)
+    figures = metrics.compare(made, truth, {unit: spacing.tolist() for unit, spacing in spacings.items()})
     return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
@@ -176,8 +176,8 @@ def make(
         clean: whether the cleaned volumes are judged instead of the raw slices.
         stacks: how many, from the first on; None is all.
     """
-    cases = (case for case in read_cases(data, dataset) if case.split == split)
-    cases = islice((case for case in cases if case.labels is not None and case.stack.num_frames == 1), stacks)
+    chosen = (case for case in read_cases(data, dataset) if case.split == split)
+    cases = islice((case for case in chosen if case.labels is not None and case.stack.num_frames == 1), stacks)
     segmenter = load_segmenter(choose_device(place.device), models_folder=place.models)
     seen: list[tuple[str, int]] = []
     comparisons = evaluate(segmenter, _counted(cases, seen), clean=clean)

@@ -306,7 +306,10 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[float
     pairs = [(slow, fast) for slow in ("DiffAE", "DMCVR") for fast in ("CaLID", "CaLID+")]
     return {
         f"{slow} : {fast}": {
-            name: tuple(_amount(found[slow][kind]) / _amount(found[fast][kind]) for kind in (name, f"{name}_naive"))
+            name: (
+                _amount(found[slow][name]) / _amount(found[fast][name]),
+                _amount(found[slow][f"{name}_naive"]) / _amount(found[fast][f"{name}_naive"]),
+            )
             for name in ("evaluations", "flops", "wall", "cpu")
         }
         for slow, fast in pairs

@@ -51,9 +51,9 @@ def panels_of(systems: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, t
     panels = {}
     for figure, heading in PANELS.items():
         lines = {
-            name: ([*rows], [value(row, figure) for row in rows.values()])
+            name: ([*rows], values)
             for name, rows in systems.items()
-            if all(value(row, figure) is not None for row in rows.values())
+            if len(values := [found for row in rows.values() if (found := value(row, figure)) is not None]) == len(rows)
         }
         if lines:
             panels[heading] = lines
