@@ -41,8 +41,8 @@ def compared(values: Sequence[float], others: Sequence[float], *, seed: int = 0)
     """Agreement of two measurements of every patient.
 
     Args:
-        values, others: of every patient; NaN where one could not be measured, which leaves the patient out.
-        seed: of the bootstrap.
+        values, others: measurements of every patient; one that is NaN leaves the patient out.
+        seed: seed of the bootstrap.
 
     Returns:
         "patients", both means, "bias" {mean, low, high}, "sd", "limits" (lower, upper) and "icc" {mean, low, high};

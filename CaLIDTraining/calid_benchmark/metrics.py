@@ -48,7 +48,7 @@ def gradient_magnitude(images: np.ndarray) -> list[float]:
 def feature_distance(truth: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> list[float]:
     """Distance of every image's features to the truth's: LPIPS's form (Zhang et al. 2018) without learned weights.
 
-    Features are normalised over channels at every place; squared differences are averaged over places, summed over
+    Features are normalized over channels at every place; squared differences are averaged over places, summed over
     scales.
     """
     total = torch.zeros(len(truth[0]))

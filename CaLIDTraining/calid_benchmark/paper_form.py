@@ -34,7 +34,7 @@ class PaperForm:
 
     Args:
         interpolator: the model on its device.
-        steps: of the walk, and of the inversion.
+        steps: number of steps of the walk, and of the inversion.
         refined: whether it starts from inverted latents (CaLID+).
         departures: `PAPER`, or `MOVED` where the denoiser knows only moved neighbors.
     """

@@ -57,16 +57,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def measures_of(options: Namespace) -> Perceptual:
     """What can be measured with the options' files."""
-    reasons, found = {}, {}
-    for name, build, path, variable in (
-        ("LPIPS-alex", lpips_alex, options.alexnet, ALEXNET_VARIABLE),
-        ("rFID", rfid, options.inception, INCEPTION_VARIABLE),
-    ):
-        try:
-            found[name] = build(path or from_environment(variable))
-        except UnavailableError as reason:
-            reasons[name] = str(reason)
-    return Perceptual(found.get("LPIPS-alex"), found.get("rFID"), reasons)
+    reasons: dict[str, str] = {}
+    lpips, distance = None, None
+    try:
+        lpips = lpips_alex(options.alexnet or from_environment(ALEXNET_VARIABLE))
+    except UnavailableError as reason:
+        reasons["LPIPS-alex"] = str(reason)
+    try:
+        distance = rfid(options.inception or from_environment(INCEPTION_VARIABLE))
+    except UnavailableError as reason:
+        reasons["rFID"] = str(reason)
+    return Perceptual(lpips, distance, reasons)
 
 
 def lpips_alex(path: Path | None) -> Callable[[np.ndarray, np.ndarray], list[float]]:

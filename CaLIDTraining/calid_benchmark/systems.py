@@ -19,6 +19,7 @@ import torch
 from calid.errors import WeightsError
 from calid.method.bisection import linear_slices, plan_bisection
 from calid.method.coded import CodedCaLID
+from calid.method.model import CaLID
 from calid.method.texture import with_texture_of
 from calid.method.weights import find_model
 from calid.run.batches import Interpolator
@@ -86,7 +87,7 @@ class Named:
     """A system with what the tables say of it.
 
     Args:
-        name: its row.
+        name: row of the system in the tables.
         make: the slice between.
         upsample: a whole stack at once; None bisects with `make`.
         at_steps: the same system with another number of diffusion steps, where it has any.
@@ -145,22 +146,39 @@ def linear_between(slices: np.ndarray, factor: int) -> np.ndarray:
 
 def latent_linear(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
     """The mean of both in the latent space of the autoencoder ("Bilinear Latent" of Table I)."""
-    latents = [interpolator.encode(as_images(images)) for images in (before, after)]
-    return as_slices(interpolator.decode((latents[0] + latents[1]) / 2))
+    latents = [encoded(interpolator, images) for images in (before, after)]
+    return decoded(interpolator, (latents[0] + latents[1]) / 2)
 
 
 def latent_linear_between(slices: np.ndarray, factor: int, *, interpolator: Interpolator) -> np.ndarray:
     """Latents of the acquired slices, each encoded once, interpolated linearly along the slice axis and decoded."""
-    latents = interpolator.encode(as_images(slices)).numpy()
+    latents = encoded(interpolator, slices).numpy()
     plan = plan_bisection(len(slices), factor)
     dense = linear_slices(latents.reshape(len(latents), 1, -1), plan).reshape(-1, *latents.shape[1:])
-    return as_slices(interpolator.decode(torch.from_numpy(dense)))
+    return decoded(interpolator, torch.from_numpy(dense))
 
 
 def reconstruction(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
     """E and D applied to the slice before: not an interpolation, but the most that a latent method can keep."""
     del after
-    return as_slices(interpolator.decode(interpolator.encode(as_images(before))))
+    return decoded(interpolator, encoded(interpolator, before))
+
+
+def encoded(interpolator: Interpolator, slices: np.ndarray) -> torch.Tensor:
+    """E: slices (N, Y, X) in [0, 1] -> latents, of a model whose latents are those of single slices."""
+    return interpolator.batched(_single_slice_model(interpolator).encode, as_images(slices))
+
+
+def decoded(interpolator: Interpolator, latents: torch.Tensor) -> np.ndarray:
+    """D: latents -> slices (N, Y, X) in [0, 1]."""
+    model = _single_slice_model(interpolator)
+    return as_slices(interpolator.batched(model.decode, latents, magnification=model.downsampling))
+
+
+def _single_slice_model(interpolator: Interpolator) -> CaLID:
+    if not isinstance(interpolator.model, CaLID):
+        raise TypeError(f"{interpolator.entry.name} codes what its neighbors do not show, and no slice alone")
+    return interpolator.model
 
 
 def moved_mean(before: np.ndarray, after: np.ndarray, *, interpolator: Interpolator) -> np.ndarray:
@@ -239,7 +257,7 @@ def generated(
 
     Args:
         interpolator: the model.
-        voxels: of the sparse stacks.
+        voxels: voxels of the sparse stacks.
         factor: how many times as many slices there will be.
         settings: method, mode and steps.
         is_periodic: whether the frames are one whole cardiac cycle.
@@ -248,7 +266,7 @@ def generated(
     rows, columns = voxels.shape[2:]
     if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
         raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
-    whole = Preparation(0.0, 1.0, *[(rows, columns)] * 3, slice_mm)
+    whole = Preparation(0.0, 1.0, (rows, columns), (rows, columns), (rows, columns), slice_mm)
     plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
     return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
 
@@ -263,7 +281,7 @@ class Source:
         steps: DDIM steps of CaLID.
         samples: draws of its means.
         device: "auto", "cpu", "cuda" or "mps".
-        optimisation_steps: of DeepRecon's latent codes; None takes the paper's 1,000.
+        optimization_steps: number of steps for DeepRecon's latent codes; None takes the paper's 1,000.
     """
 
     models: Path | None = None
@@ -271,7 +289,7 @@ class Source:
     steps: int = 2
     samples: int = 8
     device: DeviceName = "auto"
-    optimisation_steps: int | None = None
+    optimization_steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,18 +418,18 @@ def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
             )
             continue
         if name == "DeepRecon":
-            notes += _notes_of_steps(source.optimisation_steps)
+            notes += _notes_of_steps(source.optimization_steps)
     return found, tuple(notes)
 
 
 def _notes_of_steps(steps: int | None) -> list[str]:
-    papers = rivals.module_of("DeepRecon").Optimisation.steps
+    papers = rivals.module_of("DeepRecon").Optimization.steps
     return [] if steps in (None, papers) else [f"DeepRecon took {steps} steps for a slice, not its paper's {papers:,}."]
 
 
 def _trained(name: str, source: Source, steps: int | None = None) -> Named:
     if name == "DeepRecon" and steps is None:
-        steps = source.optimisation_steps
+        steps = source.optimization_steps
     system = rivals.load(name, source.weights, steps=steps, device=source.device, models=source.models)
     entry = find_model(rivals.MODULES[name], source.weights)
     return Named(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from calid.method.networks import Autoencoder, AutoencoderConfig, folded
 from calid.method.weights import read_latent_space
 from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
+from torch.optim.lr_scheduler import LRScheduler
 
 from calid_training.lpips import lpips_network
 from calid_training.rates import warmup
@@ -28,11 +29,11 @@ class AutoencoderStage(L.LightningModule):
         perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights); "alex" is
             LPIPS as in the paper, from a file on this machine (see `calid_training.lpips`).
         alexnet: that file; None takes the one in CALID_ALEXNET.
-        kl_weight: of the KL divergence summed over a latent, beside the L1 likelihood averaged over pixels; 1e-6
+        kl_weight: weight of the KL divergence summed over a latent, beside the L1 likelihood averaged over pixels; 1e-6
             already drowns the latents in noise.
-        perceptual_weight, adversarial_weight: of the other terms.
+        perceptual_weight, adversarial_weight: weights of the other terms.
         adversarial_start: training step from which the discriminator takes part.
-        learning_rate, discriminator_learning_rate: of the two Adam optimisers.
+        learning_rate, discriminator_learning_rate: learning rates of the two Adam optimizers.
         warmup_steps: over which both rise linearly.
         discriminator_channels: width of the PatchGAN.
         accumulate: batches whose gradients make one step, where a batch does not fit the device.
@@ -98,7 +99,7 @@ class AutoencoderStage(L.LightningModule):
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
         images = batch["images"]
         ends_step = (index + 1) % self.accumulate == 0 or index + 1 == self.trainer.num_training_batches
-        optimizer, discriminator_optimizer = self.optimizers()
+        optimizer, discriminator_optimizer = cast(list[torch.optim.Optimizer], self.optimizers())
         reconstruction, losses = self._reconstructed(images)
         total = losses["l1"] + self.kl_weight * losses["kl"]
         adversarial = self.steps_done >= self.adversarial_start
@@ -113,7 +114,9 @@ class AutoencoderStage(L.LightningModule):
             self._learn(discriminator_optimizer, losses["discriminator"], ends_step)
         if ends_step:
             self.steps_done += 1
-            for scheduler, has_stepped in zip(self.lr_schedulers(), (True, adversarial), strict=True):
+            for scheduler, has_stepped in zip(
+                cast(list[LRScheduler], self.lr_schedulers()), (True, adversarial), strict=True
+            ):
                 if has_stepped:
                     scheduler.step()
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
@@ -150,6 +153,8 @@ class AutoencoderStage(L.LightningModule):
 
     def _perceptual(self, reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """LPIPS of slices; of clips that of every fourth frame, beginning with a drawn one."""
+        if self._lpips is None:
+            raise ValueError("the discriminator's features take the place of LPIPS")
         network, pair = self._lpips[0], [(x.float() + 1) / 2 for x in (images, reconstruction)]
         if images.ndim == 5:
             first = int(torch.randint(LPIPS_FRAME_STEP, ()))

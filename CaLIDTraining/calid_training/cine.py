@@ -90,7 +90,7 @@ def aligned(ed: np.ndarray, es: np.ndarray) -> tuple[int, float]:
     Args:
         ed, es: (Z, Y, X) with the same spacing; either may reach beyond the other.
     """
-    likeness = _standardised(ed) @ _standardised(es).T
+    likeness = _standardized(ed) @ _standardized(es).T
     shortest = max(3, min(likeness.shape) - 2)
     offsets = range(shortest - len(es), len(ed) - shortest + 1)
     means = {offset: float(np.mean(np.diagonal(likeness, -offset))) for offset in offsets}
@@ -98,7 +98,7 @@ def aligned(ed: np.ndarray, es: np.ndarray) -> tuple[int, float]:
     return best, means[best]
 
 
-def _standardised(images: np.ndarray) -> np.ndarray:
+def _standardized(images: np.ndarray) -> np.ndarray:
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
@@ -175,7 +175,7 @@ def _around_heart(case: AnyCase) -> tuple[slice, ...]:
 
 
 def pairs(cases: Iterable[AnyCase]) -> list[tuple[AnyCase, AnyCase]]:
-    """The (ED, ES) cases of every patient whose LV was contoured in both: the larger labelled volume is ED."""
+    """The (ED, ES) cases of every patient whose LV was contoured in both: the larger labeled volume is ED."""
     stacks: dict[tuple[str, str], list[AnyCase]] = {}
     for case in cases:
         if not case.entry.series.startswith("RV_"):

@@ -29,7 +29,7 @@ class CineCodeStage(CodeDenoiserStage):
         base: file of the 2D model to extend, such as `calid-2d.safetensors`.
         alexnet: weights of LPIPS's AlexNet, see `lpips`.
         noise_shares: range of the share of the noise's power that the frames of a clip have in common.
-        difference_weight: of the error of the prediction's frame-to-frame differences, beside its own error.
+        difference_weight: weight of the error of the prediction's frame-to-frame differences, beside its own error.
         learning_rate, warmup_steps, terminal_share, anneals: see `CodeDenoiserStage`.
     """
 

@@ -152,7 +152,7 @@ class ClipData(TripletData):
     """Clips of slices with their neighbors, for the 2D+T denoiser.
 
     Args:
-        frames: of a clip; cines with fewer are left out. The paper trains on 32.
+        frames: number of frames of a clip; cines with fewer are left out. The paper trains on 32.
         whole_cycle: whether they are spread over the whole cycle, as in the paper; otherwise at a drawn pace.
     """
 

@@ -34,8 +34,8 @@ class CineDenoiserStage(DenoiserStage):
         network: widths of the networks, where there is no base.
         noise_shares: range of the share of the noise's power that the frames of a clip have in common; drawn for each
             clip. CaLID wants much of it, the inverted starts of CaLID+ have some share of their own.
-        difference_weight: of the error of the prediction's frame-to-frame differences, beside its own error. A whole
-            slice that is a little off costs more than one that flickers; this says what flicker costs.
+        difference_weight: weight of the error of the prediction's frame-to-frame differences, beside its own error.
+            A whole slice that is a little off costs more than one that flickers; this says what flicker costs.
         learning_rate, warmup_steps, noise_draws, terminal_share: see `DenoiserStage`.
     """
 

@@ -41,7 +41,7 @@ class CodeDenoiserStage(L.LightningModule):
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         noise_draws: times and noises drawn for each triplet.
         terminal_share: share of the draws at t = T-1, where the walk starts.
-        image_weight: of the judged draws beside Eq. 5; 0 leaves the codec as it is.
+        image_weight: weight of the judged draws beside Eq. 5; 0 leaves the codec as it is.
         draw_steps: DDIM steps of these draws.
         spread_share: how much of the draws' distance to each other counts.
         likelihood_weight, perceptual_weight, texture_weight: as the codec's.
@@ -113,8 +113,8 @@ class CodeDenoiserStage(L.LightningModule):
             return loss
         if index % 5 >= 3:
             return loss + self.image_weight * self._without_a_draw(sight, batch["target"], for_fidelity=index % 5 == 4)
-        draws = [self.codec.decode(self.drawn(batch["target"], z_c), sight) for _ in range(2)]
-        losses = self.judge.energy(*draws, batch["target"], spread_share=self.spread_share)
+        first, second = (self.codec.decode(self.drawn(batch["target"], z_c), sight) for _ in range(2))
+        losses = self.judge.energy(first, second, batch["target"], spread_share=self.spread_share)
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
         return loss + self.image_weight * losses["total"]
 

@@ -7,6 +7,7 @@ texture, which takes the place of a discriminator: how strong fine detail is at 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning as L
@@ -37,10 +38,10 @@ class CodecStage(L.LightningModule):
         motion: file written by `calid-train export motion`, or a whole model's.
         alexnet: weights of LPIPS's AlexNet, see `lpips`.
         network: widths.
-        likelihood_weight: of the mean absolute error.
-        perceptual_weight: of LPIPS.
-        texture_weight: of the difference in local strength of fine detail.
-        kl_weight: of the code's KL divergence in nats per pixel.
+        likelihood_weight: weight of the mean absolute error.
+        perceptual_weight: weight of LPIPS.
+        texture_weight: weight of the difference in local strength of fine detail.
+        kl_weight: weight of the code's KL divergence in nats per pixel.
         kl_rise: steps between which that weight rises from nothing: D has to find a use for the code first.
         zero_share: share of the slices that D makes from a code of zeros, so that this, too, is an answer.
         fidelity_every: every how many steps D is asked for fidelity instead, and judged by error and structure.
@@ -151,7 +152,7 @@ class Judge(torch.nn.Module):
 
     Args:
         lpips: the network.
-        likelihood_weight, perceptual_weight, texture_weight: of the three.
+        likelihood_weight, perceptual_weight, texture_weight: weights of the three.
     """
 
     def __init__(
@@ -166,9 +167,9 @@ class Judge(torch.nn.Module):
         losses = {
             "l1": F.l1_loss(images, truth),
             "lpips": self.distances(images, truth).mean(),
-            "texture": sum(F.l1_loss(a, b) for a, b in zip(strengths(images), strengths(truth), strict=True)),
+            "texture": _total(F.l1_loss(a, b) for a, b in zip(strengths(images), strengths(truth), strict=True)),
         }
-        return losses | {"total": sum(weight * losses[name] for name, weight in self.weights.items())}
+        return losses | {"total": _total(weight * losses[name] for name, weight in self.weights.items())}
 
     def energy(
         self, first: torch.Tensor, second: torch.Tensor, truth: torch.Tensor, *, spread_share: float
@@ -186,6 +187,12 @@ class Judge(torch.nn.Module):
         with torch.no_grad():
             wanted = self.lpips.features((truth + 1) / 2)
         return self.lpips.between(wanted, self.lpips.features((images + 1) / 2)).float()
+
+
+def _total(losses: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of at least one loss."""
+    first, *others = losses
+    return sum(others, first)
 
 
 def strengths(images: torch.Tensor) -> list[torch.Tensor]:

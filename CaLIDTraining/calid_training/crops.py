@@ -63,7 +63,7 @@ class CropPlan:
 
     Args:
         center: (column, row) in the case's pixels.
-        pixel_mm: of the crop.
+        pixel_mm: pixel size of the crop.
         angle: radians.
         mirrored: whether the columns run backwards.
         gamma: exponent on the [0, 1] intensities.
@@ -145,7 +145,7 @@ class CropStream(IterableDataset):
         sizes: crop sizes, multiples of 16.
         size_weights: how often each is drawn.
         batches: per epoch.
-        seed: of the whole stream.
+        seed: seed of the whole stream.
     """
 
     def __init__(

@@ -40,13 +40,13 @@ class CropData(L.LightningDataModule):
 
     Args:
         prepared: folder made by `calid-train prepare`.
-        datasets: sets to draw from. What ships is trained on the licence-clean ones.
+        datasets: sets to draw from. What ships is trained on the license-clean ones.
         batch_size: crops per batch at the first of `sizes`.
         sizes, size_weights: crop sizes and how often each is drawn.
         batches: training batches per epoch.
         validation_batches: validation batches of the first size.
         workers: loader processes; 0 loads in the training process. How many there are changes no batch.
-        seed: of the streams.
+        seed: seed of the streams.
         variety: how much the crops differ from the slices that they are cut from.
         frame_step: every how many-th frame of a cine takes part; the paper takes every fifth of 50.
     """

@@ -244,7 +244,7 @@ def _bivme(folder: Path) -> Iterator[Item]:
 
 
 def _mnms(folder: Path) -> Iterator[Item]:
-    """M&Ms as published: one folder per subject below Training, Validation and Testing, with a labelled 4D cine."""
+    """M&Ms as published: one folder per subject below Training, Validation and Testing, with a labeled 4D cine."""
     splits = {"Training": "train", "Validation": "validation", "Testing": "test"}
     for path in sorted(folder.glob("**/*_sa.nii.gz")):
         split = next((splits[part] for part in path.relative_to(folder).parts if part in splits), "train")

@@ -88,7 +88,7 @@ def build(bivme: Path, output: Path) -> int:
     stacks = {"sax": study.sax} | dict(zip(VIEWS, (image.stack for image in study.lax), strict=True))
     for name, stack in stacks.items():
         size = SAX_SIZE if name == "sax" else VIEW_SIZE
-        cropped = _cropped(stack, heart_lps, size).noted(case=CASE, licence=LICENCE, view=name, **frames)
+        cropped = _cropped(stack, heart_lps, size).noted(case=CASE, license=LICENCE, view=name, **frames)
         write_stack(cropped, output / f"{name}.seq.nrrd", overwrite=True)
     _write_surfaces(surfaces, frames, output / "meshes")
     _write_notes(study.sax, frames, volumes_ml, output)
@@ -104,7 +104,7 @@ def _cropped(stack: Stack, heart_lps: np.ndarray, size: int) -> Stack:
     Args:
         stack: a stack or a single slice.
         heart_lps: (n, 3) points of the heart in all phases; those within the slices count.
-        size: of the window, in pixels.
+        size: size of the window, in pixels.
     """
     indices = stack.to_index(heart_lps)
     half = max(0.5, 3.0 / stack.spacing_mm[2])
@@ -169,7 +169,7 @@ def _write_notes(sax: Stack, frames: dict[str, int], volumes_ml: list[float], ou
     """`NOTICE.md` for people and `demo.json` for programs."""
     facts = {
         "case": CASE,
-        "licence": LICENCE,
+        "license": LICENCE,
         "frames": sax.num_frames,
         **frames,
         "mesh_lv_volume_ml": {moment: round(volumes_ml[frame], 1) for moment, frame in frames.items()},

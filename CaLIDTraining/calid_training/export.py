@@ -53,6 +53,7 @@ STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of the model that ships
 
 
 def main(arguments: list[str]) -> int:
+    """Entry point of `calid-train export`."""
     options = _parser().parse_args(arguments)
     options.run_command(options)
     return 0
@@ -143,7 +144,7 @@ def _export_autoencoder(options: Namespace) -> None:
 def latent_moments(
     autoencoder: Autoencoder, prepared: Path, *, trained_on: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-channel mean and standard deviation of E's posterior means over heart-centred training crops.
+    """Per-channel mean and standard deviation of E's posterior means over heart-centered training crops.
 
     Args:
         autoencoder: reads slices, or clips where its convolutions are 3D.

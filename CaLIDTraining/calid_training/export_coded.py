@@ -69,7 +69,7 @@ def _export_codec(options: Namespace) -> None:
 
 @torch.inference_mode()
 def code_deviation(codec: Codec, motion: Motion, prepared: Path, *, datasets: Sequence[str]) -> torch.Tensor:
-    """(1, C, 1, 1) root mean square of E's means per channel over heart-centred training crops."""
+    """(1, C, 1, 1) root mean square of E's means per channel over heart-centered training crops."""
     from calid_training.data import TripletData
 
     crops: dict[str, Any] = {"sizes": (128,), "size_weights": (1.0,), "batches": MOMENT_BATCHES}

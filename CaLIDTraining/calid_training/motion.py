@@ -27,9 +27,9 @@ class MotionStage(L.LightningModule):
         network: widths.
         start: motion file, or a whole model's, that is trained on; None starts from nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
-        own_weight: of each neighbor's own error beside that of their mean: both have to arrive.
-        structure_weight: of one minus the mean's SSIM: walls count as much where they are faint.
-        smoothness: of the fields, weight of their squared derivatives (pixels per pixel).
+        own_weight: weight of each neighbor's own error beside that of their mean: both have to arrive.
+        structure_weight: weight of one minus the mean's SSIM: walls count as much where they are faint.
+        smoothness: weight of the fields' roughness, their squared derivatives (pixels per pixel).
         anneals: whether the rate falls to nothing by the end of the run.
     """
 

@@ -43,7 +43,7 @@ class IndexEntry:
         spacing_mm: (columns, rows, slices).
         shape: (frames, slices, rows, columns).
         annotated: labels an expert drew.
-        sha256: of the images' file and, if there is one, the labels', so that a run can say what it was trained on.
+        sha256: SHA-256 of the images' file and, if there is one, the labels': a run tells by it what it was trained on.
         labels_file: path of the labels below the prepared folder, "" without labels.
         center: (column, row) of the heart, see `heart_center`; None in an index of version 0.1.
         closes: whether the last frame is followed by the first; None in an index of version 0.1.
@@ -130,7 +130,7 @@ def _unpacked(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def heart_center(case: AnyCase) -> np.ndarray:
-    """(column, row) of the labelled structures' centroid over all slices, or the image center without labels."""
+    """(column, row) of the labeled structures' centroid over all slices, or the image center without labels."""
     if case.entry.center is not None:
         return np.array(case.entry.center)
     return np.array(_center(case.labels, case.entry.shape[2:]))
@@ -362,7 +362,7 @@ def provenance_of(
     Args:
         entries: the index.
         datasets: the sets; those without a case in the split are left out.
-        split: of the cases.
+        split: split of the cases.
     """
     found = {}
     for dataset in datasets:

@@ -1,4 +1,4 @@
-"""The optimisers' learning rates over a run."""
+"""The optimizers' learning rates over a run."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Step:
     """One command of a recipe.
 
     Args:
-        name: of the step.
+        name: name of the step.
         command: what is typed after the program.
         program: `calid-train` or `calid-evaluate`.
         configs: configurations of a training step, in the order in which they are read.

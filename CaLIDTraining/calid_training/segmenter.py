@@ -1,4 +1,4 @@
-"""Trains the segmenter of short-axis slices from fully and partly labelled sets.
+"""Trains the segmenter of short-axis slices from fully and partly labeled sets.
 
 Most sets label only some structures: what their experts did not draw hides in the background. The loss therefore
 merges, image by image, every class that was not annotated with the background (marginal loss; Fang & Yan 2020, Shi et
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -23,15 +23,15 @@ from calid.run.device import Device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from calid_training.datasets import Case, read_cases
-from calid_training.labelled_slices import (
+from calid_training.labeled_slices import (
     SHIPPED_AUGMENTATION,
     Augmentation,
-    LabelledSlice,
+    LabeledSlice,
     RandomCrops,
-    labelled_slices,
+    labeled_slices,
 )
 
 MIRRORED = True
@@ -113,7 +113,7 @@ class SegmenterSets:
 
 
 class SegmenterData(L.LightningDataModule):
-    """Random crops of all labelled slices, kept in memory; whole ACDC stacks for validation.
+    """Random crops of all labeled slices, kept in memory; whole ACDC stacks for validation.
 
     Args:
         data: folder that holds one folder per set.
@@ -121,7 +121,7 @@ class SegmenterData(L.LightningDataModule):
         augmentation: how far crops stray from the originals.
         batch_size: crops per step.
         steps_per_epoch: steps between validations.
-        seed: of the crops.
+        seed: seed of the crops.
         num_workers: processes that make crops; 0 makes them in the training process.
         size: edge of a crop in pixels.
     """
@@ -141,7 +141,7 @@ class SegmenterData(L.LightningDataModule):
         self.data, self.sets, self.augmentation = Path(data), sets, augmentation
         self.batch_size, self.steps_per_epoch, self.size = batch_size, steps_per_epoch, size
         self.seed, self.num_workers = seed, num_workers
-        self.slices: list[LabelledSlice] = []
+        self.slices: list[LabeledSlice] = []
         self.validation: list[Case] = []
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
@@ -149,7 +149,7 @@ class SegmenterData(L.LightningDataModule):
             return
         cases = (case for name in self.sets.weights for case in read_cases(self.data, name))
         train, self.validation = self.sets.split(cases)
-        self.slices = [item for case in train for item in labelled_slices(case)]
+        self.slices = [item for case in train for item in labeled_slices(case)]
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """{set: how many labeled slices of it train, and the SHA-256 over them}."""
@@ -176,10 +176,11 @@ class SegmenterData(L.LightningDataModule):
         return DataLoader(crops, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation, batch_size=None, collate_fn=lambda case: case)
+        cases = cast(Dataset[Case], self.validation)  # a list is one: it has a length and items
+        return DataLoader(cases, batch_size=None, collate_fn=lambda case: case)
 
 
-def _digest(item: LabelledSlice) -> str:
+def _digest(item: LabeledSlice) -> str:
     return hashlib.sha256(item.image.tobytes() + item.labels.tobytes()).hexdigest()
 
 
@@ -189,10 +190,10 @@ class SegmenterModule(L.LightningModule):
     Args:
         network: the network's widths.
         learning_rate: peak, reached after the warm-up.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         total_steps: length of the schedule, (1 - step / total_steps) ** 0.9.
         warmup_steps: linear rise.
-        average_decay: of the exponential moving average of the weights, which is what is validated and exported.
+        average_decay: decay of the exponential moving average of the weights, which is what is validated and exported.
         auxiliary_weight: weight of the deep-supervision output, at a quarter of the resolution.
     """
 

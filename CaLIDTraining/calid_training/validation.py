@@ -42,7 +42,7 @@ def log_slices_between(
         stage: that made them.
         batch: "before", "target" and "after", images in [-1, 1].
         made: the slices between by the name of the way in which they were made.
-        index: of the batch.
+        index: index of the batch.
         figures_of: the figures.
     """
     truth = batch["target"]

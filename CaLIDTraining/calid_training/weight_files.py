@@ -35,9 +35,9 @@ def write_model(
 
     Args:
         folder: with the manifest, or where it will be.
-        name: of the model.
+        name: name of the model.
         tensors: by name.
-        config: of the networks.
+        config: configuration of the networks.
         origin: where the weights come from, see `origin_of`; kept in the file.
         in_8_bits: whether weights are `packed`; else all is in half precision.
         **facts: further values of the manifest's entry.
@@ -103,7 +103,7 @@ def origin_of(run: Path, parts: Iterable[str | Path | None] = ()) -> dict[str, A
     """Where the weights of a run come from.
 
     Args:
-        run: its folder.
+        run: folder of the run.
         parts: files of weights that went into it.
 
     Returns:

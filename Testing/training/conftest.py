@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder with the set "phantom": two patients, seven slices 16 mm apart, labelled."""
+    """A prepared folder with the set "phantom": two patients, seven slices 16 mm apart, labeled."""
     pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
     from calid_training.datasets import Case
     from calid_training.prepare import write_cases

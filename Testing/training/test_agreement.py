@@ -15,7 +15,17 @@ from calid.images.files import write_stack
 from calid.stack import Stack
 from calid_benchmark.agreement import compared, icc
 from calid_benchmark.evaluate import main
-from calid_benchmark.tables.agreement import EXPERT, SPARSE, UNITS, draw, evaluate, every_nth, markdown, quantities
+from calid_benchmark.tables.agreement import (
+    EXPERT,
+    EXPERT_KEPT,
+    SPARSE,
+    UNITS,
+    draw,
+    evaluate,
+    every_nth,
+    markdown,
+    quantities,
+)
 from phantoms import beating_case, heart_labels, lv_volume_ml, myocardium_volume_ml
 
 SHROUT_AND_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
@@ -110,7 +120,9 @@ def test_the_command_measures_files_and_writes_the_table(tmp_path: Path, all_ran
     record = json.loads((out / "agreement.json").read_text())
     truth = quantities(*(thin(beating_case(seed=1)[1].frame(frame)) for frame in (0, 2)))
     assert record["patients"]["1"][EXPERT] == pytest.approx(truth)
-    assert set(record["patients"]["1"]) == {EXPERT, SPARSE, "dense, linear"}
+    assert set(record["patients"]["1"]) == {EXPERT, EXPERT_KEPT, SPARSE, "dense, linear"}
+    thinned = quantities(*(every_nth(thin(beating_case(seed=1)[1].frame(frame)), 2) for frame in (0, 2)))
+    assert record["patients"]["1"][EXPERT_KEPT] == pytest.approx(thinned)
     assert "own test, every 2. slice kept, dense: factor 2, 3 patients" in (out / "agreement.md").read_text()
     assert (out / "agreement.png").is_file()
 

@@ -20,14 +20,14 @@ from calid.heart.segmentation import Segmenter
 from calid.method.weights import config_from
 from calid.run.device import Device
 from calid_benchmark import rivals
-from calid_benchmark.rivals.deeprecon import DeepRecon, Optimisation, SegmenterDistance, embed, mosaic
+from calid_benchmark.rivals.deeprecon import DeepRecon, Optimization, SegmenterDistance, embed, mosaic
 from calid_benchmark.rivals.deeprecon_network import DeepReconNetwork, EncoderConfig
 from calid_benchmark.rivals.deeprecon_stage import (
     DeepReconStage,
-    LabelledCase,
+    LabeledCase,
     completed_labels,
-    labelled_batch,
-    labelled_cases,
+    labeled_batch,
+    labeled_cases,
 )
 from calid_benchmark.rivals.stylegan import (
     Discriminator,
@@ -156,7 +156,7 @@ def test_windows_cover_the_image():
         assert seen.all()
 
 
-def test_optimisation_recovers_a_picture_of_the_same_generator(network, segmenter):
+def test_optimization_recovers_a_picture_of_the_same_generator(network, segmenter):
     """A code exists that makes the picture: 200 steps from the encoder's (untrained) answer come close to it."""
     torch.manual_seed(1)
     hidden = network.average + 0.5 * torch.randn(2, 8, 16)
@@ -167,7 +167,7 @@ def test_optimisation_recovers_a_picture_of_the_same_generator(network, segmente
         return (network.generator(codes)[0] - images).square().mean(dim=(1, 2, 3))
 
     def found(steps: int) -> torch.Tensor:
-        return embed(network, images, labels, perceptual, settings=Optimisation(steps=steps, rate=0.05))
+        return embed(network, images, labels, perceptual, settings=Optimization(steps=steps, rate=0.05))
 
     def agreement(codes: torch.Tensor) -> float:
         return float((network.generator(codes)[1].argmax(dim=1, keepdim=True) == labels).float().mean())
@@ -183,7 +183,7 @@ def test_the_segmentation_loss_moves_the_labels(network, segmenter):
     wanted, perceptual = scores.argmin(dim=1, keepdim=True), SegmenterDistance(segmenter.model)
 
     def agreement(weight: float) -> float:
-        settings = Optimisation(steps=80, rate=0.05, segmentation_weight=weight)
+        settings = Optimization(steps=80, rate=0.05, segmentation_weight=weight)
         codes = embed(network, images, wanted, perceptual, settings=settings)
         return float((network.generator(codes)[1].argmax(dim=1, keepdim=True) == wanted).float().mean())
 
@@ -191,24 +191,24 @@ def test_the_segmentation_loss_moves_the_labels(network, segmenter):
 
 
 def test_the_rate_falls_to_zero_over_the_last_quarter():
-    settings = Optimisation(steps=1000, rate=0.02)
+    settings = Optimization(steps=1000, rate=0.02)
     assert settings.rate_at(0) == settings.rate_at(750) == 0.02
     assert settings.rate_at(875) == pytest.approx(0.01)
     assert settings.rate_at(999) < 1e-6
 
 
 def test_a_slice_among_others_gets_the_code_that_it_gets_alone(network, segmenter):
-    system = DeepRecon(network, segmenter, EXACT, Optimisation(steps=12))
+    system = DeepRecon(network, segmenter, EXACT, Optimization(steps=12))
     slices = random_slices(3)
     alone = torch.cat([system.codes(image[None]) for image in slices])
     assert torch.allclose(system.codes(slices), alone, atol=1e-4)
 
 
 def test_between_two_equal_slices_lies_the_slice_as_the_generator_knows_it(network, segmenter):
-    system = DeepRecon(network, segmenter, EXACT, Optimisation(steps=5))
+    system = DeepRecon(network, segmenter, EXACT, Optimization(steps=5))
     slices = random_slices(2)
     pictures, labels = system.pictures_and_labels_between(slices, slices)
-    known, known_labels = system.synthesised(system.codes(slices), (32, 32))
+    known, known_labels = system.synthesized(system.codes(slices), (32, 32))
     np.testing.assert_allclose(pictures, known, atol=1e-5)
     np.testing.assert_array_equal(labels, known_labels)
     assert labels.max() <= 3
@@ -229,7 +229,7 @@ class Calls:
 
 @pytest.mark.parametrize("naive", [False, True])
 def test_evaluations_are_those_that_a_whole_heart_takes(network, segmenter, naive):
-    system, calls = DeepRecon(network, segmenter, EXACT, Optimisation(steps=3)), Calls(network)
+    system, calls = DeepRecon(network, segmenter, EXACT, Optimization(steps=3)), Calls(network)
     heart = random_slices(3)
     dense = system.whole_heart(heart, 4, naive=naive)
     calls.handle.remove()
@@ -239,13 +239,13 @@ def test_evaluations_are_those_that_a_whole_heart_takes(network, segmenter, naiv
 
 
 def test_embedding_once_or_for_every_new_slice_makes_the_same_heart(network, segmenter):
-    system, heart = DeepRecon(network, segmenter, EXACT, Optimisation(steps=4)), random_slices(3)
+    system, heart = DeepRecon(network, segmenter, EXACT, Optimization(steps=4)), random_slices(3)
     once, naive = (system.whole_heart(heart, 4, naive=naive) for naive in (False, True))
     np.testing.assert_allclose(once, naive, atol=1e-3)
 
 
 def test_slices_of_another_size_come_back_in_their_size(network, segmenter):
-    system = DeepRecon(network, segmenter, EXACT, Optimisation(steps=1))
+    system = DeepRecon(network, segmenter, EXACT, Optimization(steps=1))
     assert system.between(*random_slices(2, 64)[:, None]).shape == (1, 64, 64)
 
 
@@ -279,7 +279,7 @@ def test_predictions_are_made_once_and_kept(phantom_set, segmenter, tmp_path):
 
     def labels(segmenter: Segmenter | None) -> list[np.ndarray]:
         cases = load_cases(beating, datasets=["phantom"], split="validation")
-        return [found.labels for found in labelled_cases(unlabelled(cases), segmenter, tmp_path)]
+        return [found.labels for found in labeled_cases(unlabelled(cases), segmenter, tmp_path)]
 
     made = labels(segmenter)
     assert made[0].shape == next(load_cases(beating, datasets=["phantom"], split="validation")).images.shape
@@ -294,8 +294,8 @@ def unlabelled(cases: Iterable[AnyCase]) -> Iterator[PreparedCase]:
 def test_labels_are_cut_like_their_slices(hearts):
     case = next(load_cases(hearts, datasets=["phantom"], split="train"))
     labels = np.repeat(case.labels[:, 5:6], case.labels.shape[1], axis=1)
-    source = LabelledCase(case=replace_images(case, 5), labels=labels, center=np.array([50.0, 50.0]))
-    batch = labelled_batch(np.random.default_rng(0), [source], 4, 96)
+    source = LabeledCase(case=replace_images(case, 5), labels=labels, center=np.array([50.0, 50.0]))
+    batch = labeled_batch(np.random.default_rng(0), [source], 4, 96)
     assert batch["images"].shape == batch["labels"].shape == (4, 1, 96, 96)
     blood, muscle = (batch["images"][batch["labels"] == label].mean() for label in (1, 2))
     assert blood > muscle + 0.4

@@ -41,7 +41,7 @@ def evaluate(tmp_path):
 
     def evaluated(asked, systems_asked, segmenter, **options):
         answers = ask(systems_asked, asked, tmp_path, **options)
-        return downstream.evaluate(asked, downstream.labelled(answers, segmenter))
+        return downstream.evaluate(asked, downstream.labeled(answers, segmenter))
 
     return evaluated
 

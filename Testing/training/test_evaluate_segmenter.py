@@ -103,7 +103,7 @@ def test_the_table_has_a_line_for_every_row_and_says_how_many() -> None:
 
 
 @pytest.mark.data
-def test_an_unseen_patient_of_acdc_is_labelled_as_an_expert_would(data_folder: Path) -> None:
+def test_an_unseen_patient_of_acdc_is_labeled_as_an_expert_would(data_folder: Path) -> None:
     case = next(case for case in read_cases(data_folder, "acdc") if case.name == "acdc/patient061/ED")
     rows = summarize(compare(segment(case.stack, device="cpu"), case))
     scores = {r["structure"]: r["dice"]["mean"] for r in rows if (r["level"], r["phase"]) == ("stack", "ED")}

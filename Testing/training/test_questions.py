@@ -32,7 +32,7 @@ def test_a_series_belongs_to_a_phase_of_the_heart(series, phase):
 
 @pytest.fixture
 def cases(tmp_path) -> list:
-    """Two patients of sunnybrook's kind with two phases each, and a cine of which one frame is labelled."""
+    """Two patients of sunnybrook's kind with two phases each, and a cine of which one frame is labeled."""
     stack, labels = (one.frame(0) for one in beating_case(seed=0))
     series = [("a", "phase20-from00"), ("a", "phase07-from01"), ("b", "phase19-from02"), ("b", "phase08-from00")]
     made = [Case("sunnybrook", who, name, "test", stack, labels, (1,)) for who, name in series]

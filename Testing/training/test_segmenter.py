@@ -17,7 +17,7 @@ from calid.method.weights import config_from
 from calid.run.device import Device, choose_device
 from calid.stack import Stack
 from calid_training.datasets import Case
-from calid_training.labelled_slices import Augmentation, LabelledSlice, RandomCrops, labelled_slices, random_crop
+from calid_training.labeled_slices import Augmentation, LabeledSlice, RandomCrops, labeled_slices, random_crop
 from calid_training.segmenter import (
     SegmenterData,
     SegmenterModule,
@@ -135,13 +135,13 @@ def test_slices_without_a_contour_teach_only_where_all_structures_were_drawn() -
     without_lv = int((~(full.labels.voxels == 1).any(axis=(0, 2, 3))).sum())
     slices = full.stack.num_slices
     assert empty > 0
-    assert len(labelled_slices(full)) == slices
-    assert len(labelled_slices(partial)) == slices - without_lv
-    assert labelled_slices(partial)[0].annotated == (True, True, False, False)
+    assert len(labeled_slices(full)) == slices
+    assert len(labeled_slices(partial)) == slices - without_lv
+    assert labeled_slices(partial)[0].annotated == (True, True, False, False)
 
 
 def test_crops_are_fixed_by_seed_epoch_and_index_alone() -> None:
-    slices = labelled_slices(phantom_case())
+    slices = labeled_slices(phantom_case())
 
     def crops(**changes: int) -> RandomCrops:
         key = {"seed": 1, "epoch": 2, **changes}
@@ -155,18 +155,18 @@ def test_crops_are_fixed_by_seed_epoch_and_index_alone() -> None:
 
 
 def test_image_and_labels_of_a_crop_are_cut_at_the_same_place() -> None:
-    """The picture is its own truth: bright is labelled, whatever the turn, the scale and the bend."""
+    """The picture is its own truth: bright is labeled, whatever the turn, the scale and the bend."""
     y, x = np.indices((120, 100))
     disc = ((y - 50) * 1.5) ** 2 + ((x - 60) * 2.0) ** 2 < 30**2
-    item = LabelledSlice(disc.astype(np.float16), disc.astype(np.uint8), (1.5, 2.0), (50.0, 60.0), (True,) * 4, "acdc")
+    item = LabeledSlice(disc.astype(np.float16), disc.astype(np.uint8), (1.5, 2.0), (50.0, 60.0), (True,) * 4, "acdc")
     settings = Augmentation(noise=0, blur_mm=0.21, shading=0, gamma=(1, 1), wide_share=0, far_share=0)
     areas = []
     for seed in range(20):
         image, labels = random_crop(item, settings, np.random.default_rng(seed), size=128)
         bright = image[0].numpy() > 0.5
-        labelled = labels.numpy() == 1
-        assert 2 * (bright & labelled).sum() / (bright.sum() + labelled.sum()) > 0.96
-        areas.append(labelled.sum())
+        labeled = labels.numpy() == 1
+        assert 2 * (bright & labeled).sum() / (bright.sum() + labeled.sum()) > 0.96
+        areas.append(labeled.sum())
         assert image.min() >= 0
         assert image.max() <= 1
     low, high = np.pi * 30**2 / 2.0**2, np.pi * 30**2 / 1.15**2
@@ -177,14 +177,14 @@ def test_image_and_labels_of_a_crop_are_cut_at_the_same_place() -> None:
 def test_image_and_labels_agree_to_a_fraction_of_a_pixel_far_from_the_middle() -> None:
     y, x = np.indices((120, 100))
     disc = (y - 96) ** 2 + (x - 80) ** 2 < 12**2
-    item = LabelledSlice(disc.astype(np.float16), disc.astype(np.uint8), (1.5, 1.5), (96.0, 80.0), (True,) * 4, "acdc")
+    item = LabeledSlice(disc.astype(np.float16), disc.astype(np.uint8), (1.5, 1.5), (96.0, 80.0), (True,) * 4, "acdc")
     settings = Augmentation(
         pixel_mm=(0.4, 0.4), offset_mm=5, noise=0, blur_mm=0.21, shading=0, gamma=(1, 1), wide_share=0, far_share=0
     )
     for seed in range(5):
         image, labels = random_crop(item, settings, np.random.default_rng(seed), size=128)
-        bright, labelled = image[0].numpy() > 0.5, labels.numpy() == 1
-        between = np.argwhere(bright).mean(axis=0) - np.argwhere(labelled).mean(axis=0)
+        bright, labeled = image[0].numpy() > 0.5, labels.numpy() == 1
+        between = np.argwhere(bright).mean(axis=0) - np.argwhere(labeled).mean(axis=0)
         assert np.abs(between).max() < 0.35, "in pixels of 0.4 mm"
 
 
@@ -217,7 +217,7 @@ class Phantoms(SegmenterData):
         partial = [phantom_case("chla", f"{n:02d}", seed=n, annotated=(1,)) for n in range(3)]
         full = [phantom_case(seed=10 + n) for n in range(3)]
         self.sets = SegmenterSets(weights={"acdc": 0.6, "chla": 0.4})
-        self.slices = [item for case in partial + full for item in labelled_slices(case)]
+        self.slices = [item for case in partial + full for item in labeled_slices(case)]
         self.validation = [phantom_case(patient="patient055", seed=20)]
 
 

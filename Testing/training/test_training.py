@@ -101,7 +101,7 @@ def test_the_autoencoder_is_trained_with_lpips_from_weights_at_hand_and_over_sev
     assert not any("lpips" in key for key in checkpoint["state_dict"])
 
 
-def test_latents_are_normalised_over_the_training_crops(autoencoder_file):
+def test_latents_are_normalized_over_the_training_crops(autoencoder_file):
     from calid.method.weights import read_latent_space
 
     space = read_latent_space(autoencoder_file)

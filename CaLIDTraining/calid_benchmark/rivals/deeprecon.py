@@ -4,7 +4,7 @@ Every slice is found in the W+ space of a StyleGAN2 that makes pictures together
 are interpolated there.
 
 The code of a slice starts at the encoder's answer and takes 1000 Adam steps on its own loss: image (L2 and perceptual)
-and segmentation. Slices between: codes interpolated linearly, then synthesised.
+and segmentation. Slices between: codes interpolated linearly, then synthesized.
 
 Differs from the paper:
 - The authors published no code; networks and weights follow DMCVR's account, StyleGAN2 and semanticGAN.
@@ -49,15 +49,15 @@ FEATURE_SCALES = 3
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class Optimization:
     """How the code of a slice is found.
 
     Args:
-        steps: of Adam; 1000 in the paper.
-        rate: of Adam; falls along a cosine over the last `ramp_down` of the steps, as in StyleGAN2's projector.
+        steps: number of steps of Adam; 1000 in the paper.
+        rate: rate of Adam; falls along a cosine over the last `ramp_down` of the steps, as in StyleGAN2's projector.
         ramp_down: share of the steps.
-        perceptual_weight: of the feature distance, beside the mean squared error of images in [-1, 1].
-        segmentation_weight: of cross-entropy and Dice.
+        perceptual_weight: weight of the feature distance, beside the mean squared error of images in [-1, 1].
+        segmentation_weight: weight of cross-entropy and Dice.
     """
 
     steps: int = 1000
@@ -92,7 +92,7 @@ class SegmenterDistance:
         self.network = network.eval().requires_grad_(False)
 
     def features(self, images: Tensor, place: Place) -> list[Tensor]:
-        """Features of images (N, 1, Y, X) in [-1, 1] in a window, normalised over channels at every pixel."""
+        """Features of images (N, 1, Y, X) in [-1, 1] in a window, normalized over channels at every pixel."""
         x = self.network.stem((images[(..., *place)] + 1) / 2)
         found = [x]
         for down in self.network.down[: FEATURE_SCALES - 1]:
@@ -123,7 +123,7 @@ def embed(
     labels: Tensor,
     perceptual: SegmenterDistance,
     *,
-    settings: Optimisation,
+    settings: Optimization,
 ) -> Tensor:
     """Codes (N, S, W) of images, each found for itself: Adam works on every number alone and losses are summed.
 
@@ -132,7 +132,7 @@ def embed(
         images: (N, 1, size, size) in [-1, 1].
         labels: (N, 1, size, size) what the images' segmentation should be.
         perceptual: the image loss beside L2.
-        settings: of the optimisation.
+        settings: settings of the optimization.
     """
     with torch.no_grad():
         codes = network.encode(images).float()
@@ -164,13 +164,13 @@ class DeepRecon:
         network: frozen, in evaluation mode, on the device.
         segmenter: says what a slice's labels should be, and lends its features.
         device: where it runs.
-        settings: of the optimisation.
+        settings: settings of the optimization.
     """
 
     network: DeepReconNetwork
     segmenter: Segmenter
     device: Device
-    settings: Optimisation = Optimisation()
+    settings: Optimization = Optimization()
     name: str = "DeepRecon"
 
     def between(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -178,16 +178,16 @@ class DeepRecon:
         return self.pictures_and_labels_between(before, after)[0]
 
     def pictures_and_labels_between(self, before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The slices half-way and their labels (uint8), both synthesised from the same codes: (N, Y, X) each."""
+        """The slices half-way and their labels (uint8), both synthesized from the same codes: (N, Y, X) each."""
         slices, (first, second) = distinct(before, after)
         codes = self.codes(slices)
-        return self.synthesised((codes[first] + codes[second]) / 2, before.shape[1:])
+        return self.synthesized((codes[first] + codes[second]) / 2, before.shape[1:])
 
     def whole_heart(self, slices: np.ndarray, factor: int, *, naive: bool = False) -> np.ndarray:
         """See `Baseline`."""
 
         def between(first: Tensor, second: Tensor, weight: float) -> np.ndarray:
-            return self.synthesised(torch.lerp(first, second, weight), slices.shape[1:])[0]
+            return self.synthesized(torch.lerp(first, second, weight), slices.shape[1:])[0]
 
         return interpolated(self.codes, between, slices, factor, naive=naive)
 
@@ -201,7 +201,7 @@ class DeepRecon:
         images = resized(as_images(slices), (self.network.size, self.network.size))
         return torch.cat([self._embedded(part) for part in images.split(self._batch_size)])
 
-    def synthesised(self, codes: Tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def synthesized(self, codes: Tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Pictures (N, Y, X) in [0, 1] and labels (uint8) of codes, resampled to (Y, X) = `shape`."""
         parts = [self._made(part) for part in codes.split(self._batch_size)]
         pictures, scores = (resized(torch.cat(kind), tuple(shape)) for kind in zip(*parts, strict=True))
@@ -257,6 +257,6 @@ def network_from(config: Mapping[str, Any]) -> DeepReconNetwork:
 
 
 def _placed(network: DeepReconNetwork, *, steps: int | None, device: Device) -> DeepRecon:
-    settings = Optimisation() if steps is None else Optimisation(steps=steps)
+    settings = Optimization() if steps is None else Optimization(steps=steps)
     network = network.eval().requires_grad_(False).to(device.torch_device)
     return DeepRecon(network, load_segmenter(device), device, settings)

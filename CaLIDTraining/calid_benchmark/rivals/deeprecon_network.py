@@ -24,8 +24,8 @@ class EncoderConfig:
 
     Args:
         channels: after each halving of the image, finest first; the last is 4 x 4.
-        pyramid_channels: of the three coarsest levels, from which the codes are read.
-        groups: of every group norm.
+        pyramid_channels: channels of the three coarsest levels, from which the codes are read.
+        groups: number of groups of every group norm.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -85,6 +85,7 @@ class DeepReconNetwork(nn.Module):
         super().__init__()
         self.generator = Generator(generator)
         self.encoder = Encoder(encoder, generator)
+        self.average: Tensor
         self.register_buffer("average", torch.zeros(generator.style_width))
 
     @property

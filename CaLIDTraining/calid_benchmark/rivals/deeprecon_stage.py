@@ -55,7 +55,7 @@ MIXING = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledCase:
+class LabeledCase:
     """A prepared case with labels of every structure in every slice.
 
     Args:
@@ -87,13 +87,13 @@ def completed_labels(case: AnyCase, predicted: np.ndarray) -> np.ndarray:
     return np.where(by_experts, completed, predicted)
 
 
-def labelled_cases(cases: Iterable[AnyCase], segmenter: Segmenter, kept: Path | None) -> list[LabelledCase]:
+def labeled_cases(cases: Iterable[AnyCase], segmenter: Segmenter, kept: Path | None) -> list[LabeledCase]:
     """Cases with complete labels; predictions are kept in a folder, so that a resumed run does not make them again."""
     found = []
     for case in cases:
         path = None if kept is None else (kept / case.entry.file).with_suffix(".npz")
         labels = completed_labels(case, _predicted(case, segmenter, path))
-        found.append(LabelledCase(case, labels, heart_center(case)))
+        found.append(LabeledCase(case, labels, heart_center(case)))
     return found
 
 
@@ -110,17 +110,17 @@ def _predicted(case: AnyCase, segmenter: Segmenter, path: Path | None) -> np.nda
     return labels
 
 
-def labelled_batch(
-    rng: np.random.Generator, sources: Sequence[LabelledCase], count: int, size: int, *, variety: Variety = SHIPPED
+def labeled_batch(
+    rng: np.random.Generator, sources: Sequence[LabeledCase], count: int, size: int, *, variety: Variety = SHIPPED
 ) -> Batch:
-    """Heart-centred slices and their labels: {"images": (N, 1, size, size), "labels": the same in int64}."""
+    """Heart-centered slices and their labels: {"images": (N, 1, size, size), "labels": the same in int64}."""
     drawn = [_random_slice(rng, sources, size, variety) for _ in range(count)]
     images, labels = (torch.stack(kind) for kind in zip(*drawn, strict=True))
     return {"images": images, "labels": labels}
 
 
 def _random_slice(
-    rng: np.random.Generator, sources: Sequence[LabelledCase], size: int, variety: Variety
+    rng: np.random.Generator, sources: Sequence[LabeledCase], size: int, variety: Variety
 ) -> tuple[Tensor, Tensor]:
     source = sources[int(rng.integers(len(sources)))]
     frames, slices = source.labels.shape[:2]
@@ -144,13 +144,13 @@ class DeepReconData(CropData):
         super().__init__(**kwargs)
         self.predictions = predictions
 
-    def sources(self, split: str) -> list[LabelledCase]:
+    def sources(self, split: str) -> list[LabeledCase]:
         segmenter = replace(load_segmenter(choose_device("auto")), mirrored=False)  # half the time, nearly the same
         kept = None if self.predictions is None else Path(self.predictions) / _entry_of(segmenter).sha256[:12]
-        return labelled_cases(super().sources(split), segmenter, kept)
+        return labeled_cases(super().sources(split), segmenter, kept)
 
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (the same for both)
-        return partial(labelled_batch, variety=self.variety)
+        return partial(labeled_batch, variety=self.variety)
 
 
 def _entry_of(segmenter: Segmenter) -> Entry:
@@ -164,11 +164,12 @@ class DeepReconStage(L.LightningModule):
 
     Args:
         generator, encoder: sizes of the networks.
-        learning_rate: of both Adam optimisers.
+        learning_rate: learning rate of both Adam optimizers.
         adversarial_start: step from which the discriminator takes part; before, the encoded slices alone teach.
-        image_weight, perceptual_weight, segmentation_weight: of the encoded slices' losses; the discriminator's has 1.
+        image_weight, perceptual_weight, segmentation_weight: weights of the encoded slices' losses; the
+            discriminator's has 1.
         r1_weight, r1_interval: gradient penalty on real slices (lazy: multiplied by the interval, every so many steps).
-        path_weight, path_interval: path length regularisation of the sampled pictures, lazy too.
+        path_weight, path_interval: path length regularization of the sampled pictures, lazy too.
     """
 
     path_length: Tensor
@@ -205,8 +206,10 @@ class DeepReconStage(L.LightningModule):
         self.path_weight, self.path_interval = path_weight, path_interval
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        encoder = {"params": self.network.encoder.parameters(), "lr": ENCODER_RATE * self.learning_rate}
-        makers = [{"params": self.network.generator.parameters()}, encoder]
+        makers: list[dict[str, Any]] = [
+            {"params": self.network.generator.parameters()},
+            {"params": self.network.encoder.parameters(), "lr": ENCODER_RATE * self.learning_rate},
+        ]
         return [
             torch.optim.Adam(makers, lr=self.learning_rate, betas=BETAS),
             torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, betas=BETAS),

@@ -66,7 +66,7 @@ class DiffAE:
         name: as in the papers' tables.
         network: in evaluation mode, on the device.
         device: where it runs.
-        steps: of the inversion, and of the decoding.
+        steps: number of steps of the inversion, and of the decoding.
         morphology: None for DiffAE.
     """
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class DiffAEConfig:
         embedding: length of z_sem and of the time embedding.
         dropout: inside the residual blocks.
         norm_num_groups: groups of every group norm; divides all channels.
-        morphology_channels: of l_mor; 0 builds DiffAE, which has none.
+        morphology_channels: channels of l_mor; 0 builds DiffAE, which has none.
         morphology_width: channels in which l_mor joins the U-Net.
     """
 
@@ -115,7 +116,7 @@ class ResBlock(nn.Module):
 
     Args:
         inputs, outputs: channels.
-        config: of the network.
+        config: configuration of the network.
         conditioned: False in the semantic encoder, whose blocks are told nothing.
         resample: 0.5 halves rows and columns, 2 doubles them.
     """
@@ -181,7 +182,7 @@ class WayDown(nn.Module):
 
     Args:
         channels: feature maps per level.
-        config: of the network.
+        config: configuration of the network.
         conditioned: whether its blocks are told time and z_sem.
         joins: level -> channels that are concatenated to the features which leave it.
     """
@@ -213,7 +214,7 @@ class WayDown(nn.Module):
         """What the way up picks up again, finest first, then what leaves the middle."""
         passed = [self.conv_in(x)]
         for level, steps in enumerate(self.levels):
-            for step in steps:
+            for step in cast(nn.ModuleList, steps):
                 passed.append(step(passed[-1], conditions))
             x = passed[-1]
             if joining and level in joining:
@@ -260,7 +261,7 @@ class WayUp(nn.Module):
     def forward(self, x: Tensor, passed: list[Tensor], conditions: Conditions) -> Tensor:
         remaining = list(passed)
         for level, steps in enumerate(self.levels):
-            for step in steps:
+            for step in cast(nn.ModuleList, steps):
                 x = step(torch.cat([x, remaining.pop()], dim=1), conditions)
             if level < len(self.expand):
                 x = self.expand[level](x, conditions)

@@ -32,7 +32,7 @@ class DiffAEStage(L.LightningModule):
         network: widths and depths.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         noise_draws: times and noises drawn for each slice; E runs once for all of them.
-        validation_steps: of the interpolation that is pictured.
+        validation_steps: number of steps of the interpolation that is pictured.
     """
 
     def __init__(

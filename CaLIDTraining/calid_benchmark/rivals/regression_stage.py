@@ -33,8 +33,9 @@ class RegressionStage(L.LightningModule):
         motion: Path | None = None,
     ) -> None:
         super().__init__()
-        plain = motion is None
-        self.network = RegressionNetwork(network) if plain else MovedRegressionNetwork(network, read_motion(motion))
+        self.network = RegressionNetwork(network)
+        if motion is not None:
+            self.network = MovedRegressionNetwork(network, read_motion(motion))
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

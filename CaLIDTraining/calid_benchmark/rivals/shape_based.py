@@ -1,4 +1,4 @@
-"""Labels between labelled slices by their signed distances (Raya and Udupa 1990; Herman et al. 1992).
+"""Labels between labeled slices by their signed distances (Raya and Udupa 1990; Herman et al. 1992).
 
 What a user of 3D Slicer does with contours on every other slice: "Fill between slices" in the Segment Editor has the
 same purpose; it interpolates contours morphologically, which for convex shapes gives nearly the same.

@@ -40,7 +40,7 @@ class GeneratorConfig:
 
     Args:
         channels: feature maps per resolution, from 4 x 4 upwards; their number gives the size of the image.
-        style_width: of z, w and every hidden layer of the mapping network.
+        style_width: width of z, w and every hidden layer of the mapping network.
         mapping_layers: fully connected layers of the mapping network.
         label_count: label scores per pixel, background included.
     """
@@ -82,7 +82,7 @@ class EqualLinear(nn.Module):
 
 
 class Mapping(nn.Sequential):
-    """z -> w: normalised z through fully connected layers."""
+    """z -> w: normalized z through fully connected layers."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         width = config.style_width
@@ -99,7 +99,7 @@ class Mapping(nn.Sequential):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose weights are scaled per image and input channel by a style (Eq. 1), then normalised (Eq. 3).
+    """A convolution whose weights are scaled per image and input channel by a style (Eq. 1), then normalized (Eq. 3).
 
     w'_oik = s_i w_oik;  w''_oik = w'_oik / sqrt(sum_ik w'_oik^2 + 1e-8)
 
@@ -140,7 +140,7 @@ class StyledLayer(nn.Module):
 
     Args:
         inputs, outputs: channels.
-        style_width: of w.
+        style_width: width of w.
         size: rows and columns of what goes out.
         doubles: whether what comes in is half as large.
     """
@@ -148,6 +148,7 @@ class StyledLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, style_width: int, size: int, doubles: bool) -> None:
         super().__init__()
         self.convolution = ModulatedConv(inputs, outputs, style_width=style_width)
+        self.fixed_noise: Tensor
         self.doubles = doubles
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -165,7 +166,7 @@ class StyledLayer(nn.Module):
 
 
 class Outputs(nn.Module):
-    """The toImage and toLabel branches of one resolution: 1 x 1 modulated convolutions without normalisation."""
+    """The toImage and toLabel branches of one resolution: 1 x 1 modulated convolutions without normalization."""
 
     def __init__(self, inputs: int, config: GeneratorConfig) -> None:
         super().__init__()
@@ -210,12 +211,12 @@ class Generator(nn.Module):
             random_noise: draw the noise inputs, as in training; otherwise they are the same for every image.
         """
         x = self.constant.expand(len(codes), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        made: Tensor | None = None
+        made = torch.zeros(())
         for index, layer in enumerate(self.layers):
             x = layer(x, codes[:, index], random_noise=random_noise)
             if index % 2 == 0:  # the last convolution of its resolution; its outputs share the next code
                 out = self.outputs[index // 2](x, codes[:, index + 1])
-                made = out if made is None else doubled(made) + out
+                made = doubled(made) + out if index else out
         return made[:, :1], made[:, 1:]
 
 

@@ -19,6 +19,7 @@ TABLES = {
     "cine": "cine",
     "agreement": "agreement",
     "gates": "gates",
+    "gate-curve": "gate_curve",
     "alignment": "alignment",
     "guidance": "guidance",
     "all": "everything",

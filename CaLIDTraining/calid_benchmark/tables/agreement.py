@@ -3,6 +3,8 @@
 Every patient's ED and ES are measured in several ways, all by disk summation (`calid.heart.volumes`):
 
 - "expert": the expert's labels of all acquired slices. This is what the others are held against.
+- "expert, kept slices": the same labels of the slices that are kept, where some are not: what leaving slices out does
+  by itself. Its bias is mostly that of the ends, which stand for half a gap beyond the stack, and is in all rows.
 - "sparse": the bundled segmenter's labels of the slices that are kept: all, or every Nth (`--every N`).
 - "dense, METHOD": the segmenter's labels of the stack that METHOD makes of the kept slices, `--factor` times as many
   gaps. Linear interpolation is the control: what CaLID has beyond it, it does not have from cutting finer disks.
@@ -41,7 +43,7 @@ from calid_benchmark.tables.drawings import HIGHLIGHT, PIXELS_PER_INCH
 from calid_benchmark.tables.questions import add_place_arguments
 from calid_benchmark.tables.record import Place, cell, markdown_table, place_of, write_table
 
-EXPERT, SPARSE = "expert", "sparse"
+EXPERT, EXPERT_KEPT, SPARSE = "expert", "expert, kept slices", "sparse"
 PHASES = ("ED", "ES")
 UNITS = {"LV EDV": "ml", "LV ESV": "ml", "LV SV": "ml", "LV EF": "%", "LV mass": "g"}
 UNITS |= {"RV EDV": "ml", "RV ESV": "ml", "RV EF": "%"}
@@ -68,11 +70,6 @@ class Ways:
     settings: Mapping[str, Settings]
     every: int = 1
     models: Path | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All ways."""
-        return (SPARSE, *self.settings)
 
     def labels(self, stack: Stack) -> dict[str, Stack]:
         """{way: cleaned labels} of one phase."""
@@ -105,16 +102,18 @@ def measured(ed: Case, es: Case, ways: Ways) -> dict[str, dict[str, float]]:
     """{way: {quantity: value}} of one patient, by the expert's labels and by every way."""
     if ed.labels is None or es.labels is None:
         raise ValueError(f"{ed.dataset}/{ed.patient}: the expert's labels of ED and ES are needed")
-    made = [ways.labels(one.stack) for one in (ed, es)]
-    by_ways = {way: quantities(*(labels[way] for labels in made)) for way in ways.names}
-    return {EXPERT: quantities(ed.labels, es.labels)} | by_ways
+    found = {EXPERT: quantities(ed.labels, es.labels)}
+    if ways.every > 1:
+        found[EXPERT_KEPT] = quantities(*(every_nth(labels, ways.every) for labels in (ed.labels, es.labels)))
+    made_ed, made_es = ways.labels(ed.stack), ways.labels(es.stack)
+    return found | {way: quantities(made_ed[way], made_es[way]) for way in (SPARSE, *ways.settings)}
 
 
 def evaluate(patients: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """A row for every quantity and pair of ways: each way against the expert, each dense one against the sparse."""
     names = list(next(iter(patients.values())))
     pairs = [(way, EXPERT) for way in names if way != EXPERT]
-    pairs += [(way, SPARSE) for way in names if way not in (EXPERT, SPARSE)]
+    pairs += [(way, SPARSE) for way in names if way not in (EXPERT, EXPERT_KEPT, SPARSE)]
     rows = []
     for quantity in UNITS:
         for way, other in pairs:

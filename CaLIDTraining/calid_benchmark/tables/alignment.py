@@ -62,7 +62,8 @@ def random_shifts(rng: np.random.Generator, slices: int) -> np.ndarray:
     return np.stack([length * np.cos(angle), length * np.sin(angle), through], axis=1)
 
 
-def centred(shifts: np.ndarray) -> np.ndarray:
+def centered(shifts: np.ndarray) -> np.ndarray:
+    """Shifts (Z, ...) less their mean over the slices, which no alignment can know."""
     return shifts - shifts.mean(axis=0)
 
 
@@ -72,8 +73,8 @@ def trial(
     """Displace the places of slices and look for it; `own` (Z, 3) are the shifts that they have without."""
     displaced = [image.shifted(-shift) for image, shift in zip(slices, put_in, strict=True)]
     found = _need(align_images(displaced, views, centre))
-    errors = centred(found.slice_shifts_mm) - centred(put_in + own)
-    return Trial(centred(put_in), errors, (found.agreement_before, found.agreement_after))
+    errors = centered(found.slice_shifts_mm) - centered(put_in + own)
+    return Trial(centered(put_in), errors, (found.agreement_before, found.agreement_after))
 
 
 def _need(found: Alignment | None) -> Alignment:
@@ -93,7 +94,7 @@ def of_study(sax: Stack, lax: Sequence[LaxImage], *, trials: int, seed: int = 0)
     ]
     names = list(views)
     halves = [{name: views[name] for name in names[start::2]} for start in (0, 1)]
-    first, second = (centred(_need(align_images(slices, half, centre)).slice_shifts_mm) for half in halves)
+    first, second = (centered(_need(align_images(slices, half, centre)).slice_shifts_mm) for half in halves)
     apart = first - second
     return made, float(np.hypot(apart[:, 0], apart[:, 1]).mean()), float(np.abs(apart[:, 2]).mean())
 
@@ -107,7 +108,7 @@ def of_question(question: Question, rng: np.random.Generator) -> tuple[Trial, fl
     slices, centre = images_of(stack), stack.to_lps((np.array(stack.voxels.shape[:0:-1]) - 1) / 2)
     still = _need(align_images(slices, views, centre)).slice_shifts_mm
     zero = np.zeros_like(still)
-    worst = float(np.hypot(*centred(still).T[:2]).max())
+    worst = float(np.hypot(*centered(still).T[:2]).max())
     return trial(slices, views, centre, random_shifts(rng, len(slices)), zero), worst
 
 
@@ -147,6 +148,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """The rows as a Markdown table, and notes below it."""
     heads = ["", "trials", "slices", "put in: in plane / through", "error in plane: mean, 95 %, max"]
     heads += [
         "error through: mean, 95 %, max",
@@ -172,6 +174,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> str
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
     parser.add_argument("--datasets", nargs="+", default=["chla", "autofd"])
@@ -189,8 +192,8 @@ def make(place: Place, study: Path, *, asked: Sequence[Question] = (), trials: i
         place: where they go.
         study: DICOM folder with short-axis and long-axis cines.
         asked: open stacks.
-        trials: of the study.
-        phases: of the study's cine.
+        trials: outcome of the trials of the study.
+        phases: number of phases of the study's cine.
     """
     read = read_study(study)
     frames = np.unique(np.linspace(0, read.sax.num_frames - 1, phases).astype(int))
@@ -226,6 +229,7 @@ def draw(folder: Path, sax: Stack, lax: Sequence[LaxImage], own: Alignment) -> N
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     asked: list[Question] = []
     if options.prepared is not None:
         cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)

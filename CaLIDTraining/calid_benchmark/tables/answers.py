@@ -30,7 +30,7 @@ class Kept:
     """One answer.
 
     Args:
-        file: of the slices (N, Y, X), float32 in [0, 1].
+        file: file of the slices (N, Y, X), float32 in [0, 1].
         seconds: that the system took.
         slices: their number N.
     """
@@ -126,7 +126,7 @@ def with_controls(answers: Answers, controls: Mapping[str, str], folder: Path) -
     The filter of a group is fitted on at most `FITTED_SLICES` slices, spread evenly over it.
 
     Args:
-        answers: of all rows; pairs of which one is missing are left out.
+        answers: answers of all rows; pairs of which one is missing are left out.
         controls: {learned row: row without the learned part}.
         folder: for the controls' slices.
     """

@@ -375,6 +375,7 @@ def draw(path: Path, sequences: Sequence[Passage], pictures: Sequence[Mapping[st
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train cine or prepare")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
     parser.add_argument("--split", default=SPLIT)
@@ -447,6 +448,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     segmenter = judging_segmenter(choose_device(options.device), options.models)
     cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
     asked = passages_of(cases, segmenter, count=options.quick, dicom=options.dicom, gaps=options.gaps)

@@ -51,10 +51,10 @@ class Contestant:
     """A line of the table.
 
     Args:
-        name: of the system.
+        name: name of the system.
         block: the sizes it belongs to.
         make: builds it with a number of steps; None is its own.
-        steps: its own number of diffusion steps, None where it has no such choice.
+        steps: number of its diffusion steps, None where it has no such choice.
     """
 
     name: str
@@ -132,8 +132,8 @@ class Sizes:
 
     Args:
         coder: widths of E and D, of single slices or with a codec.
-        denoiser: of eps_theta, tau1 and tau2.
-        motion: of what brings neighbors half-way, or None.
+        denoiser: widths of eps_theta, tau1 and tau2.
+        motion: widths of what brings neighbors half-way, or None.
         engine: the manifest's values that say how much the engine does beside decoding z_0; empty as in the paper.
     """
 

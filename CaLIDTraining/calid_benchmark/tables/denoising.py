@@ -104,6 +104,7 @@ def markdown(tables: Mapping[str, Mapping[str, Sequence[float]]], notes: Sequenc
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_question_arguments(parser, table="denoising")
     parser.add_argument("--walk", type=int, default=STEPS, metavar="N", help="steps of the walk")
     parser.add_argument("--shown", nargs="+", type=int, default=list(SHOWN), help="steps whose estimates are shown")
@@ -126,7 +127,7 @@ def make(
         asked: the questions; the first of every group is shown.
         offer: the systems that are there.
         source: where their weights lie.
-        steps: of the walk.
+        steps: number of steps of the walk.
         shown: the steps whose estimates are shown.
     """
     found = walks(offer, source, steps=steps)
@@ -142,6 +143,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     place, source = place_of(options), source_of(options)
     make(place, asked_of(options), offered(source), source, steps=options.walk, shown=options.shown)
     return 0

@@ -7,7 +7,7 @@ labels of the slice that was left out. "original" is the same segmenter on the r
 "Dice" is over all of a patient's slices together; "Dice per slice" and the distances are means over slices. A slice on
 which neither has the structure is left out; where one of the two lacks it, Dice is 0, and distances do not exist and
 are left out ("one empty" counts these). Means are per stack first, then over a patient's stacks, then over patients.
-Pixels are 1.8 mm; frames that nobody labelled are not asked for.
+Pixels are 1.8 mm; frames that nobody labeled are not asked for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SPACINGS = {"px": (1.0, 1.0), "mm": (PIXEL_MM, PIXEL_MM)}
 LENGTHS = tuple(f"{name}_{unit}" for name in DISTANCES for unit in SPACINGS)
 FIGURES = ("dice", "dice_per_slice", *LENGTHS)
 
-Labelled = Callable[[Question], np.ndarray | None]
+Labeled = Callable[[Question], np.ndarray | None]
 """A question -> labels (N, Y, X) of its slices, or None where the row was not asked."""
 
 
@@ -59,23 +59,23 @@ def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     return most_likely(foreground)
 
 
-def labelled(answers: Answers, segmenter: Segmenter) -> dict[str, Labelled]:
-    """{row: how the slices that it answered are labelled}, between the real slices and the experts' own contours."""
+def labeled(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:
+    """{row: how the slices that it answered are labeled}, between the real slices and the experts' own contours."""
 
-    def by_images(row: str) -> Labelled:
+    def by_images(row: str) -> Labeled:
         def labels_of(question: Question) -> np.ndarray | None:
             kept = answers.rows[row].get(question)
             return None if kept is None else segmented(segmenter, kept.images())
 
         return labels_of
 
-    rows: dict[str, Labelled] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
+    rows: dict[str, Labeled] = {ORIGINAL: lambda question: segmented(segmenter, question.truth)}
     rows |= {row: by_images(row) for row in answers.rows if row not in answers.ceilings}
     rows[SHAPE_BASED] = lambda question: shape_based.between(question.drawn[:-2], question.drawn[2:])
     return rows
 
 
-def evaluate(asked: Sequence[Question], rows: Mapping[str, Labelled]) -> dict[str, dict[str, Any]]:
+def evaluate(asked: Sequence[Question], rows: Mapping[str, Labeled]) -> dict[str, dict[str, Any]]:
     """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}.
 
     Args:
@@ -166,6 +166,7 @@ def _plain(figure: Mapping[str, float] | None) -> str:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_question_arguments(parser, table="downstream")
     add_slow_argument(parser)
 
@@ -187,7 +188,7 @@ def make(
         systems: who answered.
         notes: remarks below the table.
     """
-    tables = evaluate(answers.asked, labelled(answers, segmenter))
+    tables = evaluate(answers.asked, labeled(answers, segmenter))
     write_table(
         place,
         "downstream",
@@ -202,6 +203,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
     segmenter = judging_segmenter(choose_device(options.device), options.models)

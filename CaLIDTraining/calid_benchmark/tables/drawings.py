@@ -66,7 +66,7 @@ def curves(path: Path, title: str, panels: Mapping[str, Mapping[str, tuple[Seque
 
 
 def sheet(path: Path, title: str, rows: Mapping[str, Mapping[str, np.ndarray]], *, inches: float = 1.5) -> None:
-    """Grey or coloured pictures in [0, 1], a row each with a column per heading; NaN is left white.
+    """Gray or colored pictures in [0, 1], a row each with a column per heading; NaN is left white.
 
     Args:
         rows: {row: {column: (Y, X) or (Y, X, 3)}}; a column that a row lacks stays empty.

@@ -49,15 +49,15 @@ class Amount:
     """How much is made of every table; the defaults are the whole of it.
 
     Args:
-        stacks: of every group that are asked about; None is all.
+        stacks: number of stacks of every group that are asked about; None is all.
         slow_patients: patients of every group about whom the slow rivals are asked.
         samples: draws of the deviation and of means.
         time_steps: steps at which a slice's generation is timed, or None.
         reconstructed: stacks of every group that are made of themselves.
         stepped: stacks of every group that are asked about at every number of steps.
         counts: those numbers.
-        phases: of the study's cycle.
-        sequences: of every set of cines.
+        phases: number of phases of the study's cycle.
+        sequences: number of sequences of every set of cines.
         segmented: stacks of the segmenter's table.
         rounds, affordable, paper: see `speed.make`.
     """
@@ -94,11 +94,11 @@ def makers(options: Namespace, amount: Amount, folder: Path) -> dict[str, Callab
     """{table: what makes it in a place}; the systems have answered by then.
 
     Args:
-        options: of the command line.
+        options: options of the command line.
         amount: how much is made.
         folder: for the slices that the systems make.
     """
-    source = Source(options.models, options.weights, 8, amount.samples, options.device, options.optimisation_steps)
+    source = Source(options.models, options.weights, 8, amount.samples, options.device, options.optimization_steps)
     offer, cases = offered(source), load_cases(options.prepared, datasets=options.datasets, split=options.split)
     asked, names = first_of_each(questions(cases), amount.stacks), options.systems
     systems, few = chosen(offer.systems, names), first_of_each(asked, amount.reconstructed)
@@ -168,6 +168,7 @@ def check_places(files: Iterable[Path], names: Sequence[str]) -> None:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_set_arguments(parser)
     parser.add_argument("--study", type=Path, help="DICOM folder with short- and long-axis cines, for long-axis")
     parser.add_argument("--meshes", type=Path, help="the study's fitted ventricles, for long-axis")
@@ -175,13 +176,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with the raw sets, for segmenter")
     parser.add_argument("--systems", nargs="+", help="only these rows; linear and CaLID+ are always among them")
     parser.add_argument("--weights", type=Path, default=rivals.WEIGHTS, help="folder with the trained baselines")
-    parser.add_argument("--optimisation-steps", type=int, default=100, help="of DeepRecon; 1000 in its paper")
+    parser.add_argument("--optimization-steps", type=int, default=100, help="of DeepRecon; 1000 in its paper")
     perceptual.add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="a little of everything, in minutes")
     add_place_arguments(parser, table="")
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     names = possible(options)
     check_places(options.into, names)
     with TemporaryDirectory() as folder:

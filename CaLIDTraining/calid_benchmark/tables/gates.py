@@ -92,7 +92,7 @@ def _extracted(extract: metrics.FeatureExtractor, images: np.ndarray) -> list[to
 
 
 def dice_of(made: list[Answered], segmenter: Segmenter) -> float:
-    """Mean over labelled stacks of the structures' mean Dice, over all slices of a stack together."""
+    """Mean over labeled stacks of the structures' mean Dice, over all slices of a stack together."""
     found = []
     for one in made:
         if one.question.labels is not None:
@@ -123,6 +123,11 @@ def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | 
     cells.append(distance)
     cells.append(f"{dice_of(made, segmenter):.3f}" if segmenter is not None else "-")
     return found, cells
+
+
+def asked_for(options: Namespace) -> list[Question]:
+    """The questions about stacks whose slices lie as far apart as is common."""
+    return [question for question in asked_of(options) if question.spacing_mm > 8]
 
 
 def ways_of(options: Namespace) -> dict[str, Way]:
@@ -200,6 +205,7 @@ def seeded(shape: torch.Size, seed: int) -> torch.Tensor:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_set_arguments(parser)
     parser.set_defaults(split="validation")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
@@ -213,7 +219,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
-    asked = [question for question in asked_of(options) if question.spacing_mm > 8]
+    """Run the command; returns its exit code."""
+    asked = asked_for(options)
     ways = ways_of(options)
     if options.rows:
         ways = {name: way for name, way in ways.items() if name in options.rows}

@@ -197,6 +197,7 @@ def _row(patients: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def markdown(seen: Mapping[str, Mapping[str, tuple[float, float]]], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Both halves of the table as Markdown, as far as they were made."""
     lines = []
     if seen:
         rows = list(next(iter(seen.values())))
@@ -233,6 +234,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("--study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
     parser.add_argument("--datasets", nargs="+", default=["acdc"])
@@ -257,7 +259,7 @@ def make(
         place: where they go.
         study: DICOM folder with short-axis and long-axis cines, or None.
         asked: open stacks.
-        phases: of the study's cine.
+        phases: number of phases of the study's cine.
         factor: how many times as many slices are made.
     """
     seen: dict[str, dict[str, tuple[float, float]]] = {}
@@ -276,6 +278,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     asked: list[Question] = []
     if options.prepared is not None:
         cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)

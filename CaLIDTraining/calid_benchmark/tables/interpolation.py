@@ -94,7 +94,7 @@ def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
     """{group: {row: figures}}; figures have means over patients, 95 % intervals and p against linear and CaLID+.
 
     Args:
-        answers: of all rows, linear interpolation among them.
+        answers: answers of all rows, linear interpolation among them.
         judges: what the answers are measured with.
     """
     tables: dict[str, dict[str, Any]] = {}
@@ -123,8 +123,8 @@ def judge(tally: Tally, kept: Kept, question: Question, truth: list[torch.Tensor
     """Add the figures of every slice of an answer to its row's tally.
 
     Args:
-        tally: of the row.
-        kept: its answer.
+        tally: tally of the row.
+        kept: answer of the row.
         question: what was asked.
         truth: features of the true slices, None where there is no extractor.
         judges: what the answer is measured with.
@@ -240,7 +240,7 @@ def uncertainty(
 
 
 def _near_center() -> np.ndarray:
-    """(128, 128) whether a pixel is where the heart is: crops are centred on it."""
+    """(128, 128) whether a pixel is where the heart is: crops are centered on it."""
     rows, columns = np.indices((SIZE, SIZE)) - (SIZE - 1) / 2
     return np.hypot(rows, columns) <= HEART_PIXELS
 
@@ -390,6 +390,7 @@ def make(
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_question_arguments(parser, table="interpolation")
     perceptual.add_arguments(parser)
     add_slow_argument(parser)
@@ -404,6 +405,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     offer = offer_of(options)
     systems = chosen(offer.systems, options.systems)
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))

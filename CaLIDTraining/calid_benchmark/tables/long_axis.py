@@ -1,6 +1,6 @@
 """`calid-evaluate long-axis`: upsampled stacks seen from the side (DMCVR, Table 2; CaLID, Fig. 5 and 6).
 
-STUDY is a DICOM folder with short-axis and long-axis cines. Every system upsamples the same heart-centred crop
+STUDY is a DICOM folder with short-axis and long-axis cines. Every system upsamples the same heart-centered crop
 (128 x 128 at 1.8 mm) of its short-axis stack, and the bundled MedFormer labels the dense stack.
 
 - Edge agreement with each acquired long-axis image (`calid.heart.longaxis.agreement`): needs no labels.
@@ -109,7 +109,7 @@ def upsampled(heart: Heart, systems: Sequence[Named]) -> dict[str, Stack]:
     return made
 
 
-def labelled(heart: Heart, stacks: Mapping[str, Stack], *, models: Path | None, device: str) -> dict[str, Stack]:
+def labeled(heart: Heart, stacks: Mapping[str, Stack], *, models: Path | None, device: str) -> dict[str, Stack]:
     """{row: cleaned labels on the dense grid}."""
     segmenter = judging_segmenter(choose_device(device), models)
     rows = {name: clean_labels(segment_with(segmenter, stack)) for name, stack in tqdm(stacks.items(), "segmenting")}
@@ -218,7 +218,7 @@ def draw(folder: Path, heart: Heart, stacks: Mapping[str, Stack], labels: Mappin
         title = f"{name}: the acquired long-axis image, and each system's stack cut in its plane"
         sheet(folder / f"long-axis-{name}.png", title, cuts_of(heart, stacks, frame), inches=1.8)
     rows = {name: {row: _still(stack, frame) for row, stack in labels.items()} for name, frame in moments.items()}
-    sheet(folder / "surfaces.png", "Ventricles of the labelled dense stacks", rows, inches=2.2)
+    sheet(folder / "surfaces.png", "Ventricles of the labeled dense stacks", rows, inches=2.2)
 
 
 def cuts_of(heart: Heart, stacks: Mapping[str, Stack], frame: int) -> dict[str, dict[str, np.ndarray]]:
@@ -244,6 +244,7 @@ def _still(labels: Stack, frame: int) -> np.ndarray:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--meshes", type=Path, help="folder with *_LV_ENDOCARDIAL_NNN.vtk and *_RV_ENDOCARDIAL_NNN.vtk")
     parser.add_argument("--phases", type=int, default=25, help="cardiac phases compared")
@@ -274,7 +275,7 @@ def make(
     """
     heart = read_heart(study, phases=phases, factor=factor)
     stacks = upsampled(heart, systems)
-    labels = labelled(heart, stacks, models=place.models, device=place.device)
+    labels = labeled(heart, stacks, models=place.models, device=place.device)
     seen = agreements(heart, stacks)
     anatomy = {} if meshes is None else compare_anatomy(heart, labels, meshes)
     text = markdown(heart, seen, anatomy, paragraphs(notes))
@@ -289,6 +290,7 @@ def upsampling(systems: Sequence[Named], names: Sequence[str] | None) -> list[Na
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     offer = offer_of(options)
     make(
         place_of(options),

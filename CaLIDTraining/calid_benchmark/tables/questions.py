@@ -1,6 +1,6 @@
 """What the tables ask: every inner slice of a stack from its two neighbors, on patients no model ever saw.
 
-Every stack is cut to a heart-centred 128 x 128 crop at 1.8 mm, scaled to [0, 1] between its 1st and 99.5th percentile.
+Every stack is cut to a heart-centered 128 x 128 crop at 1.8 mm, scaled to [0, 1] between its 1st and 99.5th percentile.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Question:
     def drawn(self) -> np.ndarray:
         """`stack_labels`, where they have to be there; raises ValueError if they are not."""
         if self.stack_labels is None:
-            raise ValueError(f"{self.group}, {self.patient}: nobody labelled this frame")
+            raise ValueError(f"{self.group}, {self.patient}: nobody labeled this frame")
         return self.stack_labels
 
     @property
@@ -164,9 +164,9 @@ def notes_of_slow(patients: int | None) -> list[str]:
     return [f"{names}: asked about {patients} patient(s) of every group only, and compared with the others on these."]
 
 
-def add_set_arguments(parser: ArgumentParser) -> None:
+def add_set_arguments(parser: ArgumentParser, *, required: bool = True) -> None:
     """Which prepared stacks."""
-    parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train prepare")
+    parser.add_argument("--prepared", type=Path, required=required, help="folder made by calid-train prepare")
     parser.add_argument("--datasets", nargs="+", default=["acdc"])
     parser.add_argument("--split", default="test")
 
@@ -177,7 +177,7 @@ def add_source_arguments(parser: ArgumentParser, *, table: str) -> None:
     parser.add_argument("--weights", type=Path, default=rivals.WEIGHTS, help="folder with the trained baselines")
     parser.add_argument("--steps", type=int, default=2, help="DDIM steps of CaLID; baselines take their papers'")
     parser.add_argument("--samples", type=int, default=8, help="draws of the rows that are means of draws")
-    parser.add_argument("--optimisation-steps", type=int, help="of DeepRecon; 1000 in its paper, which is the default")
+    parser.add_argument("--optimization-steps", type=int, help="of DeepRecon; 1000 in its paper, which is the default")
     add_place_arguments(parser, table=table)
 
 
@@ -185,7 +185,7 @@ def add_place_arguments(parser: ArgumentParser, *, table: str) -> None:
     """Where the models lie, what they run on, and where the table goes.
 
     Args:
-        parser: of the table.
+        parser: parser of the table.
         table: folder below the default one; empty for all tables.
     """
     parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
@@ -210,7 +210,7 @@ def asked_of(options: Namespace) -> list[Question]:
 def source_of(options: Namespace) -> Source:
     """Where the weights of the systems that the options name lie, and how they run."""
     return Source(
-        options.models, options.weights, options.steps, options.samples, options.device, options.optimisation_steps
+        options.models, options.weights, options.steps, options.samples, options.device, options.optimization_steps
     )
 
 

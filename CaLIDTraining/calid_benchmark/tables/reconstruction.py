@@ -5,7 +5,7 @@ the reconstructed slices; figures are of whole 3D stacks against the expert's la
 ASD and ASSD in voxels of unit spacing (one slice step counts as one) and, beside it, in millimetres; ASSD both pooled
 and, for DMCVR's, as the mean of both directions. "all labels" is the union of the structures. PSNR and SSIM are per
 slice as everywhere here, and "3D" as in DMCVR's code (whole stacks, SSIM's window uniform 7 x 7 x 7). Means are per
-stack, then over a patient's stacks, then over patients; stacks that nobody labelled are not asked for.
+stack, then over a patient's stacks, then over patients; stacks that nobody labeled are not asked for.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def _cells(row: Mapping[str, Any], digits: Mapping[str, int]) -> list[str]:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_question_arguments(parser, table="reconstruction")
 
 
@@ -170,6 +171,7 @@ def reconstructing(systems: Sequence[Named]) -> list[Named]:
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     offer = offer_of(options)
     systems = reconstructing(offer.systems)
     segmenter = judging_segmenter(choose_device(options.device), options.models)

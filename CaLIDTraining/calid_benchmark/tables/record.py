@@ -85,7 +85,7 @@ def place_of(options: Namespace, table: str = "") -> Place:
     """The place that a command line names.
 
     Args:
-        options: of a table.
+        options: options of a table.
         table: name of one of several tables: a folder below `out`, and only files that have a place for it.
     """
     said = {key: value for key, value in vars(options).items() if key != "run"}
@@ -161,9 +161,9 @@ def write_table(
 
     Args:
         place: where to.
-        name: of the table.
+        name: name of the table.
         text: the table.
-        record: its figures.
+        record: figures of the table.
         systems: who made its rows.
         settings: what the table was made with, by name, beside and instead of what the user said.
     """

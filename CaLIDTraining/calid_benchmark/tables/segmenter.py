@@ -53,7 +53,7 @@ class Comparison:
 
 
 def compare(made: Stack, case: Case) -> list[Comparison]:
-    """All comparisons of a labelled static case, of the structures that its expert drew."""
+    """All comparisons of a labeled static case, of the structures that its expert drew."""
     found = []
     for value, structure in STRUCTURE_NAMES.items():
         if value not in case.annotated:
@@ -120,7 +120,7 @@ def _worst(name: str, values: Sequence[float]) -> float:
 
 
 def evaluate(segmenter: Segmenter, cases: Iterable[Case], *, clean: bool) -> list[Comparison]:
-    """Segment every labelled case and compare; `clean` judges the volumes after `anatomy.clean_labels`."""
+    """Segment every labeled case and compare; `clean` judges the volumes after `anatomy.clean_labels`."""
     found = []
     for case in tqdm(cases, desc="segmenter", unit=" stacks"):
         made = segment_with(segmenter, case.stack)
@@ -149,6 +149,7 @@ def _cell(figure: Mapping[str, float] | None, *, digits: int) -> str:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
     parser.add_argument("--dataset", default="acdc")
     parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080")
@@ -172,7 +173,7 @@ def make(
         place: where it goes.
         data: folder that holds one folder per set.
         dataset: the set.
-        split: its patients.
+        split: patients who judge.
         clean: whether the cleaned volumes are judged instead of the raw slices.
         stacks: how many, from the first on; None is all.
     """
@@ -202,6 +203,7 @@ def _counted(cases: Iterable[Case], seen: list[tuple[str, int]]) -> Iterator[Cas
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     make(
         place_of(options),
         options.data,

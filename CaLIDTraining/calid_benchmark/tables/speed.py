@@ -52,9 +52,9 @@ class Work(NamedTuple):
     """What a run does: its cost is a sum over these.
 
     Args:
-        evaluations: of the network in diffusion or optimisation steps.
+        evaluations: evaluations of the network in diffusion or optimization steps.
         encoded: slices.
-        made: new slices. A system without diffusion steps synthesises each by one evaluation that is unlike a step
+        made: new slices. A system without diffusion steps synthesizes each by one evaluation that is unlike a step
             (DeepRecon's go forth and back), and is counted here alone.
     """
 
@@ -68,8 +68,8 @@ def work_of(line: Contestant, runner: Runner, acquired: int, factor: int, *, nai
     made = (acquired - 1) * (factor - 1)
     evaluations = runner.evaluations(acquired, factor, naive=naive)
     inverts = evaluations != runner.evaluations(acquired, factor)
-    synthesised = made if line.steps is None and evaluations else 0
-    return Work(evaluations - synthesised, 2 * made if inverts else acquired, made)
+    synthesized = made if line.steps is None and evaluations else 0
+    return Work(evaluations - synthesized, 2 * made if inverts else acquired, made)
 
 
 @dataclass(frozen=True)
@@ -354,6 +354,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("--acquired", type=int, default=11, help="slices of the heart")
     parser.add_argument("--factor", type=int, default=8, help="how many times as many are made of them")
     parser.add_argument("--rounds", type=int, default=5)
@@ -405,6 +406,7 @@ def make(
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     make(
         place_of(options),
         names=options.systems,

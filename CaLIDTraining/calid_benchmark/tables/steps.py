@@ -74,6 +74,7 @@ def markdown(tables: Mapping[str, Mapping[str, Mapping[int, Any]]], notes: Seque
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """The options of the command."""
     add_question_arguments(parser, table="steps")
     perceptual.add_arguments(parser)
     parser.add_argument("--counts", nargs="+", type=int, default=list(STEPS), help="numbers of steps")
@@ -113,6 +114,7 @@ def stepped(systems: Sequence[Named], names: Sequence[str] | None) -> list[Named
 
 
 def run(options: Namespace) -> int:
+    """Run the command; returns its exit code."""
     offer = offer_of(options)
     judges = Judges(segmenter_features(options.models), perceptual.measures_of(options))
     systems = stepped(offer.systems, options.systems)

@@ -1,4 +1,4 @@
-"""What the segmenter is trained on: labelled slices of every set, and random views of them.
+"""What the segmenter is trained on: labeled slices of every set, and random views of them.
 
 A view is a random place, pixel size, rotation and handedness (the sets disagree on orientation), and another scanner's
 look: window, gamma, shading, blur as in generated slices, coarse pixels, noise.
@@ -21,7 +21,7 @@ from calid_training.datasets import Case
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSlice:
+class LabeledSlice:
     """One slice as training sees it.
 
     Args:
@@ -41,7 +41,7 @@ class LabelledSlice:
     dataset: str
 
 
-def labelled_slices(case: Case) -> list[LabelledSlice]:
+def labeled_slices(case: Case) -> list[LabeledSlice]:
     """The slices of a case that can teach something.
 
     Where only some structures were drawn, slices without any contour are left out: there "not there" and "not drawn"
@@ -57,7 +57,7 @@ def labelled_slices(case: Case) -> list[LabelledSlice]:
         for image, label in zip(images, labels, strict=True):
             if label.any() or all(annotated):
                 picture = _unclipped(image, shared or intensity_range(image[box]), spacing)
-                slices.append(LabelledSlice(picture, label, tuple(spacing), heart, annotated, case.dataset))
+                slices.append(LabeledSlice(picture, label, tuple(spacing), heart, annotated, case.dataset))
     return slices
 
 
@@ -116,7 +116,7 @@ class Augmentation:
 SHIPPED_AUGMENTATION = Augmentation()
 
 
-def sampling_grid(item: LabelledSlice, settings: Augmentation, rng: np.random.Generator, *, size: int) -> Tensor:
+def sampling_grid(item: LabeledSlice, settings: Augmentation, rng: np.random.Generator, *, size: int) -> Tensor:
     """Where a random crop looks: (1, size, size, 2) in `grid_sample`'s coordinates (x first, corners aligned).
 
     Any rotation, either handedness, a random pixel size and place, sometimes smoothly bent.
@@ -169,7 +169,7 @@ def _coarse(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def random_crop(
-    item: LabelledSlice, settings: Augmentation, rng: np.random.Generator, *, size: int = WINDOW_PIXELS
+    item: LabeledSlice, settings: Augmentation, rng: np.random.Generator, *, size: int = WINDOW_PIXELS
 ) -> tuple[Tensor, Tensor]:
     """A random view of a slice: image (1, size, size) float32 in 0..1, labels (size, size) int64."""
     grid = sampling_grid(item, settings, rng, size=size)
@@ -186,14 +186,14 @@ class RandomCrops(Dataset):
         slices: what to cut from.
         weights: share of the crops by set; slices of one set are equally likely.
         length: crops in an epoch.
-        seed, epoch: of the random numbers.
+        seed, epoch: seed and epoch of the random numbers.
         augmentation: how far crops stray from the originals.
         size: edge of a crop in pixels.
     """
 
     def __init__(
         self,
-        slices: Sequence[LabelledSlice],
+        slices: Sequence[LabeledSlice],
         *,
         weights: dict[str, float],
         length: int,
