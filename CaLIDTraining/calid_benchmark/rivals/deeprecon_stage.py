@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from calid.heart.segmentation import Segmenter, load_segmenter, segment_with
-from calid.method.weights import Entry
+from calid.method.weights import ModelEntry
 from calid.run.device import choose_device
 from calid.stack import Stack
 from calid_training.crops import SHIPPED, Batch, BatchMaker, Variety, apply_crop, draw_crop
@@ -153,7 +153,7 @@ class DeepReconData(CropData):
         return partial(labeled_batch, variety=self.variety)
 
 
-def _entry_of(segmenter: Segmenter) -> Entry:
+def _entry_of(segmenter: Segmenter) -> ModelEntry:
     """What the manifest says of a segmenter that was loaded from it."""
     assert segmenter.entry is not None
     return segmenter.entry
