@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from calid.errors import Cancelled, InputError, SettingsError
+from calid.images.files import read_stack
 from calid.run.device import Device
 from calid.run.reconstruct import upsample, warm_interpolator
 from calid.run.settings import MODES, Settings
 from calid.stack import Stack
 from phantoms import affine, rotation
+
+DEMO = Path(__file__).resolve().parents[2] / "CaLIDReconstruct" / "Resources" / "Demo" / "sax.seq.nrrd"
 
 
 def cine(frames: int = 2, slices: int = 3, size: tuple[int, int] = (40, 56), dtype: type = np.int16) -> Stack:
@@ -189,6 +193,25 @@ def test_no_more_than_a_batch_is_in_work_at_once_and_its_size_changes_nothing(ra
         np.testing.assert_allclose(other.stack.voxels, made[0].stack.voxels, atol=0.5)
         np.testing.assert_allclose(other.uncertainty.voxels, made[0].uncertainty.voxels, atol=0.5)
     assert made[0].uncertainty.voxels.max() > 10
+
+
+@pytest.mark.parametrize("changes", [{"model": "2d"}, {"model": "2d", "method": "calid"}, {"model": "2d+t"}])
+def test_threads_and_batches_change_a_voxel_by_one_level_at_most(changes, monkeypatch):
+    """With the models that are bundled; the bound that the README states."""
+    whole = read_stack(DEMO).frames(0, 2)
+    three = Stack(whole.voxels[:, 1:4, 32:96, 32:96], whole.affine, whole.frame_times_ms)
+    known, made = torch.get_num_threads(), []
+    try:
+        for threads, batch in ((1, 8), (1, 1), (2, 3)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(Device, "batch_size", lambda *_, batch=batch: batch)
+            made.append(upsample(three, quick(steps=1, align="off", **changes)).stack.voxels.astype(int))
+    finally:
+        torch.set_num_threads(known)
+    for other in made[1:]:
+        differing = np.abs(other - made[0])
+        assert differing.max() <= 1
+        assert (differing > 0).mean() < 1e-3
 
 
 def test_draws_summed_up_one_by_one_have_their_mean_and_deviation():
