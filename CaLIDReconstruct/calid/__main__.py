@@ -207,8 +207,8 @@ def _info(options: argparse.Namespace) -> int:
 def _tell_of(path: Path, series: str | None) -> dict[str, Any]:
     """Print what an input is, and return the same for programs: a folder's series, and the stack if there is one."""
     from calid.images.files import read_stack
+    from calid.images.folder import look
     from calid.images.overview import facts_as_text, facts_of
-    from calid.images.study import look
 
     facts: dict[str, Any] = {}
     if path.is_dir():

@@ -331,7 +331,8 @@ def _log_to(emit: Emit) -> Callable[[str], None]:
 def _study(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
     """What a DICOM folder holds, and, if a folder to write to is given, its short axis and views as sequence files."""
     from calid.images.files import write_stack
-    from calid.images.study import look, read_study
+    from calid.images.folder import look
+    from calid.images.study import read_study
     from calid.images.whole_file import need_apart
 
     source, folder, series = Path(request["input"]), _path(request, "folder"), _series(request)

@@ -117,12 +117,12 @@ def test_a_result_that_cannot_be_written_leaves_no_uncertainty_behind(sparse, tm
 def test_a_disk_that_is_full_is_said_of_the_file_that_was_asked_for(
     sparse, tmp_path, random_models, monkeypatch, capsys
 ):
-    import calid.images.files
+    import calid.images.volume_out
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(calid.images.files, "_write_pieces", full)
+    monkeypatch.setattr(calid.images.volume_out, "_write_pieces", full)
     options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
     spread = tmp_path / "spread.nrrd"
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, "--uncertainty", str(spread)]) == 2

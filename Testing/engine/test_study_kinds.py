@@ -18,8 +18,8 @@ from calid.__main__ import main
 from calid.errors import InputError
 from calid.images.checks import findings
 from calid.images.files import read_stack, read_study
+from calid.images.folder import look
 from calid.images.overview import told
-from calid.images.study import look
 from calid.stack import Stack
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence

@@ -26,10 +26,11 @@ from calid import STANDING_NOTE, __version__
 from calid.errors import InputError, OutputError
 from calid.geometry import is_same_position, plane_of
 from calid.images import whole_file
-from calid.images.dicom import GENERATED, MAKER, DicomImage, is_dicom, read_images
+from calid.images.dicom import GENERATED, MAKER, DicomImage, read_images
+from calid.images.dicom_file import is_dicom
+from calid.images.folder import look
 from calid.images.pixels import read_pixels
-from calid.images.study import look
-from calid.images.vetting import real_values
+from calid.images.voxels import real_values
 from calid.stack import WINDOW_PERCENTILES, Stack
 
 PERSON = (

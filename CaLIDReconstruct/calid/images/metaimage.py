@@ -14,19 +14,16 @@ from calid.images.vetting import (
     detached_fault,
     encoding_fault,
     fault,
-    inflated_chunks,
     integers,
-    little_endian,
     need_fields,
     need_magic,
     need_millimetres,
     numbers,
-    raw_chunks,
     text_lines,
     vet,
     voxel_type_fault,
-    voxels_of,
 )
+from calid.images.voxels import inflated_chunks, little_endian, raw_chunks, voxels_of
 from calid.stack import Stack
 
 _TYPES = {

@@ -24,17 +24,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from calid import geometry
-from calid.images.vetting import (
-    Header,
-    fault,
-    inflated_chunks,
-    little_endian,
-    need_magic,
-    raw_chunks,
-    vet,
-    voxel_type_fault,
-    voxels_of,
-)
+from calid.images.vetting import Header, fault, need_magic, vet, voxel_type_fault
+from calid.images.voxels import inflated_chunks, little_endian, raw_chunks, voxels_of
 from calid.stack import Stack
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from pydicom.uid import RLELossless
 
 from calid.errors import InputError
 from calid.images.codestreams import fits
-from calid.images.dicom import AGAIN, BROKEN, NATIVE, DicomImage, need_length, quiet_pydicom, syntax_of, truncated
+from calid.images.dicom import DicomImage
+from calid.images.dicom_file import AGAIN, BROKEN, NATIVE, need_length, quiet_pydicom, syntax_of, truncated
 
 # pydicom 2 has it under another name.
 _frames_of = getattr(encaps, "generate_frames", None) or encaps.generate_pixel_data_frame

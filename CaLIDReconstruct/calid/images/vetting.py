@@ -1,25 +1,23 @@
-"""What a volume file says about itself, and its voxels if they are all there.
+"""What a volume file says about itself, if an image can be made of it.
 
 No header that came from elsewhere reaches a reader in C++. Measured with ITK 5.4 (SimpleITK 2.5.7): a NIfTI file cut
 anywhere behind its header reads as an image whose end is whatever the memory held; beside a file x.nii, x.nii.gz is
 read with the voxels of x.nii; a pixel size of 0 or NaN becomes 1 mm; a MetaImage header with a long line, a long name
 or 65 dimensions corrupts the memory. Nor are whole files given to libraries in Python: nibabel and pynrrd inflate
 whatever a stream holds, terabytes if need be, and do not miss a lost checksum. So the formats' modules turn a header
-into a `Header`, and here it is vetted, and the voxels are counted in one pass of bounded memory.
+into a `Header`, and here it is vetted; `voxels.py` counts the voxels in one pass of bounded memory.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from calid.errors import InputError
-from calid.images.memory import need_memory
 
 MAX_BYTES = 32 << 30
 """No stack of the heart comes near 32 GiB; a header that claims more is damaged."""
@@ -33,7 +31,6 @@ LONGEST_LINE = 30_000
 """Characters of a line in a text header."""
 
 _LONGEST_HEADER = 1 << 20
-_CHUNK = 1 << 18
 _FARTHEST_MM = 1e6
 _SMALLEST_VOXEL_MM3 = 1e-9
 
@@ -164,175 +161,6 @@ def need_millimetres(units: Iterable[str], name: str) -> None:
         if unit.strip().lower() not in ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres"):
             message = f"lengths are given in {unit.strip()[:20]!r} and not in millimetres."
             raise fault("unsupported-unit", name, message, "Save the image in millimetres.")
-
-
-def voxels_of(header: Header, chunks: Iterable[bytes]) -> np.ndarray:
-    """(T, Z, Y, X) real values in native byte order, if there are exactly as many as the header announces.
-
-    The memory is asked for once, and the voxels take their places in it as they come, whatever the order of the axes in
-    the file.
-
-    Raises:
-        InputError: there are fewer ("truncated-file") or more ("size-mismatch").
-        ResourceError: there is not enough memory.
-    """
-    is_scaled = header.scale != (1.0, 0.0)
-    need_memory(header.num_bytes + is_scaled * math.prod(header.sizes) * np.dtype(np.float32).itemsize, header.name)
-    frames = 1 if header.frame_axis is None else header.sizes[header.frame_axis]
-    spatial = [axis for axis in range(min(len(header.sizes), 4)) if axis != header.frame_axis]
-    slices_first = [spatial[axis] for axis in reversed(header.spatial_order)]
-    stored_axes = [header.frame_axis, *slices_first]
-    shape = [frames, *(header.sizes[axis] for axis in slices_first)]
-    voxels = np.empty(shape, header.dtype.newbyteorder("="))
-    # The same memory with the axes as they are stored, the slowest first; without a stored one, time is the slowest.
-    depths = [-math.inf if axis is None else -axis for axis in stored_axes]
-    stored = voxels.transpose(sorted(range(4), key=depths.__getitem__))
-    _fill(stored, header.dtype, _Counted(header, chunks))
-    return scaled(voxels, *header.scale)
-
-
-class _Counted:
-    """Pieces of the voxels of a file, as many as its header announces.
-
-    Args:
-        header: says how many there must be.
-        chunks: the bytes as they come.
-    """
-
-    def __init__(self, header: Header, chunks: Iterable[bytes]) -> None:
-        self._header, self._chunks, self._held, self._count = header, iter(chunks), bytearray(), 0
-
-    def take(self, count: int) -> bytearray:
-        """The next `count` bytes."""
-        while len(self._held) < count:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                ends = f"the file ends early, after {self._count} of {self._header.num_bytes} bytes of voxels."
-                raise fault("truncated-file", self._header.name, ends)
-            self._held += chunk
-            self._count += len(chunk)
-        taken, self._held = self._held[:count], self._held[count:]
-        return taken
-
-    def need_end(self) -> None:
-        """Return if nothing is left; a compressed stream says here whether its checksum is right."""
-        if self._held or any(self._chunks):
-            sizes = " x ".join(map(str, self._header.sizes))
-            message = f"the file holds more voxels than its header announces ({sizes})."
-            raise fault("size-mismatch", self._header.name, message)
-
-
-def _fill(stored: np.ndarray, dtype: np.dtype, source: _Counted) -> None:
-    """Fill an array, the slowest axis first, with what comes from a file, in pieces of about `_CHUNK` bytes."""
-
-    def fill(part: np.ndarray) -> None:
-        step = max(1, _CHUNK // max(part[:1].nbytes, 1))
-        if step == 1 and part.ndim > 1 and part[:1].nbytes > _CHUNK:
-            for inner in part:
-                fill(inner)
-            return
-        for start in range(0, len(part), step):
-            piece = part[start : start + step]
-            piece[...] = np.frombuffer(source.take(piece.nbytes), dtype).reshape(piece.shape)
-
-    fill(stored)
-    source.need_end()
-
-
-def scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """(T, Z, Y, X) stored values times slope plus intercept, as `narrowed` would have them, slice by slice.
-
-    Where the real values take as many bytes as the stored ones, they take their place.
-    """
-    if (slope, intercept) == (1.0, 0.0):
-        return stored
-    places = [*np.ndindex(stored.shape[:2])]
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found, and told, by `checks.py`
-        slices = (real_values(stored[place], slope, intercept) for place in places)
-        lows, highs, wholes = zip(*((real.min(), real.max(), _is_whole(real)) for real in slices), strict=True)
-        dtype = _narrow(min(lows), max(highs), is_whole=all(wholes)) or np.dtype(np.float64)
-        values = stored.view(dtype) if dtype.itemsize == stored.itemsize else np.empty(stored.shape, dtype)
-        for place in places:
-            values[place] = real_values(stored[place], slope, intercept)
-    return values
-
-
-def real_values(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """Stored values times slope plus intercept, as 64-bit floats; untouched where that changes nothing."""
-    return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + np.float64(intercept)
-
-
-def narrowed(voxels: np.ndarray) -> np.ndarray:
-    """The same values as int16 where that is exact, else as another type of at most 32 bits.
-
-    Example:
-        >>> narrowed(np.array([0.0, 4095.0])).dtype.name, narrowed(np.array([0.5])).dtype.name
-        ('int16', 'float32')
-    """
-    dtype = _narrow(voxels.min(), voxels.max(), is_whole=_is_whole(voxels))
-    return voxels if dtype is None else voxels.astype(dtype)
-
-
-def _is_whole(values: np.ndarray) -> bool:
-    return values.dtype.kind != "f" or np.array_equal(values, np.round(values))
-
-
-def _narrow(low: float, high: float, *, is_whole: bool) -> np.dtype | None:
-    """The type of at most 32 bits for values between two limits, if there is one."""
-    if not is_whole:
-        return np.dtype(np.float32)
-    for dtype in (np.int16, np.uint16, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return np.dtype(dtype)
-    return None
-
-
-def raw_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """What is left of an uncompressed file, in pieces."""
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
-def inflated_chunks(file: BinaryIO, name: str, window_bits: int) -> Iterator[bytes]:
-    """What is left of a file, decompressed; the streams' own ends and checksums are part of the test.
-
-    A gzip file may be several streams one after the other, as bgzip and joined files are.
-
-    Args:
-        file: open at the start of the compressed data.
-        name: the file's name, for messages.
-        window_bits: 15 for zlib, 31 for gzip, as in `zlib.decompressobj`.
-
-    Raises:
-        InputError: the stream is damaged or ends early.
-    """
-    inflate = zlib.decompressobj(window_bits)
-    try:
-        for chunk in raw_chunks(file):
-            rest = chunk
-            while rest:
-                if inflate.eof:
-                    inflate = zlib.decompressobj(window_bits)
-                # A megabyte of zeros fits into a kilobyte, so what comes out is bounded, too.
-                yield inflate.decompress(rest, _CHUNK)
-                rest = inflate.unconsumed_tail or inflate.unused_data
-    except zlib.error as err:
-        raise fault("damaged-file", name, "the compressed data are damaged.") from err
-    if not inflate.eof:
-        raise fault("truncated-file", name, "the file ends early: the compressed data are not complete.")
-
-
-def little_endian(voxels: np.ndarray) -> bytes:
-    """Voxels as bytes, the last axis fastest, in the byte order of the files we write."""
-    return voxels.astype(voxels.dtype.newbyteorder("<"), order="C", copy=False).tobytes()
-
-
-def gzipped(pieces: Iterable[bytes], level: int) -> Iterator[bytes]:
-    """The pieces of a file, compressed as one gzip stream; level 1 (fast) to 9 (small)."""
-    deflate = zlib.compressobj(level, zlib.DEFLATED, 31)
-    for piece in pieces:
-        yield deflate.compress(piece)
-    yield deflate.flush()
 
 
 def need_magic(start: bytes, magic: bytes, name: str, kind: str) -> None:
