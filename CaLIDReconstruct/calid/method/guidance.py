@@ -1,16 +1,23 @@
-"""Fields of the motion, corrected so that the slice between agrees with lines on which its intensities are known.
+"""The motion, corrected so that the slice between agrees with lines on which its intensities are known.
 
 *Departure: guidance.* A long-axis image that was acquired of the same heart crosses every slice that is to be made, and
-says what is there along a line. The motion's fields are the prior; a smooth correction of them (cubic between the nodes
-of a coarse grid) makes the moved mean of both neighbors agree with the lines. It is small where no line is near, and
-where the lines say what the motion says.
+says what is there along a line. Three corrections make the moved mean of both neighbors agree with the lines, each for
+what the one before cannot explain:
 
-The correction is a maximum of the posterior, by Gauss-Newton steps whose normal equations are solved by conjugate
+- of the motion's fields: where walls lie. Smooth, cubic between the nodes of a coarse grid; the fields are the prior.
+- of the share of both neighbors: whether a place takes after the one before or the one after, as where a valve plane
+  passes between them. As smooth, and estimated together with the fields.
+- of intensities: what is in neither neighbor, such as a valve or a tip. It reaches a few pixels from the line (the
+  residuals' Gaussian process regression) and is added to both.
+
+Fields and shares are a maximum of the posterior, by Gauss-Newton steps whose normal equations are solved by conjugate
 gradients: residuals on the lines against noise, with less weight the larger they are; corrections against their size,
-and against their differences from node to node, frame to frame and slice to slice.
+and against their differences from node to node, frame to frame and slice to slice. Where no line is near, and where the
+lines say what the motion says, nothing changes.
 
-Shapes: images are (frames, gaps, H, W) in [-1, 1], corrections (frames, gaps, 4, h, w) in pixels: rows and columns of
-the field of the slice before, then of the one after.
+Shapes: images are (frames, gaps, H, W) in [-1, 1]; corrections (frames, gaps, 6, h, w): rows and columns of the field
+of the slice before, then of the one after, in pixels; the share that moves from before (-0.5) to after (0.5); the
+intensity that is added.
 """
 
 from __future__ import annotations
@@ -22,13 +29,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-NODE_PIXELS = 8
+NODE_PIXELS = 8  # between nodes of fields and shares
+TOLD_PIXELS = 2  # between nodes of what is handed out
+CHANNELS = 6
 SIZE_PRECISION = 0.03  # per node and square pixel
 SMOOTHNESS_PRECISION = 0.5  # of differences between neighboring nodes
 FRAME_PRECISION = 0.5  # of differences between neighboring frames of a cine
 SLICE_PRECISION = 0.25  # of differences between neighboring gaps
 NEWTON_STEPS, GRADIENT_STEPS = 6, 16
-OUTLIER = 3.0  # deviations from which a residual counts for half
+OUTLIER = 0.55  # deviations from which a residual counts for half
+SHARE = 0.1  # per pixel of the prior, that of fields
+ADDED_PIXELS = 3.0  # from a line, within which intensities are added
+ADDED_DEVIATION = 0.3  # of intensities that neither neighbor has
+ADDED_NOISE = 2.4  # of residuals in 1 / weight: cautious, for nothing smooths what is added over the beat
 
 
 @dataclass(frozen=True)
@@ -47,22 +60,40 @@ class Lines:
     weights: torch.Tensor
 
 
-def grid_shape(rows: int, columns: int) -> tuple[int, int]:
+def grid_shape(rows: int, columns: int, node_pixels: int = TOLD_PIXELS) -> tuple[int, int]:
     """Nodes (h, w) of a correction of images of so many rows and columns."""
-    return math.ceil(rows / NODE_PIXELS) + 1, math.ceil(columns / NODE_PIXELS) + 1
+    return math.ceil(rows / node_pixels) + 1, math.ceil(columns / node_pixels) + 1
 
 
-def with_correction(fields: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-    """Fields (N, 4, H, W) with corrections (N, 4, h, w) added."""
-    return fields + F.interpolate(correction, fields.shape[-2:], mode="bicubic", align_corners=True)
+def at_pixels(correction: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Corrections (N, 6, h, w) at every pixel of images of a size (H, W)."""
+    return F.interpolate(correction.float(), tuple(size), mode="bicubic", align_corners=True)
+
+
+def blended(before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both moved neighbors (N, 1, H, W) with the shares and intensities of corrections (N, 6, H, W).
+
+    Where the slice between takes after one neighbor, the other becomes more like that one: their mean is what the
+    shares say, and no double contour is left.
+    """
+    share, added = correction[:, 4:5].clamp(-0.5, 0.5), correction[:, 5:6]
+    difference = after - before
+    towards_after, towards_before = (2 * share).clamp(min=0), (-2 * share).clamp(min=0)
+    return before + towards_after * difference + added, after - towards_before * difference + added
 
 
 def reflected(correction: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    """Corrections (..., 4, h, w) of images that are mirrored along some of the axes -2 (rows) and -1 (columns)."""
-    signs = torch.ones(4)
+    """Corrections (..., 6, h, w) of images that are mirrored along some of the axes -2 (rows) and -1 (columns)."""
+    signs = torch.ones(CHANNELS, dtype=correction.dtype)
     for axis in axes:
-        signs[axis % 2 :: 2] *= -1
+        signs[axis % 2 : 4 : 2] *= -1
     return correction.flip(tuple(axes)) * signs[:, None, None] if axes else correction
+
+
+def swapped(correction: torch.Tensor) -> torch.Tensor:
+    """Corrections (..., 6, h, w) of the same gaps with the slice after first."""
+    before, after, share, added = correction.split((2, 2, 1, 1), dim=-3)
+    return torch.cat([after, before, -share, added], dim=-3)
 
 
 def corrected(
@@ -77,28 +108,73 @@ def corrected(
         is_periodic: whether the last frame is followed by the first.
 
     Returns:
-        (frames, gaps, 4, h, w), zero without lines.
+        (frames, gaps, 6, h, w), zero without lines.
     """
     frames, gaps, rows, columns = before.shape
-    shape = grid_shape(rows, columns)
-    correction = torch.zeros(frames, gaps, 4, *shape)
+    told = grid_shape(rows, columns)
     if not (lines.weights > 0).any():
-        return correction
+        return torch.zeros(frames, gaps, CHANNELS, *told)
+    shape = grid_shape(rows, columns, NODE_PIXELS)
+    correction = torch.zeros(frames, gaps, CHANNELS - 1, *shape)
     basis = _basis(lines.places.mean(dim=2), shape, (rows, columns))
     places = _places(lines, fields)
     slopes = [_with_slopes(images) for images in (before, after)]
     for _ in range(NEWTON_STEPS):
-        moves = _at_points(correction, basis)  # (frames, gaps, 4, points)
-        seen = [
-            _sampled(images, place + moves[:, :, part, :, None].movedim(2, -1))
-            for images, place, part in zip(slopes, places, (slice(0, 2), slice(2, 4)), strict=True)
-        ]  # (frames, gaps, 3, points): value, slope along rows, slope along columns
-        residual = lines.values - (seen[0][:, :, 0] + seen[1][:, :, 0]) / 2
-        slope = torch.cat([seen[0][:, :, 1:], seen[1][:, :, 1:]], dim=2) / 2  # (frames, gaps, 4, points)
+        moves, residual, slope = _residual(correction, basis, slopes, places, lines)
         weights = lines.weights / (1 + lines.weights * residual.square() / OUTLIER**2)
         wanted = _from_points((weights * (residual + (slope * moves).sum(dim=2)))[:, :, None] * slope, basis, shape)
         correction = _solved(correction, wanted, slope, weights, basis, is_periodic)
-    return correction
+    _, residual, _ = _residual(correction, basis, slopes, places, lines)
+    smooth = at_pixels(correction.flatten(0, 1), told).unflatten(0, (frames, gaps))
+    smooth[:, :, 4] = (SHARE * smooth[:, :, 4]).clamp(-0.5, 0.5)
+    return torch.cat([smooth, _added(residual, lines, told, (rows, columns))[:, :, None]], dim=2)
+
+
+def _residual(
+    correction: torch.Tensor,
+    basis: torch.Tensor,
+    slopes: Sequence[torch.Tensor],
+    places: Sequence[torch.Tensor],
+    lines: Lines,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a correction (frames, gaps, 5, h, w) does on the lines.
+
+    Returns:
+        The correction there (frames, gaps, 5, points), what it leaves (frames, gaps, points), and the slope of the
+        moved mean in it (frames, gaps, 5, points).
+    """
+    moves = _at_points(correction, basis)
+    first, last = (
+        _sampled(images, place + moves[:, :, part, :, None].movedim(2, -1))
+        for images, place, part in zip(slopes, places, (slice(0, 2), slice(2, 4)), strict=True)
+    )  # (frames, gaps, 3, points): value, slope along rows, slope along columns
+    wanted = SHARE * moves[:, :, 4]
+    share, free = wanted.clamp(-0.5, 0.5)[:, :, None], (wanted.abs() < 0.5)[:, :, None]
+    difference = last[:, :, :1] - first[:, :, :1]
+    residual = lines.values - ((first + last)[:, :, 0] / 2 + (share * difference)[:, :, 0])
+    slope = [(0.5 - share) * first[:, :, 1:], (0.5 + share) * last[:, :, 1:], SHARE * free * difference]
+    return moves, residual, torch.cat(slope, dim=2)
+
+
+def _added(residual: torch.Tensor, lines: Lines, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """(frames, gaps, h, w) intensities: the mean of a Gaussian process, given residuals (frames, gaps, points)."""
+    axes = [torch.linspace(0, pixels - 1, nodes) for pixels, nodes in zip(size, shape, strict=True)]
+    nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    found = torch.zeros(*residual.shape[:2], *shape)
+    for gap, weights in enumerate(lines.weights):
+        known = (weights > 0).nonzero()[:, 0][::2]  # points are a pixel apart
+        if not len(known):
+            continue
+        places = lines.places[gap, known].mean(dim=1)
+        noise = torch.diag(ADDED_NOISE / weights[known])
+        shares = torch.linalg.solve(_alike(places, places) + noise, residual[:, gap, known].T)
+        found[:, gap] = (_alike(nodes, places) @ shares).T.unflatten(1, shape)
+    return found
+
+
+def _alike(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """(A, B) covariance of intensities at places (A, 2) and (B, 2)."""
+    return ADDED_DEVIATION**2 * torch.exp(-torch.cdist(first, second).square() / (2 * ADDED_PIXELS**2))
 
 
 def _solved(
@@ -163,17 +239,17 @@ def _basis(points: torch.Tensor, shape: tuple[int, int], size: tuple[int, int]) 
 
 
 def _at_points(correction: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """(frames, gaps, 4, h, w) -> (frames, gaps, 4, points)."""
+    """(frames, gaps, 5, h, w) -> (frames, gaps, 5, points)."""
     frames = len(correction)
     moves = correction.flatten(-2).transpose(0, 1).flatten(1, 2) @ basis
-    return moves.unflatten(1, (frames, 4)).transpose(0, 1)
+    return moves.unflatten(1, (frames, -1)).transpose(0, 1)
 
 
 def _from_points(values: torch.Tensor, basis: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """The transpose of `_at_points`."""
     frames = len(values)
     summed = values.transpose(0, 1).flatten(1, 2) @ basis.transpose(1, 2)
-    return summed.unflatten(1, (frames, 4)).transpose(0, 1).unflatten(-1, shape)
+    return summed.unflatten(1, (frames, -1)).transpose(0, 1).unflatten(-1, shape)
 
 
 def _places(lines: Lines, fields: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from calid.method.guidance import with_correction
-from calid.method.networks import folded, frame_by_frame, zero_unet
+from calid.method.guidance import at_pixels, blended
+from calid.method.networks import frame_by_frame, zero_unet
 
 GRID = 2  # pixels of a cell of the grid on which fields are computed; between its nodes they are linear
 
@@ -84,6 +84,18 @@ def mean_fields(motion: Motion, before: torch.Tensor, after: torch.Tensor) -> Fi
     return Fields((seen.before + back) / 2, (seen.after + there) / 2)
 
 
+def moved_by(
+    fields: Fields, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both slices moved by fields, and by a correction (N, 6, h, w) if there is one, see `guidance.py`."""
+    if correction is None:
+        return warped(before, fields.before).clamp(-1, 1), warped(after, fields.after).clamp(-1, 1)
+    dense = at_pixels(correction, before.shape[-2:])
+    pair = warped(before, fields.before + dense[:, :2]), warped(after, fields.after + dense[:, 2:4])
+    first, last = blended(*pair, dense)
+    return first.clamp(-1, 1), last.clamp(-1, 1)
+
+
 def halfway(
     motion: Motion,
     before: torch.Tensor,
@@ -97,18 +109,16 @@ def halfway(
     Args:
         motion: the network.
         before, after: images.
-        correction: (N, 4, h, w) or (N, 4, frames, h, w) of the fields, see `guidance.py`; None leaves them as they are.
+        correction: (N, 6, h, w) or (N, 6, frames, h, w), see `guidance.py`; None leaves all as it is.
         both_ways: whether to take `mean_fields`, at twice the cost.
     """
-    if correction is not None and correction.ndim == 5:
-        correction = folded(correction)
 
-    def moved(pair: torch.Tensor) -> torch.Tensor:
+    def moved(pair: torch.Tensor, *correction: torch.Tensor) -> torch.Tensor:
         before, after = pair.split(1, dim=1)
         fields = mean_fields(motion, before, after) if both_ways else motion(before, after)
-        if correction is not None:
-            fields = Fields(*with_correction(torch.cat(fields, dim=1), correction).chunk(2, dim=1))
-        return torch.cat([warped(before, fields.before), warped(after, fields.after)], dim=1).clamp(-1, 1)
+        return torch.cat(moved_by(fields, before, after, *correction), dim=1)
 
-    before, after = frame_by_frame(moved, torch.cat([before, after], dim=1), dims=2).split(1, dim=1)
+    pair = torch.cat([before, after], dim=1)
+    told = [] if correction is None else [correction]
+    before, after = frame_by_frame(moved, pair, *told, dims=2).split(1, dim=1)
     return before, after

@@ -29,7 +29,7 @@ import torch
 from calid.errors import is_out_of_memory, out_of_memory
 from calid.method.bisection import Bisection, Gap, linear_slices
 from calid.method.diffusion import slerp
-from calid.method.guidance import reflected, with_correction
+from calid.method.guidance import at_pixels, reflected, swapped
 from calid.method.model import Departures
 from calid.run.batches import Interpolator
 from calid.run.draws import Draws
@@ -103,7 +103,7 @@ class Generation:
         draws: of every slice.
         watch: told of every network evaluation.
         is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
-        corrections: (frames, slots, 4, h, w) of the motion's fields by long-axis images (`guidance.py`), or None.
+        corrections: (frames, slots, 6, h, w) of the motion by long-axis images (`guidance.py`), or None.
     """
 
     interpolator: Interpolator
@@ -212,7 +212,7 @@ class Generation:
         seen = _seen_in(self.corrections[list(window.frames)][:, slots], draws)
         if self.preparation.region is None:
             return [seen]
-        dense = with_correction(torch.zeros(1, 1, *self.preparation.padded_shape), seen.flatten(0, 2))
+        dense = at_pixels(seen.flatten(0, 2), self.preparation.padded_shape)
         return [dense.unflatten(0, seen.shape[:3])]
 
     def _within(self, tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
@@ -358,10 +358,9 @@ def _mirrored(tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
 
 
 def _seen_in(corrections: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
-    """Corrections (frames, slots, 4, h, w) in the mirror and order of each draw: (frames, draws, slots, 4, h, w)."""
+    """Corrections (frames, slots, 6, h, w) in the mirror and order of each draw: (frames, draws, slots, 6, h, w)."""
     seen = [reflected(corrections, _mirror_axes(draw)) for draw in draws]
-    swapped = [one.roll(2, dims=2) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)]
-    return torch.stack(swapped, dim=1)
+    return torch.stack([swapped(one) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)], dim=1)
 
 
 def _mirror_axes(draw: int) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
 """Long-axis images as guides: what they show where the slices that are to be made cross them.
 
 Each slice of the dense stack crosses each long-axis (LAX) image in a line, along which its true intensities are known
-once the breath-holds are aligned (`calid.run.alignment`) and the gain and offset of the view are fitted. The motion's
-fields are corrected so that they agree with these lines (`calid.method.guidance`), level by level of the bisection and
-for all frames together. What comes out is one correction per frame and slice, which any model adds to its motion.
+once the breath-holds are aligned (`calid.run.alignment`) and the gain and offset of the view are fitted. What a view
+shows otherwise than the acquired slices do, where it crosses them (inflow, coils, what is left of a shift), it shows
+otherwise between them, too: that is taken off, smooth along the line and linear from slice to slice. The motion is
+corrected so that it agrees with these lines (`calid.method.guidance`), level by level of the bisection and for all
+frames together. What comes out is one correction per frame and slice, which any model applies to its motion.
 
 A line counts by how well its view explains the acquired slices beside it, and not at all beyond the heart.
 """
@@ -19,8 +21,8 @@ from scipy import ndimage
 
 from calid.geometry import heart_centre
 from calid.method.bisection import Bisection, Gap
-from calid.method.guidance import Lines, corrected, grid_shape, with_correction
-from calid.method.motion import warped
+from calid.method.guidance import CHANNELS, Lines, corrected, grid_shape
+from calid.method.motion import Fields, moved_by
 from calid.run.alignment import Alignment
 from calid.run.batches import Interpolator
 from calid.run.intersections import RADIUS_MM, TAPER_MM, Crossing, Image, crossing, images_of
@@ -30,9 +32,10 @@ from calid.stack import Stack
 
 SAMPLES = 5  # across a slab
 NOISE_FLOOR = 0.1  # of intensities in [-1, 1]: what a view misses at its best
-INDEPENDENT_PIXELS = 0.5  # weighs a line against the prior: chosen by left-out views
+INDEPENDENT_PIXELS = 1.7  # weighs a line against the prior: chosen by left-out views and triplets
+OTHERWISE_MM = 6.0  # along a line, over which its difference from acquired slices is smoothed
 HELD_BYTES = 512 * 2**20  # of what gaps that are corrected together take at most
-_BYTES_PER_PIXEL = 64
+_BYTES_PER_PIXEL = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class View:
         gain, offset: intensities as the networks see them = gain * pixels + offset.
         noise: standard deviation of what is left, at least `NOISE_FLOOR`.
         confidence: (Z,) share of each acquired slice's line that the view explains, 0 where they do not cross.
+        otherwise: (Z, points, frames) what it shows more than each acquired slice along their line.
     """
 
     name: str
@@ -53,6 +57,7 @@ class View:
     offset: float
     noise: float
     confidence: np.ndarray
+    otherwise: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +79,12 @@ class Guide:
     shifts_mm: np.ndarray
     views: tuple[View, ...]
     centre_lps: np.ndarray
+
+    @property
+    def pixel_mm(self) -> float:
+        """As the networks see it."""
+        scale = np.array(self.preparation.working_shape) / self.preparation.size
+        return float(np.mean(self.stack.spacing_mm[1::-1] / scale))
 
     def lines(self, slots: Sequence[int]) -> Lines:
         """What is known of the slices at some slots of the dense stack."""
@@ -131,16 +142,14 @@ def guide_of(
 
 def _matched(guide: Guide, name: str, image: Image) -> View | None:
     """A view with gain and offset fitted on the lines of the acquired slices, robustly (flow, partial volumes)."""
-    plain = View(name, image, 1.0, 0.0, 1.0, np.ones(guide.stack.num_slices))
     acquired = guide.preparation.prepare(guide.stack.voxels.reshape(-1, *guide.stack.voxels.shape[2:]))[:, 0].numpy()
     acquired = acquired.reshape(*guide.stack.voxels.shape[:2], *acquired.shape[1:])
     lines = []
     for index in range(guide.stack.num_slices):
-        places, values, weights = _line(guide, guide._image_at(index * guide.plan.factor), plain)
-        inside = weights > 0
-        own = np.stack([_at_pixels(frame[index], places[inside]) for frame in acquired], axis=1)
-        lines.append((values[inside].ravel(), own.ravel()))
-    seen, own = (np.concatenate(parts) for parts in zip(*lines, strict=True))
+        places, values, near = _along(guide, guide._image_at(index * guide.plan.factor), image)
+        own = np.stack([_at_pixels(frame[index], places) for frame in acquired], axis=1)
+        lines.append((values, own, near > 0))
+    seen, own = (np.concatenate([line[part][line[2]].ravel() for line in lines]) for part in (0, 1))
     if seen.size < 2 or np.ptp(seen) == 0:
         return None
     weight, gain, offset, noise = np.ones_like(seen), 1.0, 0.0, 1.0
@@ -153,8 +162,17 @@ def _matched(guide: Guide, name: str, image: Image) -> View | None:
         weight = 1 / (1 + (residual / (2 * noise)) ** 2)
     if gain <= 0:
         return None
-    confidence = np.array([_explained(values, gain * other + offset) for other, values in lines])
-    return View(name, image, gain, offset, noise, confidence)
+    confidence = np.array([_explained(own[near], gain * values[near] + offset) for values, own, near in lines])
+    smoothing = OTHERWISE_MM / guide.pixel_mm
+    otherwise = [_smooth((gain * values + offset).clip(-1, 1) - own, near, smoothing) for values, own, near in lines]
+    return View(name, image, gain, offset, noise, confidence, np.stack(otherwise))
+
+
+def _smooth(values: np.ndarray, known: np.ndarray, sigma: float) -> np.ndarray:
+    """(points, frames) smoothed along the points that are known (points,), 0 far from all of them."""
+    weight = ndimage.gaussian_filter1d(known.astype(float), sigma, mode="constant")
+    summed = ndimage.gaussian_filter1d(np.where(known[:, None], values, 0.0), sigma, axis=0, mode="constant")
+    return summed / np.maximum(weight, 1e-3)[:, None]
 
 
 def _explained(values: np.ndarray, told: np.ndarray) -> float:
@@ -166,27 +184,37 @@ def _explained(values: np.ndarray, told: np.ndarray) -> float:
 
 def _line(guide: Guide, target: Image, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The line of a slice and a view: places (points, samples, 2), values (points, frames), weights (points,)."""
+    places, seen, near = _along(guide, target, view.image)
+    place = float(np.clip(guide.stack.to_index(target.affine[:3, 3])[2], 0, guide.stack.num_slices - 1))
+    before = min(int(place), guide.stack.num_slices - 2)
+    otherwise = (before + 1 - place) * view.otherwise[before] + (place - before) * view.otherwise[before + 1]
+    trust = np.interp(place, np.arange(len(view.confidence)), view.confidence)
+    weights = near * trust / view.noise**2 / INDEPENDENT_PIXELS
+    return places, ((view.gain * seen + view.offset).clip(-1, 1) - otherwise).clip(-1, 1), weights
+
+
+def _along(guide: Guide, target: Image, image: Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A slice's line: places (points, samples, 2), a view's pixels there (points, frames), and weights (points,).
+
+    Weights are 1 near the heart, and 0 beyond it and where one of both has no pixels.
+    """
     preparation = guide.preparation
     rows, columns = preparation.working_shape
     scale = np.array(preparation.working_shape) / preparation.size
-    pixel_mm = float(np.mean(guide.stack.spacing_mm[1::-1] / scale))
-    half = round((RADIUS_MM + TAPER_MM) / pixel_mm)
-    along = np.arange(-half, half + 1) * pixel_mm
-    line = crossing(target, view.image, guide.centre_lps)
-    frames = view.image.frames_at(guide.stack)
+    half = round((RADIUS_MM + TAPER_MM) / guide.pixel_mm)
+    along = np.arange(-half, half + 1) * guide.pixel_mm
+    line = crossing(target, image, guide.centre_lps)
+    frames = image.frames_at(guide.stack)
     if line is None:
         return np.zeros((len(along), SAMPLES, 2)), np.zeros((len(along), len(frames))), np.zeros(len(along))
     points = line.origin_lps + along[:, None] * line.along
-    values, inside = _slab_means(view.image, line, points, frames, target.thickness_mm)
-    across = (np.arange(SAMPLES) - (SAMPLES - 1) / 2) / SAMPLES * view.image.thickness_mm
+    values, inside = _slab_means(image, line, points, frames, target.thickness_mm)
+    across = (np.arange(SAMPLES) - (SAMPLES - 1) / 2) / SAMPLES * image.thickness_mm
     column, row = target.pixel_indices(points[:, None] + across[:, None] * line.across_sax)
     places = np.stack([(row + 0.5) * scale[0] - 0.5, (column + 0.5) * scale[1] - 0.5], axis=-1)
     inside &= ((places >= 0) & (places <= np.array([rows, columns]) - 1)).all(axis=(1, 2))
     near = np.clip((RADIUS_MM + TAPER_MM - np.abs(along)) / TAPER_MM, 0, 1)
-    place = guide.stack.to_index(target.affine[:3, 3])[2]
-    trust = np.interp(place, np.arange(len(view.confidence)), view.confidence)
-    weights = inside * near * trust / view.noise**2 / INDEPENDENT_PIXELS
-    return places, (view.gain * values + view.offset).clip(-1, 1) if view.gain != 1 else values, weights
+    return places, values, inside * near
 
 
 def _slab_means(
@@ -207,7 +235,7 @@ def _at_pixels(image: np.ndarray, places: np.ndarray) -> np.ndarray:
 def corrections_by(
     guide: Guide, interpolator: Interpolator, voxels: np.ndarray, watch: Watch, *, is_periodic: bool
 ) -> torch.Tensor:
-    """Corrections (frames, slots, 4, h, w) of the motion of every slice that is to be made.
+    """Corrections (frames, slots, 6, h, w), half precision, of the motion of every slice that is to be made.
 
     The slices are made by the moved mean alone, level by level, each level from what the guide made of the one before.
 
@@ -223,7 +251,7 @@ def corrections_by(
     size = acquired.shape[2:]
     images = torch.zeros(frames, plan.num_slots, *size)
     images[:, :: plan.factor] = acquired
-    found = torch.zeros(frames, plan.num_slots, 4, *grid_shape(*size))
+    found = torch.zeros(frames, plan.num_slots, CHANNELS, *grid_shape(*size), dtype=torch.float16)
     together = max(1, HELD_BYTES // (frames * size[0] * size[1] * _BYTES_PER_PIXEL))
     for number, level in enumerate(plan.levels, start=1):
         watch.stage = f"guided by long-axis images, level {number} of {len(plan.levels)}"
@@ -250,10 +278,7 @@ def _correct(
     with torch.inference_mode():
         fields = fields.unflatten(0, pair[0].shape[:2])
         correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic)
-        found[:, target] = correction
-        fields = with_correction(fields.flatten(0, 1), correction.flatten(0, 1))
-        moved = [
-            warped(side.flatten(0, 1)[:, None], field).clamp(-1, 1)
-            for side, field in zip(pair, fields.split(2, dim=1), strict=True)
-        ]
-        images[:, target] = ((moved[0] + moved[1]) / 2)[:, 0].unflatten(0, pair[0].shape[:2])
+        found[:, target] = correction.to(found.dtype)
+        sides = (side.flatten(0, 1)[:, None] for side in pair)
+        first, last = moved_by(Fields(*fields.flatten(0, 1).split(2, dim=1)), *sides, correction.flatten(0, 1))
+        images[:, target] = ((first + last) / 2)[:, 0].unflatten(0, pair[0].shape[:2])

@@ -21,8 +21,8 @@ import torch
 from calid.geometry import heart_centre
 from calid.heart.longaxis import agreement, around, at_phases_of, cut
 from calid.images.study import read_study
-from calid.method.guidance import Lines, corrected, with_correction
-from calid.method.motion import warped
+from calid.method.guidance import Lines, corrected
+from calid.method.motion import Fields, moved_by
 from calid.report.comparison import HEART_RADIUS_MM
 from calid.run.alignment import align
 from calid.run.batches import Interpolator
@@ -123,14 +123,16 @@ def moved_means(interpolator: Interpolator, question: Question, rng: np.random.G
             )[0]
             for n in range(len(before))
         ]
-        made[f"{count} lines"] = _mean(before, after, with_correction(fields, torch.cat(each)))
+        made[f"{count} lines"] = _mean(before, after, fields, torch.cat(each))
         made[f"on {count} lines"] = _on_lines(lines)
     return made
 
 
-def _mean(before: torch.Tensor, after: torch.Tensor, fields: torch.Tensor) -> np.ndarray:
-    moved = [warped(x, field).clamp(-1, 1) for x, field in zip((before, after), fields.split(2, dim=1), strict=True)]
-    return ((moved[0] + moved[1])[:, 0] / 4 + 0.5).numpy()
+def _mean(
+    before: torch.Tensor, after: torch.Tensor, fields: torch.Tensor, correction: torch.Tensor | None = None
+) -> np.ndarray:
+    first, last = moved_by(Fields(*fields.split(2, dim=1)), before, after, correction)
+    return ((first + last)[:, 0] / 4 + 0.5).numpy()
 
 
 def _on_lines(lines: Lines) -> np.ndarray:
