@@ -162,7 +162,7 @@ def test_a_place_that_takes_after_one_neighbor_becomes_like_it():
 def test_what_no_neighbor_has_appears_beside_the_line_and_not_far_from_it():
     plain = ring(24)
     truth = plain.clone()
-    truth[60:68, 60:68] = -0.9  # a valve in the middle of the blood
+    truth[60:68, 60:68] = 0.0  # a valve in the middle of the blood
     lines = spokes(truth, 2)
     found = guided(plain, plain, lines)
     seen = moved_mean(plain, plain, found)

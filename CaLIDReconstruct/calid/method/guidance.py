@@ -41,6 +41,7 @@ OUTLIER = 0.55  # deviations from which a residual counts for half
 SHARE = 0.1  # per pixel of the prior, that of fields
 ADDED_PIXELS = 3.0  # from a line, within which intensities are added
 ADDED_DEVIATION = 0.3  # of intensities that neither neighbor has
+ADDED_LIMIT = 2.0  # from here on a residual is a flaw of the line
 ADDED_NOISE = 2.4  # of residuals in 1 / weight: cautious, for nothing smooths what is added over the beat
 
 
@@ -160,6 +161,7 @@ def _added(residual: torch.Tensor, lines: Lines, shape: tuple[int, int], size: t
     """(frames, gaps, h, w) intensities: the mean of a Gaussian process, given residuals (frames, gaps, points)."""
     axes = [torch.linspace(0, pixels - 1, nodes) for pixels, nodes in zip(size, shape, strict=True)]
     nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+    residual = residual * (1 - (residual / ADDED_LIMIT).square()).clamp(min=0).square()
     found = torch.zeros(*residual.shape[:2], *shape)
     for gap, weights in enumerate(lines.weights):
         known = (weights > 0).nonzero()[:, 0][::2]  # points are a pixel apart
