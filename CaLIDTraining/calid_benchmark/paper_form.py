@@ -26,6 +26,8 @@ SMALL = "calid-paper"
 MOVED = replace(PAPER, motion=True)
 """The paper's inference on a model whose denoiser was trained on moved neighbors: the motion has to stay."""
 NOISE_SEED = 0
+STEPS = 8
+"""The paper's number of DDIM steps."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ class Named:
         at_spacing: the same system told how many mm acquired slices are apart, where it asks.
         sees_truth: not an interpolation: it is given the true slice twice, and shows the most that its kind can reach.
         weights: (model name, SHA-256) of all that is behind it.
+        budget: what its training cost, in words; "" for a system that needs none, or whose manifest does not say it.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Named:
     at_spacing: Callable[[float], Named] | None = None
     sees_truth: bool = False
     weights: tuple[tuple[str, str], ...] = ()
+    budget: str = ""
 
     def answer(self, before: np.ndarray, after: np.ndarray) -> Answer:
         """The slices between, clipped to [0, 1], and how long they took."""
@@ -438,6 +440,7 @@ def _trained(name: str, source: Source, steps: int | None = None) -> Named:
         upsample=system.whole_heart,
         at_steps=partial(_trained, name, source) if name in DIFFUSION_BASELINES else None,
         weights=((entry.name, entry.sha256),),
+        budget=rivals.budget_of(entry.name, source.weights),
     )
 
 
@@ -456,24 +459,25 @@ def _paper(source: Source) -> tuple[list[Named], list[str]]:
         )
     else:
         found += [
-            _paper_row(name, PaperForm(small, source.steps, refined))
+            _paper_row(name, PaperForm(small, paper_form.STEPS, refined), source.weights)
             for name, refined in zip(PAPERS_SMALL, (False, True), strict=True)
         ]
     if not shipped.knows_neighbors:  # what ships otherwise is the paper's form, D(z_0), already
         found += [
-            _paper_row(name, PaperForm(shipped, source.steps, refined, paper_form.MOVED))
+            _paper_row(name, PaperForm(shipped, source.steps, refined, paper_form.MOVED), source.models)
             for name, refined in zip(PAPERS_INFERENCE, (False, True), strict=True)
         ]
     return found, notes
 
 
-def _paper_row(name: str, form: PaperForm) -> Named:
+def _paper_row(name: str, form: PaperForm, folder: Path | None) -> Named:
     entry = form.interpolator.entry
     return Named(
         name,
         form.between,
-        at_steps=lambda steps: _paper_row(name, form.at_steps(steps)),
+        at_steps=lambda steps: _paper_row(name, form.at_steps(steps), folder),
         weights=((entry.name, entry.sha256),),
+        budget=rivals.budget_of(entry.name, folder),
     )
 
 
@@ -515,6 +519,7 @@ def _calid_row(
         at_steps=(lambda steps: other(replace(settings, steps=steps), spacing_mm)) if changeable else None,
         at_spacing=partial(other, settings),
         weights=((entry.name, entry.sha256),),
+        budget=rivals.budget_of(entry.name, source.models),
     )
 
 

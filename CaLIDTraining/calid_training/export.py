@@ -121,6 +121,7 @@ def _shared_arguments() -> tuple[ArgumentParser, ...]:
         help="SPDX identifier; by default the one that follows from the data, and nothing freer is accepted",
     )
     released.add_argument("--trained-on", default="", help="the data, in words; by default as the run recorded them")
+    released.add_argument("--budget", default="", help="what the training cost, in words; tables print it")
     return run, part, model, released
 
 

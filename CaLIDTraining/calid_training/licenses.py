@@ -18,7 +18,11 @@ DATA_LICENSES: Mapping[str, str] = {
     "chla": "LicenseRef-citation",  # free to use where JCMR 10.1186/s12968-020-00678-0 is cited
     "sunnybrook": "CC0-1.0",
 }
-"""SPDX identifiers of the sets whose terms settle the matter; of others (mnms, ukbb, one's own) the user says it."""
+"""SPDX identifiers of the sets whose terms settle the matter; of others (mnms, ukbb, one's own) the user says it.
+
+UK Biobank's terms are an agreement with its owner. M&Ms is "open access" (Campello et al. 2021) but for 30 of its 375
+studies, which have to be applied for; what describes it names no license (nnU-Net: "see M&Ms challenge").
+"""
 
 CARRIED_OVER = ("CC-BY-NC-SA-4.0",)
 """Licenses that weights inherit, the strictest first."""

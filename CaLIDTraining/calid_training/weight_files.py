@@ -18,7 +18,7 @@ from calid_training.runs import data_of, run_config, run_starts, without_places
 
 TRAINING_KEY = "training"
 """Of the metadata of a file of weights: where they come from, as JSON."""
-WRITTEN = ("license", "trained_on", "card", "figures")  # by people, in the manifest
+WRITTEN = ("license", "trained_on", "budget", "card", "figures")  # by people, in the manifest
 
 
 def write_model(
@@ -143,4 +143,5 @@ def released_facts(options: Namespace, origin: Mapping[str, Any]) -> dict[str, A
     words = ", ".join(name if count is None else f"{name} ({count} patients)" for name, count in counts.items())
     hashes = {name: facts["sha256"] for name, facts in data.items() if "sha256" in facts}
     facts = {"license": license_, "trained_on": options.trained_on or words, "data_sha256": hashes}
+    facts |= {"budget": options.budget} if options.budget else {}
     return facts | {"revision": origin.get("revision", "")}

@@ -375,8 +375,9 @@ def exported(run: Path, name: str, *, license_: str = "CC0-1.0") -> rivals.Basel
     models = run / "models"
     models.mkdir(exist_ok=True)
     options = ["--run", str(run), "--models", str(models), "--name", name, "--trained-on", "phantoms"]
-    options += ["--license", license_]
+    options += ["--license", license_, "--budget", "two epochs"]
     assert main(["export", "baseline", *options]) == 0
+    assert rivals.budget_of(rivals.MODULES[name], models) == "two epochs"
     assert json.loads((models / "models.json").read_text())["models"][0]["trained_on"] == "phantoms"
     return rivals.load(name, models, steps=2, device="cpu")
 

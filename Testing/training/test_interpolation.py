@@ -92,6 +92,16 @@ def test_a_slow_baseline_is_compared_on_the_patients_it_was_asked_about(asked, e
     assert "| DiffAE | 1 |" in interpolation.markdown({GROUP: rows})
 
 
+def test_the_table_says_what_a_row_was_trained_for_where_that_is_known(asked, evaluate):
+    rows = evaluate(asked[:1], [LINEAR, Named("DiffAE", systems.linear)], Judges())[GROUP]
+    assert "trained for" not in interpolation.markdown({GROUP: rows})
+    rows["DiffAE"]["budget"] = "12 core minutes"
+    lines = interpolation.markdown({GROUP: rows}).splitlines()
+    assert next(line for line in lines if line.startswith("| system")).endswith("| s/slice | trained for |")
+    assert next(line for line in lines if line.startswith("| DiffAE")).endswith("| 12 core minutes |")
+    assert next(line for line in lines if line.startswith("| linear")).endswith("| - |")
+
+
 def test_the_deviation_is_judged_by_its_own_error_everywhere_and_in_the_heart(asked, monkeypatch):
     """In the heart the deviation is small where the error is large, elsewhere both are the same."""
     rows, columns = np.indices((128, 128)) - 63.5

@@ -178,10 +178,11 @@ def test_the_papers_small_model_is_a_row_once_its_weights_are_there(random_model
     parts = {"latent_space": space.state_dict(), "denoiser": Denoiser(config).state_dict()}
     tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
     described = {"autoencoder": asdict(coder), "denoiser": asdict(config)}
-    write_model(tmp_path, "calid-paper", tensors, described, license="none")
+    write_model(tmp_path, "calid-paper", tensors, described, license="none", budget="no time at all")
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     assert not any("paper's small" in note for note in offer.notes)
     pair = np.random.default_rng(0).random((2, 1, 32, 32)).astype(np.float32)
+    assert offer[systems.PAPERS_SMALL[0]].budget == "no time at all"
     plain, refined = (offer[name].make(*pair) for name in systems.PAPERS_SMALL)
     assert plain.shape == refined.shape == (1, 32, 32)
     assert np.abs(plain - refined).max() > 1e-3

@@ -172,8 +172,14 @@ def test_every_process_epoch_and_batch_draws_noise_of_its_own_and_draws_it_again
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["autoencoder", "deeprecon"])
-def test_two_processes_train_the_stages_with_a_discriminator(stage, hearts, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "start"),
+    [
+        ("autoencoder", [sys.executable, "-m", "calid_training.recipe_child", "calid-train"]),  # as a recipe starts it
+        ("deeprecon", [Path(sys.executable).with_name("calid-train")]),
+    ],
+)
+def test_two_processes_train_the_stages_with_a_discriminator(stage, start, hearts, tmp_path):
     """As its own program: each process starts the command again."""
     small = {"autoencoder": AUTOENCODER, "deeprecon": [*VALIDATION, *DEEPRECON]}[stage]
     options = [*ON_CPU, *SMALL_CROPS, *small, "--model.adversarial_start", "1", "--data.batches", "4"]
@@ -185,8 +191,7 @@ def test_two_processes_train_the_stages_with_a_discriminator(stage, hearts, tmp_
         "--trainer.max_epochs",
         "1",
     ]
-    command = Path(sys.executable).with_name("calid-train")
-    subprocess.run([command, stage, *options, "--trainer.devices", "2"], check=True, timeout=600)
+    subprocess.run([*start, stage, *options, "--trainer.devices", "2"], check=True, timeout=600)
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 

@@ -13,6 +13,7 @@ A system's module is the extension point. Contract of a module in `MODULES`:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from calid.errors import WeightsError
-from calid.method.weights import ModelEntry, load_model
+from calid.method.weights import MANIFEST_NAME, ModelEntry, load_model, models_folder
 from calid.run.device import Device, choose_device
 from torch import Tensor, nn
 
@@ -90,6 +91,17 @@ def load(
     state, entry = load_model(MODULES[name], folder)
     parts = {"models": models} if "segmenter_sha256" in entry.config else {}
     return module.restore(state, entry, steps=steps, device=choose_device(device), **parts)
+
+
+def budget_of(model: str, folder: Path | None = None) -> str:
+    """What the training of a model cost, in words, as the manifest of a folder says it; "" where it does not.
+
+    Args:
+        model: name in the manifest.
+        folder: with the manifest; None is the bundled models'.
+    """
+    models = json.loads((models_folder(folder) / MANIFEST_NAME).read_text(encoding="utf-8"))["models"]
+    return next((one.get("budget", "") for one in models if one["name"] == model), "")
 
 
 def untrained(name: str, *, paper: bool, steps: int | None = None, device: str = "auto") -> Baseline:

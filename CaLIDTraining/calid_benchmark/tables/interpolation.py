@@ -269,11 +269,17 @@ def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ())
         first = next(iter(rows.values()))
         timed = next((row["seconds_at_steps"] for row in rows.values() if "seconds_at_steps" in row), None)
         heads = [*HEADS]
+        has_budgets = any(row.get("budget") for row in rows.values())
         if timed is not None:
             how = ("alone", f"{timed['batch_slices']} together")
             heads += [f"s/slice at {timed['steps']}, {one}" for one in how]
         lines += [f"**{group}**: {first['patients']} patients, {first['slices']} slices", ""]
-        body = [[name, str(row["patients"]), *_cells(row), *_times(row, timed)] for name, row in rows.items()]
+        heads += ["trained for"] if has_budgets else []
+        body = [
+            [name, str(row["patients"]), *_cells(row), *_times(row, timed)]
+            + ([row.get("budget") or "-"] if has_budgets else [])
+            for name, row in rows.items()
+        ]
         lines += markdown_table(["system", "patients", *heads], body)
         lines += [*_tests(rows), *_claims(rows)]
     return "\n".join([*lines, *notes])
@@ -376,6 +382,10 @@ def make(
         samples: draws of the deviation.
     """
     tables = evaluate(answers, judges)
+    for rows in tables.values():
+        for system in systems:
+            if system.name in rows:
+                rows[system.name]["budget"] = system.budget
     if time_steps is not None:
         add_times(tables, answers.asked, systems, steps=time_steps)
     remarks, trust = list(notes), None
