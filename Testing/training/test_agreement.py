@@ -117,14 +117,14 @@ def test_the_command_measures_files_and_writes_the_table(tmp_path: Path, all_ran
     command = ["agreement", "--data", str(tmp_path / "data"), "--dataset", "own", "--every", "2", "--factor", "2"]
     command += ["--methods", "linear", "--models", str(all_random_models), "--device", "cpu", "--out", str(out)]
     assert main(command) == 0
-    record = json.loads((out / "agreement.json").read_text())
+    record = json.loads((out / "agreement-every-2.json").read_text())
     truth = quantities(*(thin(beating_case(seed=1)[1].frame(frame)) for frame in (0, 2)))
     assert record["patients"]["1"][EXPERT] == pytest.approx(truth)
     assert set(record["patients"]["1"]) == {EXPERT, EXPERT_KEPT, SPARSE, "dense, linear"}
     thinned = quantities(*(every_nth(thin(beating_case(seed=1)[1].frame(frame)), 2) for frame in (0, 2)))
     assert record["patients"]["1"][EXPERT_KEPT] == pytest.approx(thinned)
-    assert "own test, every 2. slice kept, dense: factor 2, 3 patients" in (out / "agreement.md").read_text()
-    assert (out / "agreement.png").is_file()
+    assert "own test, every 2. slice kept, dense: factor 2, 3 patients" in (out / "agreement-every-2.md").read_text()
+    assert (out / "agreement-every-2.png").is_file()
 
 
 def thin(stack: Stack) -> Stack:

@@ -169,6 +169,11 @@ def pairs_of(items: Iterable[Item], split: str) -> list[tuple[Item, Item]]:
     return [(one["ED"], one["ES"]) for one in found.values() if len(one) == len(PHASES)]
 
 
+def table_name(every: int) -> str:
+    """What the table's files and its place in a document are called."""
+    return "agreement" if every == 1 else f"agreement-every-{every}"
+
+
 def make(
     place: Place,
     pairs: Sequence[tuple[Item, Item]],
@@ -189,8 +194,9 @@ def make(
         patients[ed.patient] = measured(ed.read(), es.read(), ways)
     rows = evaluate(patients)
     text = markdown(rows, f"{head}, {len(patients)} patients")
-    write_table(place, "agreement", text, {"patients": patients, "rows": rows})
-    draw(place.out / "agreement.png", f"{head}: Bland-Altman against the expert", patients)
+    name = table_name(ways.every)
+    write_table(place, name, text, {"patients": patients, "rows": rows})
+    draw(place.out / f"{name}.png", f"{head}: Bland-Altman against the expert", patients)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
