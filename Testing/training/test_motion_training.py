@@ -100,6 +100,22 @@ def test_a_finished_model_ships_with_another_motion(motion_file, random_models, 
             torch.testing.assert_close(below(after, part)[key], value, rtol=1e-3, atol=1e-6)
 
 
+def test_the_motion_that_ships_learns_from_one_crop_of_32_pixels():
+    """The smallest that the engine shows it: its deepest level is then a single place."""
+    from calid.method.motion import Motion, MotionConfig
+    from calid.run.region import MIN_PADDED_PIXELS
+
+    assert MIN_PADDED_PIXELS == 32
+    motion, images = Motion(MotionConfig()).train(), torch.rand(2, 1, 1, 32, 32)
+    fields = motion(*images)
+    assert fields.before.shape == (1, 2, 32, 32)
+    fields.before.square().mean().add(fields.after.sum()).backward()
+    learned = motion.unet.final_conv.weight.grad
+    assert learned is not None
+    assert learned.isfinite().all()
+    assert learned.any()
+
+
 def test_a_part_is_no_finished_model(motion_file, tmp_path):
     with pytest.raises(ValueError, match=r"motion\.safetensors is no whole model"):
         main(["export", "model", "--model", str(motion_file), "--models", str(tmp_path)])

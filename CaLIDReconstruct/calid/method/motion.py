@@ -54,7 +54,7 @@ class Motion(nn.Module):
         self.unet = zero_unet(2 * GRID**2, 4, features=config.features, norm_num_groups=config.norm_num_groups)
 
     def forward(self, before: torch.Tensor, after: torch.Tensor) -> Fields:
-        """The fields of images whose rows and columns are multiples of 16."""
+        """The fields of images whose rows and columns are multiples of 16, and at least 32."""
         coarse = self.unet(F.pixel_unshuffle(torch.cat([before, after], dim=1), GRID)).float()
         fields = GRID * F.interpolate(coarse, scale_factor=GRID, mode="bilinear", align_corners=False)
         return Fields(*fields.chunk(2, dim=1))
