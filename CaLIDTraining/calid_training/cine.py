@@ -26,7 +26,7 @@ from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.prepare import AnyCase, heart_center, load_cases, write_cases
 from calid_training.registration import demons_field
 
@@ -142,7 +142,7 @@ def with_noise(rng: np.random.Generator, images: np.ndarray, deviation: float) -
     return (images + deviation / noise.std() * noise).clip(0, 1).astype(np.float32)
 
 
-def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> Case | None:
+def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> RawCase | None:
     """A semi-synthetic cine (T, Z, Y, X) in [0, 1] of a pair of one patient, or None where the two do not fit."""
     if ed.images.shape[2:] != es.images.shape[2:]:
         return None
@@ -161,7 +161,7 @@ def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> Case | None:
     times = BEAT_MS * np.arange(NUM_FRAMES) / NUM_FRAMES
     patient, split = ed.entry.patient, ed.entry.split
     stacks = Stack(images, affine, times), Stack(labels, affine, times)
-    return Case(ed.entry.dataset, patient, "cine", split, *stacks, ed.entry.annotated)
+    return RawCase(ed.entry.dataset, patient, "cine", split, *stacks, ed.entry.annotated)
 
 
 def _around_heart(case: AnyCase) -> tuple[slice, ...]:
@@ -198,7 +198,7 @@ def make_cines(prepared: Path, out: Path, *, datasets: Sequence[str], seed: int 
     return write_cases(_made(tqdm(found, unit=" patients"), seed), out)
 
 
-def _made(found: Iterable[tuple[AnyCase, AnyCase]], seed: int) -> Iterator[Case]:
+def _made(found: Iterable[tuple[AnyCase, AnyCase]], seed: int) -> Iterator[RawCase]:
     for number, pair in enumerate(found):
         cine = beating(np.random.default_rng((seed, number)), *pair)
         if cine is not None:

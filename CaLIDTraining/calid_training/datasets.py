@@ -25,7 +25,7 @@ ALL_STRUCTURES = (LV, MYOCARDIUM, RV)
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class RawCase:
     """One stack of one patient.
 
     Args:
@@ -70,7 +70,7 @@ class Item:
     """One stack of one patient before it is read: so that many can be read at once, and a bad file be named.
 
     Args:
-        dataset, patient, series, split: see `Case`.
+        dataset, patient, series, split: see `RawCase`.
         files: what is read; they decide whether a prepared case is still up to date.
         read: reads it; a function of a module with its arguments, so that other processes can call it.
     """
@@ -80,7 +80,7 @@ class Item:
     series: str
     split: str
     files: tuple[Path, ...]
-    read: Callable[[], Case]
+    read: Callable[[], RawCase]
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ def items_of(root: Path, dataset: str) -> Iterator[Item]:
     return own_items(folder)
 
 
-def read_cases(root: Path, dataset: str) -> Iterator[Case]:
+def read_cases(root: Path, dataset: str) -> Iterator[RawCase]:
     """Yield every case of one set below `root`.
 
     Raises:
@@ -130,11 +130,11 @@ def _chla(folder: Path) -> Iterator[Item]:
             yield Item("chla", f"{number:02d}", series, split, (path, mask), read)
 
 
-def _read_chla(patient: str, series: str, split: str, path: Path, mask_path: Path) -> Case:
+def _read_chla(patient: str, series: str, split: str, path: Path, mask_path: Path) -> RawCase:
     structure = LV if series.startswith("LV") else RV
     mask = read_stack(mask_path)
     labels = mask.with_voxels(np.where(mask.voxels > 0, structure, 0).astype(np.uint8))
-    return Case("chla", patient, series, split, read_stack(path), labels, (structure,))
+    return RawCase("chla", patient, series, split, read_stack(path), labels, (structure,))
 
 
 SUNNYBROOK_PIXEL_MM, SUNNYBROOK_SPACING_MM, SUNNYBROOK_PHASES = 1.33, 9.0, 20
@@ -166,12 +166,12 @@ def _consecutive_runs(members: list[tuple[int, Path]]) -> Iterator[tuple[int, li
         yield pairs[0][0], [path for _, path in pairs]
 
 
-def _read_sunnybrook(patient: str, series: str, split: str, paths: tuple[Path, ...]) -> Case:
+def _read_sunnybrook(patient: str, series: str, split: str, paths: tuple[Path, ...]) -> RawCase:
     affine = np.diag([SUNNYBROOK_PIXEL_MM, SUNNYBROOK_PIXEL_MM, SUNNYBROOK_SPACING_MM, 1.0])
     images = np.stack([np.asarray(Image.open(path).convert("L")) for path in paths])
     masks = np.stack([_sunnybrook_mask(path) for path in paths])
     stacks = Stack(images[None], affine), Stack(masks[None], affine)
-    return Case("sunnybrook", patient, series, split, *stacks, (LV,), per_slice_intensity=True)
+    return RawCase("sunnybrook", patient, series, split, *stacks, (LV,), per_slice_intensity=True)
 
 
 def _sunnybrook_mask(image_path: Path) -> np.ndarray:
@@ -186,10 +186,10 @@ def _autofd(folder: Path) -> Iterator[Item]:
         yield Item("autofd", subject.name, "ED", "train", files, partial(_read_autofd, subject.name, *files))
 
 
-def _read_autofd(patient: str, path: Path, labels_path: Path) -> Case:
+def _read_autofd(patient: str, path: Path, labels_path: Path) -> RawCase:
     stack = read_stack(path)
     labels = _mapped(read_stack(labels_path), {1: LV, 2: MYOCARDIUM, 4: RV})
-    return Case("autofd", patient, "ED", "train", stack, _onto_grid(labels, stack), ALL_STRUCTURES)
+    return RawCase("autofd", patient, "ED", "train", stack, _onto_grid(labels, stack), ALL_STRUCTURES)
 
 
 def _onto_grid(labels: Stack, stack: Stack) -> Stack:
@@ -225,16 +225,16 @@ def _acdc(folder: Path) -> Iterator[Item]:
             yield Item("acdc", patient, "cine", split, (cine,), read)
 
 
-def _read_acdc(subject: Path, phase: str, split: str) -> Case:
+def _read_acdc(subject: Path, phase: str, split: str) -> RawCase:
     info = dict(line.split(": ", 1) for line in (subject / "Info.cfg").read_text().splitlines() if ": " in line)
     path = subject / f"{subject.name}_frame{int(info[phase]):02d}.nii.gz"
     labels = read_stack(path.with_name(path.name.replace(".nii.gz", "_gt.nii.gz")))
     labels = _mapped(labels, {1: RV, 2: MYOCARDIUM, 3: LV})
-    return Case("acdc", subject.name, phase, split, read_stack(path), labels, ALL_STRUCTURES)
+    return RawCase("acdc", subject.name, phase, split, read_stack(path), labels, ALL_STRUCTURES)
 
 
-def _read_cine(dataset: str, patient: str, split: str, path: Path) -> Case:
-    return Case(dataset, patient, "cine", split, read_stack(path))
+def _read_cine(dataset: str, patient: str, split: str, path: Path) -> RawCase:
+    return RawCase(dataset, patient, "cine", split, read_stack(path))
 
 
 def _bivme(folder: Path) -> Iterator[Item]:
@@ -253,10 +253,10 @@ def _mnms(folder: Path) -> Iterator[Item]:
         yield Item("mnms", path.parent.name, "cine", split, files, partial(_read_mnms, split, *files))
 
 
-def _read_mnms(split: str, path: Path, truth: Path | None = None) -> Case:
+def _read_mnms(split: str, path: Path, truth: Path | None = None) -> RawCase:
     labels = None if truth is None else read_stack(truth)  # 1 LV, 2 myocardium, 3 RV: already ours
     drawn = () if labels is None else ALL_STRUCTURES
-    return Case("mnms", path.parent.name, "cine", split, read_stack(path), labels, drawn)
+    return RawCase("mnms", path.parent.name, "cine", split, read_stack(path), labels, drawn)
 
 
 def _ukbb(folder: Path) -> Iterator[Item]:
@@ -310,9 +310,9 @@ def own_items(folder: Path) -> Iterator[Item]:
     yield from found
 
 
-def _read_own(dataset: str, patient: str, series: str, split: str, path: Path, labels: Path | None = None) -> Case:
+def _read_own(dataset: str, patient: str, series: str, split: str, path: Path, labels: Path | None = None) -> RawCase:
     drawn = None if labels is None else read_stack(labels)
-    return Case(dataset, patient, series, split, read_stack(path), drawn, () if drawn is None else ALL_STRUCTURES)
+    return RawCase(dataset, patient, series, split, read_stack(path), drawn, () if drawn is None else ALL_STRUCTURES)
 
 
 READERS: dict[str, Callable[[Path], Iterator[Item]]] = {

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calid_training.datasets import Item, items_of
 from calid_training.lpips import AlexNetLPIPS
 from calid_training.precision import suited
-from calid_training.recipe_steps import Step
+from calid_training.recipe_steps import RecipeStep
 
 LEARNING = 3
 """Passes of a learning step in forward passes: there, and twice as much back."""
@@ -43,7 +43,7 @@ class Known:
     codec: CodecConfig = field(default_factory=CodecConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
 
-    def after(self, step: Step) -> Known:
+    def after(self, step: RecipeStep) -> Known:
         """These and the one that a step trains."""
         settings, command = step.settings(), step.command[0]
         widths = settings["model"].get("network", {})
@@ -56,7 +56,7 @@ class Known:
         return self
 
 
-def estimate(steps: Sequence[Step], data: Path) -> str:
+def estimate(steps: Sequence[RecipeStep], data: Path) -> str:
     """Lines for every step and their sums; `data` is the folder with the raw sets."""
     precisions = {suited(step.settings()["trainer"]["precision"])[0] for step in steps if step.configs}
     speeds, known = {one: flops_per_second(one) for one in sorted(precisions)}, Known()
@@ -88,7 +88,7 @@ def _batches_together(settings: Mapping[str, Any]) -> int:
     return settings["trainer"].get("accumulate_grad_batches", 1) * settings["model"].get("accumulate", 1)
 
 
-def flops_of_step(step: Step, known: Known) -> float:
+def flops_of_step(step: RecipeStep, known: Known) -> float:
     """Floating-point operations of one optimizer step on all devices together, backward passes among them."""
     settings = step.settings()
     trainer, data = settings["trainer"], settings["data"]
@@ -98,14 +98,14 @@ def flops_of_step(step: Step, known: Known) -> float:
         return crops * PASSES[step.command[0]](settings, known.after(step))
 
 
-def checkpoint_bytes(step: Step, known: Known) -> int:
+def checkpoint_bytes(step: RecipeStep, known: Known) -> int:
     """Bytes of a run's checkpoints, which hold the networks that learn."""
     with torch.device(_device(step)):
         network = NETWORKS[step.command[0]](step.settings(), known.after(step))
     return COPIES * 4 * sum(parameter.numel() for parameter in network.parameters())
 
 
-def _device(step: Step) -> str:
+def _device(step: RecipeStep) -> str:
     """Where the operations of a step are counted: the paper's networks without values, small ones by running them.
 
     (PyTorch has no autocast for tensors without values, which the motion and the codec ask for.)

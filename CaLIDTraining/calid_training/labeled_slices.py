@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class LabeledSlice:
     dataset: str
 
 
-def labeled_slices(case: Case) -> list[LabeledSlice]:
+def labeled_slices(case: RawCase) -> list[LabeledSlice]:
     """The slices of a case that can teach something.
 
     Where only some structures were drawn, slices without any contour are left out: there "not there" and "not drawn"
@@ -61,7 +61,7 @@ def labeled_slices(case: Case) -> list[LabeledSlice]:
     return slices
 
 
-def _heart_box(case: Case, *, margin_mm: float) -> tuple[slice, slice]:
+def _heart_box(case: RawCase, *, margin_mm: float) -> tuple[slice, slice]:
     """In-plane box of all labels of the case, with a margin."""
     box = ndimage.find_objects((case.drawn.voxels.max(axis=(0, 1)) > 0).astype(np.uint8))[0]
     margins = np.round(margin_mm / case.stack.spacing_mm[[1, 0]]).astype(int)

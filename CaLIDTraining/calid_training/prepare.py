@@ -26,7 +26,7 @@ from calid.run.preparation import intensity_window
 from calid.run.windows import closes
 from tqdm import tqdm
 
-from calid_training.datasets import LICENSE_CLEAN, Case, Item, items_of
+from calid_training.datasets import LICENSE_CLEAN, Item, RawCase, items_of
 
 INDEX_NAME, JOURNAL_NAME, LEFT_OUT_NAME = "index.json", "index.journal", "left-out.json"
 MAX_WORKERS = 8
@@ -38,7 +38,7 @@ class IndexEntry:
     """One line of the index: a prepared case and where it lies.
 
     Args:
-        dataset, patient, series, split: see `datasets.Case`.
+        dataset, patient, series, split: see `datasets.RawCase`.
         file: path of the images below the prepared folder.
         spacing_mm: (columns, rows, slices).
         shape: (frames, slices, rows, columns).
@@ -148,7 +148,7 @@ def spans_cycle(case: AnyCase) -> bool:
     return closes(case.images) if case.entry.closes is None else case.entry.closes
 
 
-def scaled_images(case: Case) -> np.ndarray:
+def scaled_images(case: RawCase) -> np.ndarray:
     """The case's voxels scaled to [0, 1] between the 1st and 99.5th percentile and clipped, (T, Z, Y, X) float16.
 
     Slices that were windowed one by one when the set was made are scaled one by one.
@@ -277,7 +277,7 @@ def _entries_so_far(out: Path) -> list[IndexEntry]:
     return found
 
 
-def write_cases(cases: Iterable[Case], out: Path) -> Path:
+def write_cases(cases: Iterable[RawCase], out: Path) -> Path:
     """Write the prepared form of cases from anywhere and return the index, which keeps the other sets of the folder."""
     written = [_write_case(case, out) for case in cases]
     return _write_index(out, written, replaced={entry.dataset for entry in written})
@@ -300,7 +300,7 @@ def _write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def _write_case(case: Case, out: Path) -> IndexEntry:
+def _write_case(case: RawCase, out: Path) -> IndexEntry:
     path = out / case.dataset / f"{case.patient}-{case.series}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     images = scaled_images(case)

@@ -20,7 +20,7 @@ from typing import Any
 
 from calid_training.estimate import estimate
 from calid_training.recipe_child import installed
-from calid_training.recipe_steps import EVALUATE, Step
+from calid_training.recipe_steps import EVALUATE, RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
 
 DONE_NAME = "recipe.json"
@@ -29,7 +29,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
 systems do not know these variables."""
 
 
-def cook(steps: Sequence[Step], out: Path) -> int:
+def cook(steps: Sequence[RecipeStep], out: Path) -> int:
     """Run the steps that are not done yet, each as a program of its own; the first failure ends it.
 
     Args:

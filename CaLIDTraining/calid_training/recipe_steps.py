@@ -14,7 +14,7 @@ TRAIN, EVALUATE = "calid-train", "calid-evaluate"
 
 
 @dataclass(frozen=True)
-class Step:
+class RecipeStep:
     """One command of a recipe.
 
     Args:

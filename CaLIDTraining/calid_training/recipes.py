@@ -14,7 +14,7 @@ from typing import Any
 from calid.run.batches import DEFAULT_MODEL
 
 from calid_training.datasets import LICENSE_CLEAN
-from calid_training.recipe_steps import EVALUATE, TRAIN, Step
+from calid_training.recipe_steps import EVALUATE, TRAIN, RecipeStep
 from calid_training.stages import CONFIGS
 
 SMALL_ROWS = ("registration", "CaLID's motion alone", "CaLID's D, code 0", "CaLID", "CaLID+", "fidelity")
@@ -68,17 +68,19 @@ class Ingredients:
         """The run folder of a stage."""
         return self.out / "runs" / name
 
-    def prepare(self) -> Step:
+    def prepare(self) -> RecipeStep:
         """Prepare the sets that train and judge."""
         sets = list(dict.fromkeys([*self.datasets, *self.judged]))
-        return Step("prepare", ("prepare", "--data", str(self.data), "--out", str(self.prepared), "--datasets", *sets))
+        return RecipeStep(
+            "prepare", ("prepare", "--data", str(self.data), "--out", str(self.prepared), "--datasets", *sets)
+        )
 
-    def make_cines(self) -> Step:
+    def make_cines(self) -> RecipeStep:
         """Make cines of the prepared sets that train."""
         places = ("--prepared", str(self.prepared), "--out", str(self.cines))
-        return Step("cine", ("cine", *places, "--datasets", *self.datasets))
+        return RecipeStep("cine", ("cine", *places, "--datasets", *self.datasets))
 
-    def stage(self, name: str, command: str, *on_top: str, manual: bool = False, **changes: Any) -> Step:
+    def stage(self, name: str, command: str, *on_top: str, manual: bool = False, **changes: Any) -> RecipeStep:
         """A training step.
 
         Args:
@@ -92,8 +94,8 @@ class Ingredients:
         settings = {"data.prepared": str(self.prepared), "data.datasets": list(self.datasets)}
         settings |= {"trainer.default_root_dir": str(self.run(name))}
         settings |= {key.replace("__", "."): str(value) for key, value in changes.items() if value is not None}
-        settings |= self._sizes(Step(name, (command,), TRAIN, files).settings(), manual=manual)
-        return Step(name, (command,), TRAIN, files, settings | dict(self.overrides.get(name, {})))
+        settings |= self._sizes(RecipeStep(name, (command,), TRAIN, files).settings(), manual=manual)
+        return RecipeStep(name, (command,), TRAIN, files, settings | dict(self.overrides.get(name, {})))
 
     def _sizes(self, settings: Mapping[str, Any], *, manual: bool) -> dict[str, Any]:
         """The batch on each device, so that all devices together make the steps of the configuration."""
@@ -111,7 +113,7 @@ class Ingredients:
             found |= {key: self.accumulate, "data.batches": data["batches"] * self.accumulate}
         return found
 
-    def export(self, kind: str, run: str, *options: object, step: str = "") -> Step:
+    def export(self, kind: str, run: str, *options: object, step: str = "") -> RecipeStep:
         """An export step.
 
         Args:
@@ -121,14 +123,14 @@ class Ingredients:
             step: name of the step; by default it is named after the run.
         """
         told = ("--run", str(self.run(run)), *map(str, options))
-        return Step(step or f"export {run}", ("export", kind, *told))
+        return RecipeStep(step or f"export {run}", ("export", kind, *told))
 
     def released(self, models: Path | None = None) -> list[str]:
         """Options of models that are written to a manifest, by default the finished models'."""
         told = [] if self.license is None else ["--license", self.license]
         return ["--models", str(models or self.models), *told]
 
-    def evaluate(self, table: str, *options: str, prepared: Path, datasets: Iterable[str]) -> Step:
+    def evaluate(self, table: str, *options: str, prepared: Path, datasets: Iterable[str]) -> RecipeStep:
         """A table at the end.
 
         Args:
@@ -140,10 +142,10 @@ class Ingredients:
         networks = [] if self.alexnet is None else ["--alexnet", str(self.alexnet)]
         places = ["--prepared", str(prepared), "--models", str(self.models), "--out", str(self.out / "table")]
         command = (table, *places, *networks, *options, "--datasets", *datasets)
-        return Step(f"evaluate {table}", command, EVALUATE)
+        return RecipeStep(f"evaluate {table}", command, EVALUATE)
 
 
-def shipped(asked: Ingredients, *, small: bool = False) -> list[Step]:
+def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
     """The model that ships: motion, codec and denoiser of codes, then both trained together, then layers over time.
 
     Args:
@@ -151,7 +153,7 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[Step]:
         small: whether every stage has minutes only, and the tables ask about few patients.
     """
 
-    def stage(name: str, command: str, *on_top: str, **changes: Any) -> Step:
+    def stage(name: str, command: str, *on_top: str, **changes: Any) -> RecipeStep:
         return asked.stage(name, command, *on_top, *([f"small/{name}"] if small else []), **changes)
 
     motion, codec = (asked.out / f"{name}.safetensors" for name in ("motion", "codec"))
@@ -179,12 +181,12 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[Step]:
     ]
 
 
-def small(asked: Ingredients) -> list[Step]:
+def small(asked: Ingredients) -> list[RecipeStep]:
     """The model that ships, every stage in minutes of a processor."""
     return shipped(asked, small=True)
 
 
-def paper_2d(asked: Ingredients) -> list[Step]:
+def paper_2d(asked: Ingredients) -> list[RecipeStep]:
     """The paper's 2D model at its size, with its training."""
     coded = asked.out / "autoencoder.safetensors"
     return [
@@ -197,7 +199,7 @@ def paper_2d(asked: Ingredients) -> list[Step]:
     ]
 
 
-def paper_2dt(asked: Ingredients) -> list[Step]:
+def paper_2dt(asked: Ingredients) -> list[RecipeStep]:
     """The paper's 2D+T model at its size: every convolution 3D, clips over the whole cycle."""
     coded = asked.out / "autoencoder.safetensors"
     return [
@@ -221,7 +223,7 @@ class Recipe:
         needs_alexnet: whether nothing can be trained without LPIPS.
     """
 
-    steps: Callable[[Ingredients], list[Step]]
+    steps: Callable[[Ingredients], list[RecipeStep]]
     datasets: tuple[str, ...]
     judged: tuple[str, ...]
     needs_alexnet: bool = False

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
-from calid_training.datasets import Case, read_cases
+from calid_training.datasets import RawCase, read_cases
 from calid_training.labeled_slices import (
     SHIPPED_AUGMENTATION,
     Augmentation,
@@ -99,7 +99,7 @@ class SegmenterSets:
     )
     choosing: str = "acdc"
 
-    def split(self, cases: Iterable[Case]) -> tuple[list[Case], list[Case]]:
+    def split(self, cases: Iterable[RawCase]) -> tuple[list[RawCase], list[RawCase]]:
         """Training and validation cases; cases of the other splits and without labels are left out."""
         train, validation = [], []
         for case in cases:
@@ -142,7 +142,7 @@ class SegmenterData(L.LightningDataModule):
         self.batch_size, self.steps_per_epoch, self.size = batch_size, steps_per_epoch, size
         self.seed, self.num_workers = seed, num_workers
         self.slices: list[LabeledSlice] = []
-        self.validation: list[Case] = []
+        self.validation: list[RawCase] = []
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
         if self.slices:
@@ -176,7 +176,7 @@ class SegmenterData(L.LightningDataModule):
         return DataLoader(crops, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        cases = cast(Dataset[Case], self.validation)  # a list is one: it has a length and items
+        cases = cast(Dataset[RawCase], self.validation)  # a list is one: it has a length and items
         return DataLoader(cases, batch_size=None, collate_fn=lambda case: case)
 
 
@@ -241,9 +241,9 @@ class SegmenterModule(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
         """Cases stay where they are: `segment_with` moves their slices."""
-        return batch if isinstance(batch, Case) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if isinstance(batch, RawCase) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def validation_step(self, case: Case, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, case: RawCase, batch_idx: int) -> None:  # noqa: ARG002
         dtype = torch.bfloat16 if self.trainer.precision.startswith("bf16") else None
         segmenter = Segmenter(self.averaged.eval(), Device(self.device, "training", dtype))
         labels = segment_with(segmenter, case.stack).voxels

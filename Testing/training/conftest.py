@@ -15,14 +15,14 @@ import pytest
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder with the set "phantom": two patients, seven slices 16 mm apart, labeled."""
     pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
-    from calid_training.datasets import Case
+    from calid_training.datasets import RawCase
     from calid_training.prepare import write_cases
     from phantoms import beating_case
 
     folder, cases = tmp_path_factory.mktemp("prepared"), []
     for number in range(2):
         stack, labels = (thinned(one.frame(0)) for one in beating_case(seed=number))
-        cases.append(Case("phantom", f"{number}", "ED", "test", stack, labels, (1, 2, 3)))
+        cases.append(RawCase("phantom", f"{number}", "ED", "test", stack, labels, (1, 2, 3)))
     write_cases(cases, folder)
     return folder
 
@@ -30,7 +30,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes prepared folders to train on: the set "phantom" with some patients, the last one for validation."""
-    from calid_training.datasets import Case
+    from calid_training.datasets import RawCase
     from calid_training.prepare import write_cases
     from phantoms import beating_case
 
@@ -40,7 +40,7 @@ def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         for number in range(patients):
             stack, labels = (one.frame(0) if still else one for one in beating_case(seed=number))
             split = "validation" if number == patients - 1 else "train"
-            cases.append(Case("phantom", f"{number}", "ED" if still else "cine", split, stack, labels, (1, 2, 3)))
+            cases.append(RawCase("phantom", f"{number}", "ED" if still else "cine", split, stack, labels, (1, 2, 3)))
         write_cases(cases, folder)
         return folder
 

@@ -15,7 +15,7 @@ import torch
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.tables import cine
 from calid_training.cine import Beat, contraction
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.prepare import load_cases, write_cases
 from phantoms import heart_labels, pictured
 
@@ -78,7 +78,7 @@ def test_the_middle_slice_is_asked_from_its_neighbors(tmp_path):
 def cases_on_disk(folder: Path) -> list:
     course = tuple(1 - 0.3 * contraction(Beat(), np.arange(FRAMES) / FRAMES))
     labels = heart_labels((3.0, 3.0, 22.0), contractions=course)
-    write_cases([Case("phantom", "0", "cine", "validation", pictured(labels), labels, (1, 2, 3))], folder)
+    write_cases([RawCase("phantom", "0", "cine", "validation", pictured(labels), labels, (1, 2, 3))], folder)
     return list(load_cases(folder, datasets=["phantom"], split="validation"))
 
 

@@ -18,7 +18,7 @@ from calid_training.cine import Beat, aligned, contraction, displacement, moved,
 from calid_training.cine_data import Movements, Moving, clip_batch, draw_frames
 from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
 from calid_training.crops import Triplet
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.prepare import load_cases, read_index, write_cases
 from calid_training.stages import CONFIGS
 from calid_training.train import main
@@ -50,7 +50,7 @@ def cines(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cines")
     course = tuple(1 - 0.3 * contraction(Beat(), np.arange(FRAMES) / FRAMES))
     cases = [
-        Case(
+        RawCase(
             "phantom",
             f"{seed}",
             "cine",
@@ -127,8 +127,8 @@ def test_the_command_makes_cines_of_pairs_and_keeps_the_split(tmp_path):
     cases = []
     for seed, split in ((0, "train"), (1, "validation")):
         for series, contraction_ in (("LV_ED", 1.0), ("LV_ES", 0.7)):
-            cases.append(Case("chla", f"{seed}", series, split, *beating_stack(seed, (contraction_,)), (1, 2, 3)))
-    cases.append(Case("chla", "2", "LV_ED", "train", *beating_stack(2, (1.0,)), (1, 2, 3)))  # has no ES
+            cases.append(RawCase("chla", f"{seed}", series, split, *beating_stack(seed, (contraction_,)), (1, 2, 3)))
+    cases.append(RawCase("chla", "2", "LV_ED", "train", *beating_stack(2, (1.0,)), (1, 2, 3)))  # has no ES
     write_cases(cases, tmp_path / "prepared")
     out = tmp_path / "cine"
     command = ["cine", "--prepared", str(tmp_path / "prepared"), "--out", str(out), "--datasets", "chla"]
@@ -164,7 +164,7 @@ def test_a_clip_is_one_crop_of_all_its_frames(tmp_path):
     """A picture that does not move must not move in the clip, whatever crop was drawn."""
     picture = np.random.default_rng(0).random((5, 40, 40))
     stack = Stack(np.repeat(picture[None], 6, axis=0), np.diag([1.5, 1.5, 8, 1]), np.arange(6) * 50.0)
-    write_cases([Case("phantom", "0", "cine", "train", stack)], tmp_path)
+    write_cases([RawCase("phantom", "0", "cine", "train", stack)], tmp_path)
     sources = Movements(list(load_cases(tmp_path, datasets=["phantom"], split="train")), frames=4, max_gap_mm=22.0)
     batch = clip_batch(np.random.default_rng(1), sources, 3, 32, frames=4, identity=0.0)
     assert batch["target"].shape == (3, 1, 4, 32, 32)
@@ -226,7 +226,7 @@ def test_the_2dt_model_trains_on_real_cines_with_one_command(real_cines, random_
 def test_a_set_that_is_prepared_later_joins_those_that_are_there(tmp_path):
     def prepared(dataset: str, *patients: str) -> list[tuple[str, str]]:
         write_cases(
-            [Case(dataset, patient, "ED", "train", beating_stack(0, (1.0,))[0]) for patient in patients], tmp_path
+            [RawCase(dataset, patient, "ED", "train", beating_stack(0, (1.0,))[0]) for patient in patients], tmp_path
         )
         return [(entry.dataset, entry.patient) for entry in read_index(tmp_path)]
 

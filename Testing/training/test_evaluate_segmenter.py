@@ -10,7 +10,7 @@ from calid.heart.segmentation import segment
 from calid.stack import Stack
 from calid_benchmark.metrics import distances, overlap
 from calid_benchmark.tables.segmenter import compare, markdown, summarize
-from calid_training.datasets import Case, read_cases
+from calid_training.datasets import RawCase, read_cases
 from phantoms import heart_labels
 from scipy import ndimage
 
@@ -50,10 +50,10 @@ def test_distances_agree_with_distance_transforms(shape: tuple[int, ...], spacin
     assert found["assd"] == pytest.approx((there.sum() + back.sum()) / (there.size + back.size), rel=1e-5)
 
 
-def shifted_case() -> tuple[Stack, Case]:
+def shifted_case() -> tuple[Stack, RawCase]:
     truth = heart_labels(spacing_mm=(1.6, 2.4, 10.0))
     made = truth.with_voxels(np.roll(truth.voxels, 2, axis=3))
-    return made, Case("acdc", "patient061", "ED", "test", truth, truth, (1, 2, 3))
+    return made, RawCase("acdc", "patient061", "ED", "test", truth, truth, (1, 2, 3))
 
 
 def test_a_shift_of_two_columns_is_measured_with_the_columns_spacing_in_every_structure() -> None:
@@ -81,13 +81,13 @@ def test_a_missed_slice_counts_against_the_overlap_and_is_left_out_of_distances(
 
 def test_a_structure_that_nobody_drew_is_not_judged() -> None:
     made, case = shifted_case()
-    lv_only = Case("chla", "05", "LV_ED", "validation", case.stack, case.labels, (1,))
+    lv_only = RawCase("chla", "05", "LV_ED", "validation", case.stack, case.labels, (1,))
     assert {c.structure for c in compare(made, lv_only)} == {"lv"}
 
 
 def test_every_stack_weighs_the_same_however_many_slices_it_has() -> None:
     made, case = shifted_case()
-    perfect = Case("acdc", "patient062", "ES", "test", case.stack, case.labels, (1, 2, 3))
+    perfect = RawCase("acdc", "patient062", "ES", "test", case.stack, case.labels, (1, 2, 3))
     few = [c for c in compare(made, case) if c.level == "slice" and c.structure == "lv"][:2]
     many = [c for c in compare(case.labels, perfect) if c.level == "slice" and c.structure == "lv"]
     row = next(r for r in summarize(few + many) if r["phase"] == "ED+ES" and r["structure"] == "lv")

@@ -16,7 +16,7 @@ from calid.stack import Stack
 from calid_training import prepare as preparing
 from calid_training.crops import SHIPPED, Triplets, draw_crop
 from calid_training.data import TripletData
-from calid_training.datasets import Case, read_cases
+from calid_training.datasets import RawCase, read_cases
 from calid_training.prepare import IndexEntry, StoredCase, load_cases, prepare, read_index, write_cases
 from calid_training.train import main
 
@@ -51,7 +51,7 @@ def test_a_bad_file_is_named_with_its_subject_and_the_others_are_prepared(ukbb, 
     assert list(json.loads((out / "left-out.json").read_text())) == ["ukbb/1000023/cine"]
     assert [entry.patient for entry in read_index(out)] == ["1000012", "1000034", "1000041"]
     for stored, number in zip(load_cases(out, datasets=["ukbb"], split="train"), (0, 2), strict=True):
-        expected = preparing.scaled_images(Case("ukbb", "", "cine", "train", cine(number)))
+        expected = preparing.scaled_images(RawCase("ukbb", "", "cine", "train", cine(number)))
         np.testing.assert_array_equal(stored.images, expected)
 
 
@@ -122,7 +122,7 @@ def test_acdcs_official_folders_and_all_150_patients_are_known(tmp_path):
 
 
 def test_triplets_are_counted_without_being_made_and_every_fifth_frame_takes_part(tmp_path):
-    write_cases([Case("phantom", str(n), "cine", "train", cine(n)) for n in range(2)], tmp_path)
+    write_cases([RawCase("phantom", str(n), "cine", "train", cine(n)) for n in range(2)], tmp_path)
     cases = list(load_cases(tmp_path, datasets=["phantom"], split="train"))
     every = Triplets(cases, max_gap_mm=33.0)  # neighbors, and strides of two slices
     expected = [
@@ -139,7 +139,7 @@ def test_triplets_are_counted_without_being_made_and_every_fifth_frame_takes_par
 
 
 def test_several_loader_processes_give_the_batches_of_one(tmp_path):
-    write_cases([Case("phantom", str(n), "cine", "train", cine(n)) for n in range(2)], tmp_path)
+    write_cases([RawCase("phantom", str(n), "cine", "train", cine(n)) for n in range(2)], tmp_path)
     settings = {"prepared": tmp_path, "datasets": ["phantom"], "sizes": (16,), "size_weights": (1.0,), "batches": 5}
     batches = []
     for workers in (0, 3):

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
 from calid_benchmark.tables.questions import answerable, by_group, phase_of, questions
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.prepare import load_cases, write_cases
 from phantoms import beating_case
 
@@ -35,11 +35,11 @@ def cases(tmp_path) -> list:
     """Two patients of sunnybrook's kind with two phases each, and a cine of which one frame is labeled."""
     stack, labels = (one.frame(0) for one in beating_case(seed=0))
     series = [("a", "phase20-from00"), ("a", "phase07-from01"), ("b", "phase19-from02"), ("b", "phase08-from00")]
-    made = [Case("sunnybrook", who, name, "test", stack, labels, (1,)) for who, name in series]
+    made = [RawCase("sunnybrook", who, name, "test", stack, labels, (1,)) for who, name in series]
     cine, drawn = beating_case(seed=0)
     voxels = drawn.voxels.copy()
     voxels[1:] = 0
-    made.append(Case("mnms", "c", "cine", "test", cine, drawn.with_voxels(voxels), (1, 2, 3)))
+    made.append(RawCase("mnms", "c", "cine", "test", cine, drawn.with_voxels(voxels), (1, 2, 3)))
     write_cases(made, tmp_path)
     return list(load_cases(tmp_path, datasets=["sunnybrook", "mnms"], split="test"))
 

@@ -21,17 +21,17 @@ from calid.stack import Stack
 from calid_training import recipe
 from calid_training.estimate import Known, checkpoint_bytes, flops_of_step, optimizer_steps, prepared_bytes
 from calid_training.recipe import cook
-from calid_training.recipe_steps import Step
+from calid_training.recipe_steps import RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
 from calid_training.train import main
 from phantoms import beating_case
 
 
-def steps(name: str, folder: Path, **changes) -> list[Step]:
+def steps(name: str, folder: Path, **changes) -> list[RecipeStep]:
     return RECIPES[name].steps(Ingredients(folder / "data", folder / "out", ("own",), ("own",), **changes))
 
 
-def stages(name: str, folder: Path, **changes) -> dict[str, Step]:
+def stages(name: str, folder: Path, **changes) -> dict[str, RecipeStep]:
     return {step.name: step for step in steps(name, folder, **changes) if step.configs}
 
 
@@ -73,7 +73,7 @@ def known_in(name: str, folder: Path) -> dict[str, Known]:
     return found
 
 
-def with_changes(step: Step, **changes) -> Step:
+def with_changes(step: RecipeStep, **changes) -> RecipeStep:
     return replace(step, changes={**step.changes, **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
@@ -175,13 +175,13 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatc
     script = "import os, sys; print(sys.argv[1], file=open({!r}, 'a')); sys.exit(os.path.exists(sys.argv[2]))"
     script = script.format(str(log))
     monkeypatch.setattr(recipe, "_command", lambda _: [sys.executable, "-c", script])
-    planned = [Step(name, (name, str(broken) if name == "b" else "-")) for name in "abc"]
+    planned = [RecipeStep(name, (name, str(broken) if name == "b" else "-")) for name in "abc"]
     assert cook(planned, tmp_path / "out") == 1
     assert "stopped in 'b'; the same command goes on from there" in capsys.readouterr().out
     broken.unlink()
     assert cook(planned, tmp_path / "out") == 0
     assert log.read_text().split() == ["a", "b", "b", "c"]
-    changed = [planned[0], Step("b", ("b", "-", "--more")), planned[2]]
+    changed = [planned[0], RecipeStep("b", ("b", "-", "--more")), planned[2]]
     assert cook(changed, tmp_path / "out") == 0
     assert log.read_text().split() == ["a", "b", "b", "c", "b"], "only what changed is done again"
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["b"]["arguments"] == ["b", "-", "--more"]

@@ -16,7 +16,7 @@ from calid.images.files import write_stack
 from calid.method.weights import config_from
 from calid.run.device import Device, choose_device
 from calid.stack import Stack
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.labeled_slices import Augmentation, LabeledSlice, RandomCrops, labeled_slices, random_crop
 from calid_training.segmenter import (
     SegmenterData,
@@ -52,14 +52,14 @@ def _one_thread() -> None:
 
 def phantom_case(
     dataset: str = "acdc", patient: str = "patient001", *, seed: int = 0, annotated: tuple[int, ...] = (1, 2, 3)
-) -> Case:
+) -> RawCase:
     """A computed heart with noise; only the annotated structures keep their labels."""
     truth = heart_labels(spacing_mm=(1.7, 1.5, 10.0), seed=seed, contractions=(1.0 - 0.05 * (seed % 4),))
     noise = np.random.default_rng(seed).normal(0, 8, truth.voxels.shape)
     images = pictured(truth).voxels + noise
     kept = np.where(np.isin(truth.voxels, annotated), truth.voxels, 0).astype(np.uint8)
     stack = truth.with_voxels(images.astype(np.float32))
-    return Case(dataset, patient, "ED", "train", stack, truth.with_voxels(kept), annotated)
+    return RawCase(dataset, patient, "ED", "train", stack, truth.with_voxels(kept), annotated)
 
 
 # --- The loss
@@ -191,10 +191,10 @@ def test_image_and_labels_agree_to_a_fraction_of_a_pixel_far_from_the_middle() -
 def test_no_patient_both_trains_and_chooses_and_the_test_patients_do_neither() -> None:
     base = phantom_case()
     cases = [
-        Case("acdc", f"patient{n:03d}", "ED", split, base.stack, base.labels, (1, 2, 3))
+        RawCase("acdc", f"patient{n:03d}", "ED", split, base.stack, base.labels, (1, 2, 3))
         for n, split in ((1, "train"), (54, "train"), (55, "validation"), (60, "validation"), (61, "test"))
     ]
-    cases += [Case("chla", "05", "LV_ED", "validation", base.stack, base.labels, (1,))]
+    cases += [RawCase("chla", "05", "LV_ED", "validation", base.stack, base.labels, (1,))]
     train, validation = SegmenterSets().split(cases)
     assert [case.patient for case in train] == ["patient001", "patient054"]
     assert [case.patient for case in validation] == ["patient055", "patient060"]

@@ -18,7 +18,7 @@ import yaml
 from calid.images.files import write_stack
 from calid.method.weights import read_tensors
 from calid.stack import Stack
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.lpips import UnavailableError
 from calid_training.prepare import write_cases
 from calid_training.stages import CONFIGS, all_stages
@@ -337,5 +337,5 @@ def test_a_stack_of_two_slices_has_no_triplets(tmp_path):
     from calid_training.prepare import load_cases
 
     thin = Stack(np.random.default_rng(0).random((1, 2, 32, 32)), np.diag([1.5, 1.5, 9, 1]))
-    write_cases([Case("phantom", "0", "ED", "train", thin)], tmp_path)
+    write_cases([RawCase("phantom", "0", "ED", "train", thin)], tmp_path)
     assert list(Triplets(list(load_cases(tmp_path, datasets=["phantom"], split="train")))) == []

@@ -161,7 +161,7 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class Step(nn.Module):
+class AttendedBlock(nn.Module):
     """A residual block and, where there is any, self-attention over its pixels (one head)."""
 
     def __init__(self, inputs: int, outputs: int, config: DiffAEConfig, *, conditioned: bool, attention: bool) -> None:
@@ -191,7 +191,7 @@ class WayDown(nn.Module):
         self, channels: Sequence[int], config: DiffAEConfig, *, conditioned: bool, joins: dict[int, int] | None = None
     ) -> None:
         super().__init__()
-        step = partial(Step, config=config, conditioned=conditioned)
+        step = partial(AttendedBlock, config=config, conditioned=conditioned)
         leaving = [width + (joins or {}).get(level, 0) for level, width in enumerate(channels)]
         self.conv_in = nn.Sequential(
             nn.PixelUnshuffle(config.patch), nn.Conv2d(config.patch**2, channels[0], 3, padding=1)
@@ -244,7 +244,7 @@ class WayUp(nn.Module):
 
     def __init__(self, config: DiffAEConfig) -> None:
         super().__init__()
-        step = partial(Step, config=config, conditioned=True)
+        step = partial(AttendedBlock, config=config, conditioned=True)
         self.levels, self.expand = nn.ModuleList(), nn.ModuleList()
         width = config.channels[-1]
         for level in reversed(range(len(config.channels))):

@@ -33,7 +33,7 @@ from calid.run.device import choose_device
 from calid.run.reconstruct import upsample
 from calid.run.settings import METHODS, Mode, Settings
 from calid.stack import Stack
-from calid_training.datasets import Case, Item, items_of
+from calid_training.datasets import Item, RawCase, items_of
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -98,7 +98,7 @@ def quantities(ed: Stack, es: Stack) -> dict[str, float]:
     return {name: value for name, value in (found | {"LV mass": mass}).items() if name in UNITS}
 
 
-def measured(ed: Case, es: Case, ways: Ways) -> dict[str, dict[str, float]]:
+def measured(ed: RawCase, es: RawCase, ways: Ways) -> dict[str, dict[str, float]]:
     """{way: {quantity: value}} of one patient, by the expert's labels and by every way."""
     if ed.labels is None or es.labels is None:
         raise ValueError(f"{ed.dataset}/{ed.patient}: the expert's labels of ED and ES are needed")

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.long_axis import Heart, cuts_of
-from calid_benchmark.tables.questions import PIXEL_MM, Question, add_place_arguments, questions
+from calid_benchmark.tables.questions import PIXEL_MM, StackQuestion, add_place_arguments, questions
 from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 IN_PLANE_MM, THROUGH_MM = 8.0, 4.0
@@ -99,7 +99,7 @@ def of_study(sax: Stack, lax: Sequence[LaxImage], *, trials: int, seed: int = 0)
     return made, float(np.hypot(apart[:, 0], apart[:, 1]).mean()), float(np.abs(apart[:, 2]).mean())
 
 
-def of_question(question: Question, rng: np.random.Generator) -> tuple[Trial, float]:
+def of_question(question: StackQuestion, rng: np.random.Generator) -> tuple[Trial, float]:
     """A trial of an open stack with synthetic long-axis cuts, and the largest shift found where none was put in."""
     affine = np.diag([PIXEL_MM, PIXEL_MM, question.spacing_mm, 1.0])
     noisy = question.images + rng.normal(0, NOISE, question.images.shape)
@@ -112,7 +112,7 @@ def of_question(question: Question, rng: np.random.Generator) -> tuple[Trial, fl
     return trial(slices, views, centre, random_shifts(rng, len(slices)), zero), worst
 
 
-def synthetic_cut(question: Question, affine: np.ndarray, degrees: float, rng: np.random.Generator) -> Image:
+def synthetic_cut(question: StackQuestion, affine: np.ndarray, degrees: float, rng: np.random.Generator) -> Image:
     """A long-axis image through the middle of a stack, at an angle from its rows."""
     angle = np.deg2rad(degrees)
     side, down = np.array([np.cos(angle), np.sin(angle), 0.0]), np.array([0.0, 0.0, 1.0])
@@ -185,7 +185,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser, table="alignment")
 
 
-def make(place: Place, study: Path, *, asked: Sequence[Question] = (), trials: int = 6, phases: int = 8) -> None:
+def make(place: Place, study: Path, *, asked: Sequence[StackQuestion] = (), trials: int = 6, phases: int = 8) -> None:
     """Make the table and a sheet of the study's views before and after.
 
     Args:
@@ -230,7 +230,7 @@ def draw(folder: Path, sax: Stack, lax: Sequence[LaxImage], own: Alignment) -> N
 
 def run(options: Namespace) -> int:
     """Run the command; returns its exit code."""
-    asked: list[Question] = []
+    asked: list[StackQuestion] = []
     if options.prepared is not None:
         cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
         every = questions(cases)

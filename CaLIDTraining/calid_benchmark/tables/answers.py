@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from calid_benchmark.controls import Filter, as_sharp_as
 from calid_benchmark.systems import Named
-from calid_benchmark.tables.questions import Question, answerable, by_group
+from calid_benchmark.tables.questions import StackQuestion, answerable, by_group
 
 FITTED_SLICES = 512
 """Slices of a group on which a control's filter is fitted, at most (give or take one of every stack)."""
 
-Sides = Callable[[Named, Question], tuple[np.ndarray, np.ndarray]]
+Sides = Callable[[Named, StackQuestion], tuple[np.ndarray, np.ndarray]]
 """The two stacks of slices between which a system is asked."""
 
 
@@ -56,24 +56,24 @@ class Answers:
         filters: {control: {group: what made it as sharp as that row}}.
     """
 
-    asked: tuple[Question, ...]
-    rows: Mapping[str, Mapping[Question, Kept]]
+    asked: tuple[StackQuestion, ...]
+    rows: Mapping[str, Mapping[StackQuestion, Kept]]
     ceilings: frozenset[str] = frozenset()
     controls: Mapping[str, str] = field(default_factory=dict)
     filters: Mapping[str, Mapping[str, Filter]] = field(default_factory=dict)
 
-    def of(self, row: str, members: Sequence[Question]) -> Iterator[tuple[Question, Kept]]:
+    def of(self, row: str, members: Sequence[StackQuestion]) -> Iterator[tuple[StackQuestion, Kept]]:
         """The questions among `members` that a row answered, with the answers."""
         answers = self.rows[row]
         return ((question, answers[question]) for question in members if question in answers)
 
 
-def between_neighbors(system: Named, question: Question) -> tuple[np.ndarray, np.ndarray]:
+def between_neighbors(system: Named, question: StackQuestion) -> tuple[np.ndarray, np.ndarray]:
     """The neighbors of every inner slice; for a ceiling the slice itself, twice."""
     return (question.truth, question.truth) if system.sees_truth else (question.before, question.after)
 
 
-def of_themselves(system: Named, question: Question) -> tuple[np.ndarray, np.ndarray]:
+def of_themselves(system: Named, question: StackQuestion) -> tuple[np.ndarray, np.ndarray]:
     """Every slice twice: what a system of codes makes of it is its reconstruction."""
     del system
     return question.images, question.images
@@ -81,7 +81,7 @@ def of_themselves(system: Named, question: Question) -> tuple[np.ndarray, np.nda
 
 def ask(
     systems: Sequence[Named],
-    asked: Sequence[Question],
+    asked: Sequence[StackQuestion],
     folder: Path,
     *,
     slow_patients: int | None = None,
@@ -99,7 +99,7 @@ def ask(
     folder.mkdir(parents=True, exist_ok=True)
     number = {question: index for index, question in enumerate(asked)}
     groups = by_group(asked).values()
-    rows: dict[str, dict[Question, Kept]] = {}
+    rows: dict[str, dict[StackQuestion, Kept]] = {}
     for place, system in enumerate(tqdm(systems, desc="asking", unit=" systems")):
         members = [q for group in groups for q in answerable(system.name, group, slow_patients=slow_patients)]
         rows[system.name] = {}
@@ -131,7 +131,7 @@ def with_controls(answers: Answers, controls: Mapping[str, str], folder: Path) -
         folder: for the controls' slices.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[Question, Kept]] = {}
+    rows: dict[str, dict[StackQuestion, Kept]] = {}
     owners: dict[str, str] = {}
     filters: dict[str, dict[str, Filter]] = {}
     for learned, kept in answers.rows.items():

@@ -45,7 +45,7 @@ from calid.run.reconstruct import warm_interpolator
 from calid.run.settings import DeviceName, Method, Settings
 from calid.run.windows import spans_the_cycle
 from calid.stack import Stack
-from calid_training.datasets import Case
+from calid_training.datasets import RawCase
 from calid_training.prepare import (
     AnyCase,
     IndexEntry,
@@ -147,7 +147,7 @@ def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[
     x_mm, y_mm, z_mm = map(float, stack.spacing_mm)
     shape = stack.voxels.shape
     entry = IndexEntry(group, "", "cine", "test", "", (x_mm, y_mm, z_mm), shape, (LV_CAVITY.value,), "")
-    images = scaled_images(Case(group, "", "cine", "test", stack))
+    images = scaled_images(RawCase(group, "", "cine", "test", stack))
     case = PreparedCase(entry, images, np.broadcast_to(labels, shape))
     gaps = [gap for gap in range(stack.num_slices - 1) if labels[0, gap].any() and labels[0, gap + 1].any()]
     cut = {index: _cut(images[:, index], case) for gap in gaps for index in (gap, gap + 1)}

@@ -24,7 +24,7 @@ from calid_benchmark import metrics, rivals
 from calid_benchmark.rivals.diffae import SCHEDULE, DiffAE, mixed
 from calid_benchmark.systems import COMMON_SPACING_MM, DIFFUSION_BASELINES, Offer, Source, offered
 from calid_benchmark.tables.drawings import sheet
-from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, by_group, source_of
+from calid_benchmark.tables.questions import StackQuestion, add_question_arguments, asked_of, by_group, source_of
 from calid_benchmark.tables.record import Place, markdown_table, paragraphs, place_of, write_table
 
 STEPS, SHOWN = 10, (1, 2, 3, 5, 8, 10)
@@ -81,7 +81,7 @@ def diffae_walk(before: np.ndarray, after: np.ndarray, *, system: DiffAE) -> np.
     return ((torch.cat(estimates)[:, 0].clamp(-1, 1) + 1) / 2).numpy()
 
 
-def progress(question: Question, found: Mapping[str, Walk]) -> dict[str, tuple[np.ndarray, list[float]]]:
+def progress(question: StackQuestion, found: Mapping[str, Walk]) -> dict[str, tuple[np.ndarray, list[float]]]:
     """{system: (its estimates (steps, Y, X), the PSNR of each)} of the stack's middle slice."""
     middle = len(question.truth) // 2
     rows = {}
@@ -113,7 +113,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def make(
     place: Place,
-    asked: Sequence[Question],
+    asked: Sequence[StackQuestion],
     offer: Offer,
     source: Source,
     *,
@@ -150,7 +150,7 @@ def run(options: Namespace) -> int:
 
 
 def pictures(
-    question: Question, rows: Mapping[str, tuple[np.ndarray, list[float]]], shown: Sequence[int]
+    question: StackQuestion, rows: Mapping[str, tuple[np.ndarray, list[float]]], shown: Sequence[int]
 ) -> dict[str, dict[str, np.ndarray]]:
     """{system: {"n steps" or "truth": picture}}."""
     truth = question.truth[len(question.truth) // 2]

@@ -33,7 +33,7 @@ from calid_benchmark.tables.answers import Answers, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars
 from calid_benchmark.tables.questions import (
     PIXEL_MM,
-    Question,
+    StackQuestion,
     add_question_arguments,
     add_slow_argument,
     asked_of,
@@ -49,7 +49,7 @@ SPACINGS = {"px": (1.0, 1.0), "mm": (PIXEL_MM, PIXEL_MM)}
 LENGTHS = tuple(f"{name}_{unit}" for name in DISTANCES for unit in SPACINGS)
 FIGURES = ("dice", "dice_per_slice", *LENGTHS)
 
-Labeled = Callable[[Question], np.ndarray | None]
+Labeled = Callable[[StackQuestion], np.ndarray | None]
 """A question -> labels (N, Y, X) of its slices, or None where the row was not asked."""
 
 
@@ -63,7 +63,7 @@ def labeled(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:
     """{row: how the slices that it answered are labeled}, between the real slices and the experts' own contours."""
 
     def by_images(row: str) -> Labeled:
-        def labels_of(question: Question) -> np.ndarray | None:
+        def labels_of(question: StackQuestion) -> np.ndarray | None:
             kept = answers.rows[row].get(question)
             return None if kept is None else segmented(segmenter, kept.images())
 
@@ -75,7 +75,7 @@ def labeled(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:
     return rows
 
 
-def evaluate(asked: Sequence[Question], rows: Mapping[str, Labeled]) -> dict[str, dict[str, Any]]:
+def evaluate(asked: Sequence[StackQuestion], rows: Mapping[str, Labeled]) -> dict[str, dict[str, Any]]:
     """{group: {row: {structure or "mean": {figure: {mean, low, high, p...}, "one_empty": slices}}}}.
 
     Args:
@@ -96,7 +96,7 @@ def evaluate(asked: Sequence[Question], rows: Mapping[str, Labeled]) -> dict[str
     return tables
 
 
-def compare(made: np.ndarray, question: Question) -> dict[str, dict[str, float]]:
+def compare(made: np.ndarray, question: StackQuestion) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of one question's labels (N, Y, X), and their mean over structures."""
     truth = question.drawn[1:-1]
     structures = {

@@ -35,7 +35,7 @@ from calid_benchmark.rivals.slices import as_images, as_slices
 from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.interpolation import segmenter_features
-from calid_benchmark.tables.questions import Question, add_place_arguments, add_set_arguments, asked_of
+from calid_benchmark.tables.questions import StackQuestion, add_place_arguments, add_set_arguments, asked_of
 from calid_benchmark.tables.record import markdown_table
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "fd": 3, "lpips": 4}
@@ -48,11 +48,11 @@ Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.T
 class Answered:
     """A question's slices as one way made them."""
 
-    question: Question
+    question: StackQuestion
     images: np.ndarray
 
 
-def answered(asked: list[Question], way: Way, *, autocast: torch.autocast) -> list[Answered]:
+def answered(asked: list[StackQuestion], way: Way, *, autocast: torch.autocast) -> list[Answered]:
     """What a way makes of all questions."""
     made = []
     for question in asked:
@@ -125,7 +125,7 @@ def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | 
     return found, cells
 
 
-def asked_for(options: Namespace) -> list[Question]:
+def asked_for(options: Namespace) -> list[StackQuestion]:
     """The questions about stacks whose slices lie as far apart as is common."""
     return [question for question in asked_of(options) if question.spacing_mm > 8]
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from calid_benchmark import metrics
 from calid_benchmark.tables.interpolation import segmenter_features
 from calid_benchmark.tables.long_axis import cropped
-from calid_benchmark.tables.questions import PIXEL_MM, SIZE, Question, add_place_arguments, by_group, questions
+from calid_benchmark.tables.questions import PIXEL_MM, SIZE, StackQuestion, add_place_arguments, by_group, questions
 from calid_benchmark.tables.record import Place, markdown_table, place_of, probability, write_table
 
 COUNTS = (2, 3, 5)
@@ -105,7 +105,7 @@ def true_lines(truth: np.ndarray, count: int, rng: np.random.Generator) -> Lines
     return Lines(everywhere, torch.from_numpy(values * 2 - 1).float()[None], weights)
 
 
-def moved_means(interpolator: Interpolator, question: Question, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def moved_means(interpolator: Interpolator, question: StackQuestion, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """{"unguided" or number of lines: slices (N, H, W) in [0, 1]}, and of each number which pixels lie on lines."""
     before, after = (torch.from_numpy(x * 2 - 1)[:, None].float() for x in (question.before, question.after))
     fields = interpolator.fields(before, after)
@@ -144,7 +144,7 @@ def _on_lines(lines: Lines) -> np.ndarray:
 
 
 def with_lines(
-    asked: Sequence[Question], interpolator: Interpolator, extract: metrics.FeatureExtractor | None
+    asked: Sequence[StackQuestion], interpolator: Interpolator, extract: metrics.FeatureExtractor | None
 ) -> dict[str, dict[str, Any]]:
     """{group: {row: figures}}: means over patients of the differences from unguided, and p."""
     rng = np.random.default_rng(0)
@@ -251,7 +251,7 @@ def make(
     place: Place,
     *,
     study: Path | None = None,
-    asked: Sequence[Question] = (),
+    asked: Sequence[StackQuestion] = (),
     phases: int = 5,
     factor: int = 8,
 ) -> None:
@@ -281,7 +281,7 @@ def make(
 
 def run(options: Namespace) -> int:
     """Run the command; returns its exit code."""
-    asked: list[Question] = []
+    asked: list[StackQuestion] = []
     if options.prepared is not None:
         cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
         asked = [one for members in by_group(questions(cases)).values() for one in members[: options.quick]]

@@ -46,7 +46,7 @@ from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
     PIXEL_MM,
     SIZE,
-    Question,
+    StackQuestion,
     add_question_arguments,
     add_slow_argument,
     asked_of,
@@ -119,7 +119,7 @@ def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def judge(tally: Tally, kept: Kept, question: Question, truth: list[torch.Tensor] | None, judges: Judges) -> None:
+def judge(tally: Tally, kept: Kept, question: StackQuestion, truth: list[torch.Tensor] | None, judges: Judges) -> None:
     """Add the figures of every slice of an answer to its row's tally.
 
     Args:
@@ -183,7 +183,7 @@ def _against(learned: Tally, control: Tally) -> dict[str, dict[str, Any]]:
 
 
 def add_times(
-    tables: Mapping[str, Mapping[str, Any]], asked: Sequence[Question], systems: Sequence[Named], *, steps: int
+    tables: Mapping[str, Mapping[str, Any]], asked: Sequence[StackQuestion], systems: Sequence[Named], *, steps: int
 ) -> None:
     """Add the generation time of a slice at `steps` steps to the rows of systems that have steps.
 
@@ -209,7 +209,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def uncertainty(
-    asked: Sequence[Question], *, models_folder: Path | None, samples: int, device: DeviceName
+    asked: Sequence[StackQuestion], *, models_folder: Path | None, samples: int, device: DeviceName
 ) -> dict[str, Any]:
     """Does the standard deviation say where the error is? Figures of some pixels of every slice.
 

@@ -26,7 +26,7 @@ which is which: a phase belongs to the nearer of these."""
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class StackQuestion:
     """One stack in one phase.
 
     Args:
@@ -73,12 +73,12 @@ class Question:
         return None if self.stack_labels is None else self.stack_labels[1:-1]
 
 
-def questions(cases: Iterable[AnyCase]) -> list[Question]:
+def questions(cases: Iterable[AnyCase]) -> list[StackQuestion]:
     """One question per frame of every case that has at least three slices."""
     return [question for case in cases if case.entry.shape[1] >= 3 for question in _of_case(case)]
 
 
-def _of_case(case: AnyCase) -> list[Question]:
+def _of_case(case: AnyCase) -> list[StackQuestion]:
     entry = case.entry
     native_mm, _, spacing = entry.spacing_mm
     center, labels_of = heart_center(case), case.labels
@@ -88,7 +88,7 @@ def _of_case(case: AnyCase) -> list[Question]:
         images = cut_around(center, frame, native_mm=native_mm)
         drawn = None if labels_of is None or not labels_of[index].any() else labels_of[index]
         labels = None if drawn is None else _cut_labels(center, drawn, native_mm=native_mm)
-        found.append(Question(group, entry.patient, spacing, images, labels, tuple(entry.annotated)))
+        found.append(StackQuestion(group, entry.patient, spacing, images, labels, tuple(entry.annotated)))
     return found
 
 
@@ -123,20 +123,20 @@ def _cut_labels(center: np.ndarray, labels: np.ndarray, *, native_mm: float) -> 
     return np.argmax(shares, axis=0).astype(np.uint8)
 
 
-def by_group(asked: Sequence[Question]) -> dict[str, list[Question]]:
+def by_group(asked: Sequence[StackQuestion]) -> dict[str, list[StackQuestion]]:
     """{group: its questions}, groups in alphabetical order."""
     groups = sorted({question.group for question in asked})
     return {group: [question for question in asked if question.group == group] for group in groups}
 
 
-def answerable(system: str, members: Sequence[Question], *, slow_patients: int | None) -> list[Question]:
+def answerable(system: str, members: Sequence[StackQuestion], *, slow_patients: int | None) -> list[StackQuestion]:
     """The questions of a group that a system is asked: all, or about the first patients where it is a slow baseline."""
     patients = list(dict.fromkeys(question.patient for question in members))
     asked = patients[:slow_patients] if system in SLOW_BASELINES else patients
     return [question for question in members if question.patient in asked]
 
 
-def first_of_each(asked: Sequence[Question], count: int | None) -> list[Question]:
+def first_of_each(asked: Sequence[StackQuestion], count: int | None) -> list[StackQuestion]:
     """The first `count` questions of every group, or all."""
     return [question for members in by_group(asked).values() for question in members[:count]]
 
@@ -201,7 +201,7 @@ def add_place_arguments(parser: ArgumentParser, *, table: str) -> None:
     )
 
 
-def asked_of(options: Namespace) -> list[Question]:
+def asked_of(options: Namespace) -> list[StackQuestion]:
     """The questions that the options name."""
     cases = load_cases(options.prepared, datasets=options.datasets, split=options.split)
     return first_of_each(questions(cases), options.quick)

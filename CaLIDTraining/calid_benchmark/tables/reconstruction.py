@@ -29,7 +29,14 @@ from calid_benchmark.systems import Named
 from calid_benchmark.tables.answers import Answers, ask, of_themselves
 from calid_benchmark.tables.downstream import ORIGINAL, segmented
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
-from calid_benchmark.tables.questions import PIXEL_MM, Question, add_question_arguments, asked_of, by_group, offer_of
+from calid_benchmark.tables.questions import (
+    PIXEL_MM,
+    StackQuestion,
+    add_question_arguments,
+    asked_of,
+    by_group,
+    offer_of,
+)
 from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, write_table
 
 RECONSTRUCTING = {
@@ -61,7 +68,7 @@ def evaluate(answers: Answers, segmenter: Segmenter) -> dict[str, dict[str, Any]
     return tables
 
 
-def _figures(question: Question, images: np.ndarray, segmenter: Segmenter) -> metrics.Figures:
+def _figures(question: StackQuestion, images: np.ndarray, segmenter: Segmenter) -> metrics.Figures:
     return {"images": compare_images(question.images, images)} | _labels_of(question, images, segmenter)
 
 
@@ -76,7 +83,7 @@ def compare_images(truth: np.ndarray, made: np.ndarray) -> dict[str, float]:
     }
 
 
-def _labels_of(question: Question, images: np.ndarray, segmenter: Segmenter) -> dict[str, dict[str, float]]:
+def _labels_of(question: StackQuestion, images: np.ndarray, segmenter: Segmenter) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of the segmenter on a stack of images."""
     made, truth = segmented(segmenter, images), question.drawn
     drawn = [label for label in STRUCTURE_NAMES if label in question.annotated]

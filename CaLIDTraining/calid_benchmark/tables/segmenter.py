@@ -19,7 +19,7 @@ from calid.heart.anatomy import clean_labels
 from calid.heart.segmentation import Segmenter, load_segmenter, segment_with
 from calid.run.device import choose_device
 from calid.stack import Stack
-from calid_training.datasets import Case, read_cases
+from calid_training.datasets import RawCase, read_cases
 from calid_training.segmenter import STRUCTURE_NAMES
 from tqdm import tqdm
 
@@ -52,7 +52,7 @@ class Comparison:
     figures: Mapping[str, float]
 
 
-def compare(made: Stack, case: Case) -> list[Comparison]:
+def compare(made: Stack, case: RawCase) -> list[Comparison]:
     """All comparisons of a labeled static case, of the structures that its expert drew."""
     found = []
     for value, structure in STRUCTURE_NAMES.items():
@@ -119,7 +119,7 @@ def _worst(name: str, values: Sequence[float]) -> float:
     return min(values) if name == "dice" else max(values)
 
 
-def evaluate(segmenter: Segmenter, cases: Iterable[Case], *, clean: bool) -> list[Comparison]:
+def evaluate(segmenter: Segmenter, cases: Iterable[RawCase], *, clean: bool) -> list[Comparison]:
     """Segment every labeled case and compare; `clean` judges the volumes after `anatomy.clean_labels`."""
     found = []
     for case in tqdm(cases, desc="segmenter", unit=" stacks"):
@@ -195,7 +195,7 @@ def make(
     draw(place.out / "segmenter.png", f"{head}: whole stacks", rows)
 
 
-def _counted(cases: Iterable[Case], seen: list[tuple[str, int]]) -> Iterator[Case]:
+def _counted(cases: Iterable[RawCase], seen: list[tuple[str, int]]) -> Iterator[RawCase]:
     """The cases; (patient, number of slices) of each is noted as it goes by."""
     for case in cases:
         seen.append((case.patient, case.stack.num_slices))

@@ -15,7 +15,7 @@ from calid_benchmark.systems import Named
 from calid_benchmark.tables.answers import ask
 from calid_benchmark.tables.drawings import curves
 from calid_benchmark.tables.interpolation import Judges, evaluate, notes_of, segmenter_features
-from calid_benchmark.tables.questions import Question, add_question_arguments, asked_of, offer_of
+from calid_benchmark.tables.questions import StackQuestion, add_question_arguments, asked_of, offer_of
 from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 STEPS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -24,7 +24,7 @@ PANELS |= {"lpips": "LPIPS-alex", "rfid": "rFID", "sharpness": "sharpness", "sec
 
 
 def evaluate_steps(
-    asked: Sequence[Question], systems: Sequence[Named], judges: Judges, *, steps: Sequence[int]
+    asked: Sequence[StackQuestion], systems: Sequence[Named], judges: Judges, *, steps: Sequence[int]
 ) -> dict[str, dict[str, dict[int, Any]]]:
     """{group: {system: {steps: row}}} of the systems that have steps; a row is one of the interpolation table."""
     linear = next(system for system in systems if system.name == "linear")
@@ -83,7 +83,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def make(
     place: Place,
-    asked: Sequence[Question],
+    asked: Sequence[StackQuestion],
     judges: Judges,
     *,
     systems: Sequence[Named],
