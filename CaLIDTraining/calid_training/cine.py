@@ -188,12 +188,23 @@ def pairs(cases: Iterable[AnyCase]) -> list[tuple[AnyCase, AnyCase]]:
     return found
 
 
-def make_cines(prepared: Path, out: Path, *, datasets: Sequence[str], seed: int = 0) -> Path:
-    """Write the semi-synthetic cines of prepared ED and ES stacks as a prepared folder, and return its index."""
+def make_cines(
+    prepared: Path, out: Path, *, datasets: Sequence[str], seed: int = 0, patients: int | None = None
+) -> Path:
+    """Write the semi-synthetic cines of prepared ED and ES stacks as a prepared folder, and return its index.
+
+    Args:
+        prepared: folder with the stacks.
+        out: folder for the cines.
+        datasets: sets of which cines are made.
+        seed: seed of everything that is drawn.
+        patients: number of patients of every set and split, the first ones; None is all.
+    """
     found = [
         pair
         for split in ("train", "validation", "test")
-        for pair in pairs(load_cases(prepared, datasets=datasets, split=split))
+        for dataset in datasets
+        for pair in pairs(load_cases(prepared, datasets=[dataset], split=split))[:patients]
     ]
     return write_cases(_made(tqdm(found, unit=" patients"), seed), out)
 

@@ -18,12 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from calid_training.estimate import estimate
 from calid_training.recipe_child import installed
 from calid_training.recipe_steps import EVALUATE, RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
 
-DONE_NAME = "recipe.json"
+DONE_NAME, LOCK_NAME = "recipe.json", "recipe.lock"
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "20000000000"}
 """Keeps glibc from returning memory at every step, and makes training on a processor up to 1.5 times faster; other
 systems do not know these variables."""
@@ -37,9 +39,19 @@ def cook(steps: Sequence[RecipeStep], out: Path) -> int:
         out: folder that remembers what is done, with the time it took.
 
     Returns:
-        0, or the failed step's exit code.
+        0, the failed step's exit code, or 2 if another recipe is at work in the folder.
     """
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / LOCK_NAME, timeout=0):  # the system's own: it goes with the process, however that ends
+            return _cook(steps, out)
+    except Timeout:
+        print(f"A recipe is at work in {out} already: wait until it is done, or stop it.", file=sys.stderr)
+        return 2
+
+
+def _cook(steps: Sequence[RecipeStep], out: Path) -> int:
+    """See `cook`; nobody else is at work in the folder."""
     record = out / DONE_NAME
     done: dict[str, dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else {}
     for number, step in enumerate(steps, start=1):

@@ -75,10 +75,10 @@ class Ingredients:
             "prepare", ("prepare", "--data", str(self.data), "--out", str(self.prepared), "--datasets", *sets)
         )
 
-    def make_cines(self) -> RecipeStep:
+    def make_cines(self, *options: str) -> RecipeStep:
         """Make cines of the prepared sets that train."""
         places = ("--prepared", str(self.prepared), "--out", str(self.cines))
-        return RecipeStep("cine", ("cine", *places, "--datasets", *self.datasets))
+        return RecipeStep("cine", ("cine", *places, *options, "--datasets", *self.datasets))
 
     def stage(self, name: str, command: str, *on_top: str, manual: bool = False, **changes: Any) -> RecipeStep:
         """A training step.
@@ -173,7 +173,7 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
         asked.export("coded", "code-denoiser", "--half", *asked.released(draft)),
         stage(images, "code-denoiser", images, model__codec=begun, model__start=begun, **learned),
         asked.export("coded", images, "--temperature", TEMPERATURE, *asked.released()),
-        asked.make_cines(),
+        asked.make_cines(*(["--patients", "8"] if small else [])),
         stage("cine-codes", "cine-codes", model__base=model, **cines, **learned),
         asked.export("cine", "cine-codes", *asked.released()),
         asked.evaluate("interpolation", *few, prepared=asked.prepared, datasets=asked.judged),

@@ -68,8 +68,13 @@ def _cine(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("prepared-cine"))
     parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patients", type=int, metavar="N", help="only the first N of every set and split")
     options = parser.parse_args(arguments)
-    print(make_cines(options.prepared, options.out, datasets=options.datasets, seed=options.seed))
+    print(
+        make_cines(
+            options.prepared, options.out, datasets=options.datasets, seed=options.seed, patients=options.patients
+        )
+    )
     return 0
 
 

@@ -187,6 +187,19 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatc
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["b"]["arguments"] == ["b", "-", "--more"]
 
 
+def test_two_recipes_are_not_at_work_in_one_folder(tmp_path, capsys):
+    """Nor does the lock stay behind when its owner is killed."""
+    owner = f"import time; from filelock import FileLock; FileLock({str(tmp_path / 'recipe.lock')!r}).acquire(); "
+    owner += "print('mine', flush=True); time.sleep(120)"
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "mine\n"
+        assert cook([], tmp_path) == 2
+        assert "A recipe is at work in" in capsys.readouterr().err
+        running.kill()
+        running.wait()
+    assert cook([], tmp_path) == 0
+
+
 def test_an_override_that_is_none_is_refused():
     with pytest.raises(SystemExit, match="wants STAGE:KEY=VALUE, not 'denoiser=3'"):
         main(["recipe", "small", "DATA", "OUT", "--override", "denoiser=3"])
