@@ -83,3 +83,13 @@ def test_the_report_tells_shifts_guides_and_views_left_out(made):
     for words in ("slice 1", "+1.2 +- 0.5 mm", "Guided by: 4ch.", "are off", "left out"):
         assert words in page
     assert chapters.guidance(replace(case, dense=replace(dense, provenance={}), left_out_views=())) == []
+
+
+def test_a_stack_whose_slices_were_moved_to_fit_the_views_is_not_proved_by_them(made, tmp_path):
+    sparse, dense, views = made
+    told = {"applied": True, "views": [{"name": "4ch"}], "slices": []}
+    case = Case(dense, sparse, tuple(views), *[Missing("none")] * 4, "CaLID+", None)
+    for alignment, words in ((told, True), (told | {"applied": False}, False)):
+        moved = replace(case, dense=replace(dense, provenance={"alignment": alignment}))
+        page = "".join(chapters.long_axis(moved, tmp_path)[0])
+        assert ("moved to fit 4ch" in page) == words

@@ -99,6 +99,14 @@ def _acquired_views(case: Case, columns: tuple[Column, ...], figures: list[ViewA
         "that plane and phase. One scale, one window per row. Marks at the sides: acquired slices."
     )
     parts.append(page.picture(folder / "sheet.png", caption, alternative="Long-axis views, acquired and cut"))
+    told = case.dense.provenance.get(PROVENANCE_KEY) or {}
+    if told.get("applied") and told.get("views"):
+        parts.append(
+            page.paragraph(
+                f"The acquired slices were moved to fit {', '.join(one['name'] for one in told['views'])}: agreement "
+                "with these images is no independent proof of any column, nearest and linear included."
+            )
+        )
     return [*parts, agreement_table(figures)]
 
 

@@ -47,8 +47,11 @@ views."""
 _EXPLAINED = 0.98  # of a line's variance at most: noise, and no pair of images outweighs all others
 _SEARCH_MM = (np.arange(-12, 12.1, 1.5), np.arange(-7.5, 7.6, 1.5))  # in plane, through plane
 _SWEEPS = 4
+_SURE = 1.5  # deviations of an uncertainty that a shift has to exceed before it is told at all
 _FLATTEST = 0.02  # curvature, per square mm, that an uncertainty is read from at least
 _NEIGHBOR_NOISE_MM = 1.5  # by how much the middle of two neighbors 10 mm away misses a slice that does not lie aside
+_NEIGHBOR_SAMPLES = 40.0  # independent ones of a slice around the heart, all frames together
+_NEIGHBOR_EVIDENCE = 4.4  # log of how many places apart are tried: what the best of them reaches by chance
 _NEIGHBOR_FRAMES = 4  # of a cine, for the comparison of neighbors
 
 
@@ -197,6 +200,7 @@ def fitted(
     shifts = energy.searched()
     shifts, covariance = energy.descended(shifts)
     shifts, spread = _on_common_ground(energy, shifts, covariance, count=len(slices))
+    shifts = _held_at_zero(shifts, spread)
     named = [f"slice {index + 1}" for index in range(len(slices))] + list(views)
     moved = [
         Shift(name, _triple(shift), _triple(deviation))
@@ -328,6 +332,20 @@ def _on_common_ground(
     return np.einsum("nji,nj->ni", directions, moved), np.minimum(spread, PRIOR_MM)
 
 
+def _held_at_zero(shifts: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """(n, 3) shifts without what may be chance: zero up to `_SURE` deviations, and nearly whole beyond.
+
+    In plane and through it by itself (the positive part of James and Stein's shrinkage): a slice that lies where it
+    should is left there, and one that does not is moved by next to all of its shift.
+    """
+    held = shifts.copy()
+    for part in ([0, 1], [2]):
+        length = np.linalg.norm(shifts[:, part], axis=1, keepdims=True)
+        sure = _SURE * np.linalg.norm(spread[:, part], axis=1, keepdims=True) / np.maximum(length, 1e-9)
+        held[:, part] *= np.maximum(1 - sure**2, 0)
+    return held
+
+
 def _geometric_median(points: np.ndarray) -> np.ndarray:
     """(3,) the point with the least summed distance to (N, 3) points (Weiszfeld), which outliers do not drag."""
     middle = points.mean(axis=0)
@@ -344,8 +362,9 @@ def _by_neighbors(sax: Stack) -> Alignment:
     """In-plane shifts of slices against the middle of their neighbors.
 
     Each inner slice is compared with the mean of its two neighbors at all offsets; what is measured is how far its
-    shift differs from the mean of theirs. The shifts follow by least squares with the prior, so that of all
-    explanations the smallest is told.
+    shift differs from the mean of theirs, if the best of the offsets fits better than chance makes the best of so many.
+    Of a slice that resembles its neighbors nowhere nothing is known. The shifts follow by least squares with the prior,
+    so that of all explanations the smallest is told.
     """
     count = sax.num_slices
     names = [f"slice {index + 1}" for index in range(count)]
@@ -354,19 +373,21 @@ def _by_neighbors(sax: Stack) -> Alignment:
     weight = _moving_region(sax)
     few = sax.voxels[np.unique(np.linspace(0, sax.num_frames - 1, _NEIGHBOR_FRAMES).astype(int))].astype(np.float32)
     noise_mm = _NEIGHBOR_NOISE_MM * max((sax.spacing_mm[2] / 10) ** 2, 0.5)  # a bend's height grows with its square
-    measured = np.zeros((count - 2, 2))
+    measured, known = np.zeros((count - 2, 2)), np.zeros(count - 2)
     correlations = []
     for index in range(1, count - 1):
         middle = (few[:, index - 1] + few[:, index + 1]) / 2
         offset, before, after = _offset(few[:, index], middle, weight, sax.spacing_mm[:2])
-        measured[index - 1] = offset
+        told = _evidence(after)
+        known[index - 1] = told > _NEIGHBOR_EVIDENCE
+        measured[index - 1] = offset * (told - _evidence(before) > _NEIGHBOR_EVIDENCE)
         correlations.append((before, after))
     differences = np.zeros((count - 2, count))
     for row in range(count - 2):
         differences[row, row : row + 3] = -0.5, 1, -0.5
-    precision = differences.T @ differences / noise_mm**2 + np.eye(count) / PRIOR_MM[0] ** 2
-    covariance = np.linalg.inv(precision)
-    shifts = -covariance @ differences.T @ measured / noise_mm**2
+    weighed = differences.T * known / noise_mm**2
+    covariance = np.linalg.inv(weighed @ differences + np.eye(count) / PRIOR_MM[0] ** 2)
+    shifts = -covariance @ weighed @ measured
     deviation = np.sqrt(np.diag(covariance))
     moved = [
         Shift(name, (float(x), float(y), 0.0), (float(sd), float(sd), float(PRIOR_MM[2])))
@@ -374,6 +395,11 @@ def _by_neighbors(sax: Stack) -> Alignment:
     ]
     before, after = np.mean(correlations, axis=0)
     return Alignment("neighboring slices", tuple(moved), (), float(before), float(after), count - 2)
+
+
+def _evidence(correlation: float) -> float:
+    """The log likelihood of a slice and its neighbors at a correlation, over that of having nothing in common."""
+    return -_NEIGHBOR_SAMPLES / 2 * math.log1p(-(min(max(correlation, 0.0), _EXPLAINED) ** 2))
 
 
 def _moving_region(sax: Stack) -> np.ndarray:
