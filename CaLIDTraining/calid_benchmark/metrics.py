@@ -85,7 +85,7 @@ def frechet_p(
     other: np.ndarray,
     patients: Sequence[str],
     *,
-    draws: int = 2000,
+    draws: int = 500,
     seed: int = 0,
 ) -> float:
     """Two-sided p that `made` and `other` are equally far from the truth, by resampling patients for all three alike.
