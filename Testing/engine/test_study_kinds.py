@@ -531,6 +531,17 @@ def test_an_inverted_heart_is_worth_a_warning(bundled_demo_sax):
     assert ("unusual-contrast", "warning") in [(finding.code, finding.severity) for finding in findings(inverted)]
 
 
+def test_noise_where_air_should_be_dark_is_worth_a_warning(bundled_demo_sax):
+    """As in T1 maps and phase images, which compute a value from no signal."""
+    image = bundled_demo_sax.voxels.astype(float)
+    noise = np.random.default_rng(0).uniform(0, image.max(), image.shape)
+    mapped = bundled_demo_sax.with_voxels(np.where(image < 0.15 * image.max(), noise, image))
+    (found,) = [finding for finding in findings(mapped) if finding.code == "unusual-contrast"]
+    assert (found.severity, "noise" in found.message) == ("warning", True)
+    noisy = image + np.random.default_rng(1).normal(0, 0.05 * image.max(), image.shape)
+    assert "unusual-contrast" not in [finding.code for finding in findings(bundled_demo_sax.with_voxels(noisy))]
+
+
 @pytest.fixture(scope="module")
 def bundled_demo_sax() -> Stack:
     demo = Path(__file__).resolve().parents[2] / "CaLIDReconstruct" / "Resources" / "Demo" / "sax.seq.nrrd"
