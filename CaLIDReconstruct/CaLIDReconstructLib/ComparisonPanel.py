@@ -9,7 +9,7 @@ import slicer
 from calid.errors import CalidError
 from slicer.i18n import tr as _
 
-from . import Inputs, LaxLayout, LaxPlanes, Nodes, Views
+from . import Inputs, LaxLayout, LaxPlanes, LongAxisFiles, Nodes, Views
 from .Messages import Failure, ModuleError, engineFailure
 from .Results import methodTitle
 from .RunResult import RunResult
@@ -101,7 +101,8 @@ class ComparisonPanel:
     def showResult(self, result: RunResult) -> None:
         """Another result takes the place of the one that is compared."""
         self.result = result
-        self.comparison.showResult(result.volume, result.generatedMask, methodTitle(result.node))
+        title, guided = methodTitle(result.node), LongAxisFiles.guides(result)
+        self.comparison.showResult(result.volume, result.generatedMask, title, guided)
         self._keepToggles()
 
     def leave(self) -> None:
@@ -130,6 +131,7 @@ class ComparisonPanel:
                 self.result.generatedMask,
                 self.onLayoutChanged,
                 title=methodTitle(self.result.node),
+                guides=LongAxisFiles.guides(self.result),
             )
             self._offer(shown)
             self.comparison.enter()

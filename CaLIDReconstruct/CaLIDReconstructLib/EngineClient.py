@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from calid.errors import says_out_of_memory
 
-from .EngineProcess import EngineTransport
+from .EngineProcess import EngineNotStarted, EngineTransport
 
 CANCEL_DEADLINE_S = 1.0
 LAST_EVENTS = ("result", "error", "cancelled")
@@ -72,7 +72,8 @@ class EngineClient:
         try:
             self._startIfNeeded()
         except OSError as error:
-            self._finish(requestId, {"event": "error", "code": "engine-not-started", "message": str(error)})
+            code = error.code if isinstance(error, EngineNotStarted) else "engine-not-started"
+            self._finish(requestId, {"event": "error", "code": code, "message": str(error)})
             return requestId
         self._transport.send({"id": requestId, "command": command, **fields})
         return requestId
@@ -157,7 +158,9 @@ class EngineClient:
 def _deathEvent(requestId: str, exitEvent: dict, wasReady: bool) -> dict:
     """The error that an engine's end means for a request that still waits."""
     code, stderr = exitEvent.get("code"), exitEvent.get("stderr", "")
-    if says_out_of_memory(stderr):
+    if exitEvent.get("kind"):
+        kind = exitEvent["kind"]
+    elif says_out_of_memory(stderr):
         kind = "memory"
     elif "ModuleNotFoundError" in stderr or "No module named" in stderr:
         kind = "engine-missing"
@@ -166,5 +169,5 @@ def _deathEvent(requestId: str, exitEvent: dict, wasReady: bool) -> dict:
     else:
         kind = "engine-crashed" if wasReady else "engine-not-started"
     said = [line for line in stderr.splitlines() if line.strip() and LAUNCHER_SIGN not in line]
-    lastLine = said[-1] if said else f"exit code {code}"
+    lastLine = exitEvent.get("message") or (said[-1] if said else f"exit code {code}")
     return {"event": "error", "id": requestId, "code": kind, "message": f"({lastLine})", "details": stderr}

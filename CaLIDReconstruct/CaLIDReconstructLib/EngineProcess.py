@@ -42,6 +42,19 @@ class EngineTransport(Protocol):
     def close(self, timeout_s: float) -> None: ...
 
 
+class EngineNotStarted(OSError):
+    """The engine cannot be started, or not be given what it is asked for.
+
+    Args:
+        code: of `Messages`.
+        message: what it is about.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class EngineCommand:
     """How the engine is started: program and arguments, environment, working folder."""
@@ -170,7 +183,7 @@ class EngineProcess:
 
     def _readMessages(self, pipe) -> None:
         for line in self._lines(pipe):
-            self._events.put(_parse(line))
+            self._events.put(parseEvent(line))
 
     def _readLog(self, pipe) -> None:
         for line in self._lines(pipe):
@@ -186,7 +199,7 @@ class EngineProcess:
                     yield text
 
 
-def _parse(line: str) -> dict:
+def parseEvent(line: str) -> dict:
     """One event; a line that is none becomes a warning in the log instead of ending the run."""
     try:
         event = json.loads(line)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .DicomSources import nominalBeatMs
+
 MILLISECONDS = {"ms": 1.0, "msec": 1.0, "s": 1000.0, "sec": 1000.0}
 FRAME_TIMES = "CaLID.FrameTimesMs"
 GUESSED = "CaLID.GuessedTimes"
@@ -91,9 +93,9 @@ def keepTimes(source, target) -> None:
 
 
 def beatMs(sequence) -> float | None:
-    """Length of the heart beat that the scanner noted; None where no file said it."""
+    """Length of the heart beat that the scanner noted, on the node or in Slicer's DICOM database; None without one."""
     found = _numbers([sequence.GetAttribute(BEAT) or ""], 1)
-    return None if found is None else float(found[0])
+    return nominalBeatMs(sequence) if found is None else float(found[0])
 
 
 def noteBeat(sequence, beat_ms: float | None) -> None:

@@ -49,7 +49,7 @@ try:
             report["cuda_error"] = str(error).splitlines()[0]
     elif getattr(torch.backends, "mps", None) and torch.backends.mps.is_available():
         report["device"] = "mps"
-    for name in ("monai", "einops", "safetensors", "calid"):
+    for name in ("monai", "einops", "safetensors", "tqdm", "nibabel", "scipy", "SimpleITK", "pydicom", "vtk", "calid"):
         try:
             report[name] = getattr(__import__(name), "__version__", "installed")
         except Exception as error:

@@ -15,7 +15,7 @@ from calid.images import files
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from . import Inputs, Nodes, Suitability
+from . import Inputs, LongAxisFiles, Nodes, Suitability
 from .EngineClient import EngineClient
 from .Figures import FigureNodes, Subject, updateFigures
 from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError, stageText
@@ -142,7 +142,21 @@ class UpsampleJob:
         self._fields = self.settings.request(self._inputFile, roi=region)
         frames = str(self._workspace.subfolder("frames")) if self._isCine else None
         uncertainty = str(self._uncertaintyFile) if self._uncertaintyFile else None
-        return {**self._fields, "output": str(self._outputFile), "uncertainty": uncertainty, "frames_folder": frames}
+        outputs = {"output": str(self._outputFile), "uncertainty": uncertainty, "frames_folder": frames}
+        return {**self._fields, **outputs, "views": self._writeViews()}
+
+    def _writeViews(self) -> str | None:
+        """The folder of the long-axis images that are taken along, or None."""
+        self._views = []
+        if self.settings.align == "off":
+            return None
+        stackVolume = self.chosen.volume or self.chosen.reference
+        self._views = LongAxisFiles.viewsOf(stackVolume)
+        if not self._views:
+            return None
+        folder = self._workspace.subfolder("views")
+        LongAxisFiles.writeViews(LongAxisFiles.named(self._views), stackVolume, folder)
+        return str(folder)
 
     def _onUpsampling(self, event: dict) -> None:
         share = UPSAMPLING_SHARE if self.settings.segment else 1.0
@@ -160,6 +174,7 @@ class UpsampleJob:
         self._nodes.finish(stack, self._requested())
         self.result = RunResult(self._nodes.node)
         self.result.input = self.chosen.nodes[0]
+        self.result.views = self._views
         if self.settings.markGenerated:
             self.result.generatedMask = self._nodes.addGeneratedMask(stack)
         if self._uncertaintyFile and self._uncertaintyFile.is_file():

@@ -31,17 +31,18 @@ def viewTag(row: int, column: str) -> str:
     return f"CaLID{row + 1}{column.capitalize()}"
 
 
-def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str], title: str) -> str:
+def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str], title: str, guides: Sequence = ()) -> str:
     """The layout's description: a row per plane on the left, the 3D view on the right.
 
     Args:
         planes: one row each.
         columns: what stands beside each other.
         title: heading of the upsampled column.
+        guides: volume nodes of the long-axis images that guided the upsampled volume.
     """
     rows = "".join(
         '<item><layout type="horizontal">'
-        + "".join(_viewXml(row, column, _viewLabel(plane, column, title)) for column in columns)
+        + "".join(_viewXml(row, column, _viewLabel(plane, column, title, guides)) for column in columns)
         + "</layout></item>"
         for row, plane in enumerate(planes)
     )
@@ -68,8 +69,11 @@ def _viewXml(row: int, column: str, label: str) -> str:
     return f'<item><view class="vtkMRMLSliceNode" singletontag="{viewTag(row, column)}">{inside}</view></item>'
 
 
-def _viewLabel(plane: LaxPlane, column: str, title: str) -> str:
-    return f"{plane.name} {_heading(column, title)}"
+def _viewLabel(plane: LaxPlane, column: str, title: str, guides: Sequence = ()) -> str:
+    """What stands in a view's corner; an image that guided the result proves nothing of it, and is told so."""
+    label = f"{plane.name} {_heading(column, title)}"
+    hasGuided = column == "acquired" and any(node is plane.volume for node in guides)
+    return _("{label} (guided the result: no proof of it)").format(label=label) if hasGuided else label
 
 
 def _heading(column: str, title: str) -> str:
@@ -86,6 +90,7 @@ class LaxComparison:
         generatedMask: labelmap of the generated slices, or None.
         onLayoutChanged: called when another layout takes the place of ours.
         title: how the method that made the upsampled volume is called.
+        guides: volume nodes of the long-axis images that guided the upsampled volume.
     """
 
     def __init__(
@@ -97,11 +102,12 @@ class LaxComparison:
         onLayoutChanged: Callable[[], None] = lambda: None,
         *,
         title: str = "CaLID",
+        guides: Sequence = (),
     ) -> None:
         if not planes:
             raise ModuleError(failure("no-long-axis"))
         self.original, self.upsampled, self.planes = original, upsampled, list(planes)
-        self.generatedMask, self.title = generatedMask, title
+        self.generatedMask, self.title, self.guides = generatedMask, title, guides
         self._region = AcquiredRegion(original)
         self.onLayoutChanged = onLayoutChanged
         self._previousLayout: int | None = None
@@ -139,19 +145,20 @@ class LaxComparison:
         self.planes = list(planes)
         self._arrange()
 
-    def showResult(self, upsampled, generatedMask, title: str = "CaLID") -> None:
+    def showResult(self, upsampled, generatedMask, title: str = "CaLID", guides: Sequence = ()) -> None:
         """Show another result of the same input; planes, zoom and the places of the views stay."""
-        self.upsampled, self.generatedMask, self.title = upsampled, generatedMask, title
+        self.upsampled, self.generatedMask, self.title, self.guides = upsampled, generatedMask, title, guides
         for row, plane in enumerate(self.planes):
-            sliceNode = _sliceNode(row, "upsampled")
-            if sliceNode is not None:
-                sliceNode.SetLayoutLabel(_viewLabel(plane, "upsampled", title))
+            for column in self.columns:
+                sliceNode = _sliceNode(row, column)
+                if sliceNode is not None:
+                    sliceNode.SetLayoutLabel(_viewLabel(plane, column, title, guides))
         self.showOriginal(False)
         self.tintGenerated(False)
 
     def _arrange(self) -> None:
         layoutNode = _layoutNode()
-        xml = layoutXml(self.planes, self.columns, self.title)
+        xml = layoutXml(self.planes, self.columns, self.title, self.guides)
         if layoutNode.IsLayoutDescription(LAYOUT_ID):
             layoutNode.SetLayoutDescription(LAYOUT_ID, xml)
         else:
@@ -222,7 +229,7 @@ class LaxComparison:
         if sliceNode is None:
             return
         # A view that is there already keeps the label of the plane that it showed before.
-        sliceNode.SetLayoutLabel(_viewLabel(plane, column, self.title))
+        sliceNode.SetLayoutLabel(_viewLabel(plane, column, self.title, self.guides))
         sliceNode.SetViewGroup(FIRST_VIEW_GROUP + row)
         right, _up, normal, center = plane.sliceToRas[:3].T
         sliceNode.SetSliceToRASByNTP(*normal, *right, *center, 0)

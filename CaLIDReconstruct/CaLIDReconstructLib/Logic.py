@@ -10,12 +10,13 @@ from typing import Any
 
 import slicer
 
-from . import Inputs
+from . import Inputs, Installation
 from .EngineClient import EngineClient
-from .EngineProcess import EngineProcess, EngineTransport, engineCommand
+from .EngineProcess import EngineNotStarted, EngineProcess, EngineTransport, engineCommand
 from .Job import JobListener, UpsampleJob
 from .Messages import Failure, ModuleError, failure, failureFromEvent
 from .Parameters import Preferences
+from .RemoteEngine import RemoteEngine, sshCommand
 from .RunResult import RunResult
 from .Settings import RunSettings
 from .Workspace import Workspace, removeStale
@@ -69,7 +70,8 @@ class Reconstruction:
 
     Args:
         preferences: which interpreter and models to use.
-        makeTransport: makes an engine; by default the bundled one as a child process.
+        makeTransport: makes an engine; by default the bundled one as a child process, or the one on another computer
+            that the preferences name.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class Reconstruction:
         makeTransport: Callable[[], EngineTransport] | None = None,
     ) -> None:
         self.preferences = preferences or Preferences()
-        self.client = EngineClient(makeTransport or self._makeProcess)
+        self.client = EngineClient(makeTransport or self._makeEngine)
+        self.beside = EngineClient(makeTransport or self._makeProcess)  # on this computer, whatever runs elsewhere
         self.job: UpsampleJob | None = None
         atexit.register(self.close)
 
@@ -86,8 +89,42 @@ class Reconstruction:
         """End the engine and what runs on it; safe to call more than once."""
         if self.job is not None and not self.job.isDone:
             self.job.abandon()
-        self.client.shutdown(timeout_s=1.0)
+        self.endEngines(timeout_s=1.0)
         atexit.unregister(self.close)
+
+    @property
+    def isRemote(self) -> bool:
+        """Whether runs are done on another computer."""
+        return bool(self.preferences.remoteHost)
+
+    @property
+    def local(self) -> EngineClient:
+        """The engine on this computer, for what must not leave it: files of DICOM and folders of patients."""
+        return self.beside if self.isRemote else self.client
+
+    @property
+    def isEngineRunning(self) -> bool:
+        """Whether an engine is loaded, here or elsewhere."""
+        return self.client.isRunning or self.beside.isRunning
+
+    @property
+    def isReady(self) -> bool:
+        """True when a run can be expected to work."""
+        return self.isRemote or Installation.isReady(self.preferences.interpreter)
+
+    @property
+    def modelsFolder(self) -> str:
+        """Folder of other weights; empty for the bundled ones, as another computer always has them."""
+        return "" if self.isRemote else self.preferences.modelsFolder
+
+    def setLog(self, onLog: Callable[[str, str], None]) -> None:
+        """Have onLog(level, message) called for what the engines say."""
+        self.client.onLog = self.beside.onLog = onLog
+
+    def endEngines(self, timeout_s: float = 2.0) -> None:
+        """End the engines; the next question starts them again."""
+        self.client.shutdown(timeout_s=timeout_s)
+        self.beside.shutdown(timeout_s=timeout_s)
 
     def start(self, node, settings: RunSettings, listener: JobListener) -> UpsampleJob:
         """Begin a run; `poll` carries it on.
@@ -105,13 +142,14 @@ class Reconstruction:
     def poll(self) -> None:
         """Carry on whatever is under way; returns at once."""
         self.client.poll()
+        self.beside.poll()
         if self.job is not None:
             self.job.advance()
 
     @property
     def isBusy(self) -> bool:
         """True while `poll` has something to wait for."""
-        return self.client.isBusy or (self.job is not None and not self.job.isDone)
+        return self.client.isBusy or self.beside.isBusy or (self.job is not None and not self.job.isDone)
 
     def upsample(self, node, *, onProgress: Callable[[float, str], None] | None = None, **settings: Any) -> RunResult:
         """Everything the Upsample button does, as one call that returns when it is done.
@@ -130,7 +168,7 @@ class Reconstruction:
             ModuleError: with the reason in words; the scene is as it was.
             Cancelled: `job.cancel()` was called meanwhile.
         """
-        settings.setdefault("modelsFolder", self.preferences.modelsFolder)
+        settings.setdefault("modelsFolder", self.modelsFolder)
         listener = ProgressTo(onProgress)
         job = self.start(node, RunSettings(**settings), listener)
         while not job.isDone:
@@ -145,16 +183,17 @@ class Reconstruction:
 
     def ask(self, command: str, onAnswer: Callable[[dict | None, Failure | None], None], **fields: Any) -> str:
         """Put a short question ("info", "estimate") to the engine; onAnswer gets the answer or the reason why not."""
+        return self.client.request(command, _answering(onAnswer), **fields)
 
-        def handler(event: dict) -> None:
-            if event["event"] == "result":
-                onAnswer(event, None)
-            elif event["event"] == "error":
-                onAnswer(None, failureFromEvent(event))
-            elif event["event"] == "cancelled":
-                onAnswer(None, None)
-
-        return self.client.request(command, handler, **fields)
+    def askHere(
+        self,
+        command: str,
+        onAnswer: Callable[[dict | None, Failure | None], None],
+        onEvent: Callable[[dict], None] = lambda _event: None,
+        **fields: Any,
+    ) -> str:
+        """As `ask`, of the engine on this computer; onEvent gets what comes before the answer."""
+        return self.local.request(command, _answering(onAnswer, onEvent), **fields)
 
     def estimate(
         self, node, settings: RunSettings, onAnswer: Callable[[dict | None, Failure | None], None]
@@ -185,7 +224,39 @@ class Reconstruction:
             workspace.remove()
             raise
 
+    def _makeEngine(self) -> EngineTransport:
+        """The engine that runs are done by.
+
+        Raises:
+            EngineNotStarted: the user has not agreed to send anything to the other computer, or there is no ssh.
+        """
+        host = self.preferences.remoteHost
+        if not host:
+            return self._makeProcess()
+        if self.preferences.agreedHost != host:
+            raise EngineNotStarted("remote-not-agreed", host)
+        program = self.preferences.remoteProgram
+        return RemoteEngine(sshCommand(host, program, environment=slicer.util.startupEnvironment()))
+
     def _makeProcess(self) -> EngineProcess:
         interpreter = self.preferences.interpreter
         environment = slicer.util.startupEnvironment() if interpreter else os.environ
         return EngineProcess(engineCommand(interpreter, environment=environment))
+
+
+def _answering(
+    onAnswer: Callable[[dict | None, Failure | None], None], onEvent: Callable[[dict], None] = lambda _event: None
+) -> Callable[[dict], None]:
+    """A handler of a request's events for those who want its end."""
+
+    def handler(event: dict) -> None:
+        if event["event"] == "result":
+            onAnswer(event, None)
+        elif event["event"] == "error":
+            onAnswer(None, failureFromEvent(event))
+        elif event["event"] == "cancelled":
+            onAnswer(None, None)
+        else:
+            onEvent(event)
+
+    return handler

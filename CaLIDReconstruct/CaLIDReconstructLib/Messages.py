@@ -53,6 +53,17 @@ def _titles() -> dict[str, str]:
         "engine-not-started": _("The engine did not start."),
         "engine-crashed": _("The engine stopped unexpectedly."),
         "engine-killed": _("The operating system ended the engine."),
+        "remote-not-agreed": _("Nothing is sent to another computer before you agreed to it."),
+        "remote-no-ssh": _("This computer has no ssh, by which another one is reached."),
+        "remote-not-found": _("The other computer was not found."),
+        "remote-unreachable": _("The other computer cannot be reached."),
+        "remote-unknown-key": _("The other computer is not known to ssh yet, so nothing was sent."),
+        "remote-changed-key": _("The other computer's host key has changed, so nothing was sent."),
+        "remote-denied": _("The other computer does not let you in."),
+        "remote-no-engine": _("There is no CaLID on the other computer."),
+        "remote-version": _("The other computer has another version of CaLID."),
+        "remote-lost": _("The connection to the other computer was lost."),
+        "remote-files": _("Only images that the module wrote for a run may be sent to another computer."),
         "memory": _("There is not enough memory."),
         "disk-full": _("The disk is full."),
         "unwritable": _("A file could not be written."),
@@ -65,6 +76,7 @@ def _titles() -> dict[str, str]:
         "result-unreadable": _("The engine's result could not be read."),
         "nothing-to-assemble": _("No group of single-slice volumes or cines was found."),
         "no-long-axis": _("There is no long-axis plane to compare in."),
+        "no-hearts": _("The scene holds no short-axis stack that can be upsampled."),
         "busy": _("A run is already going on."),
         "one-slice": _("This volume has only one slice."),
         "no-voxels": _("This volume is empty."),
@@ -121,6 +133,20 @@ def _remedies() -> dict[str, str]:
             "This is what happens when memory runs out: choose a region of interest, fewer samples or a smaller "
             "factor, or close other programs."
         ),
+        "remote-not-agreed": _("Open 'Setup' and click 'Connect'."),
+        "remote-no-ssh": _("Install OpenSSH (on Windows an optional feature) or run the engine on this computer."),
+        "remote-not-found": _("Check its name in 'Setup'."),
+        "remote-unreachable": _("Check that it is switched on, that the network reaches it, and that ssh is allowed."),
+        "remote-unknown-key": _(
+            "Connect once in a terminal with 'ssh' and compare the fingerprint that it shows with the other computer's."
+        ),
+        "remote-changed-key": _(
+            "Ask whoever looks after that computer. Only if they changed it, remove the old key with 'ssh-keygen -R'."
+        ),
+        "remote-denied": _("Set up a key for it (ssh-copy-id), and let ssh-agent hold the key; no password is asked."),
+        "remote-no-engine": _("Install it there ('pip install calid'), or give its path under 'Program there'."),
+        "remote-version": _("Install the same version on both computers."),
+        "remote-lost": _("Nothing was changed in the scene. Try again; the files there are removed by themselves."),
         "memory": _(
             "Choose a region of interest, the shown frame only, fewer samples or a smaller factor, or close other "
             "programs."
@@ -136,6 +162,7 @@ def _remedies() -> dict[str, str]:
         "no-long-axis": _(
             "Load the long-axis cines, or run with 'Segmentation' on so that planes can be derived from the anatomy."
         ),
+        "no-hearts": _("Load the studies first, or take a folder of them."),
         "busy": _("Wait for it or cancel it first."),
         "one-slice": _("Load the whole short-axis stack (for DICOM: the folder that holds all its slices)."),
         "no-voxels": _("Export it again, or choose another volume."),
@@ -209,6 +236,10 @@ def stageText(stage: str) -> str:
     level = re.fullmatch(r"level (\d+) of (\d+)", stage)
     if level:
         return _("Filling the gaps, round {number} of {count}").format(number=level[1], count=level[2])
+    moved = re.fullmatch(r"(sending|receiving) (\d+) of (\d+) MB", stage)
+    if moved:
+        text = _("Sending {done} of {size} MB") if moved[1] == "sending" else _("Receiving {done} of {size} MB")
+        return text.format(done=moved[2], size=moved[3])
     words = {
         "starting": _("Starting"),
         "inverting the acquired slices": _("Reading the acquired slices"),

@@ -6,6 +6,7 @@ The node's class belongs to an extension that need not be installed; its attribu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import slicer
@@ -13,6 +14,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Nodes
+from .DicomSources import sourceFiles
 from .FrameTimes import LABELS, NUMBERED, labelTimes
 
 COUNT = "MultiVolume.NumberOfFrames"
@@ -35,6 +37,10 @@ class MultiVolume:
     @property
     def numFrames(self) -> int:
         return self.node.GetImageData().GetNumberOfScalarComponents()
+
+    def files(self) -> list[Path]:
+        """The DICOM files that it was loaded from."""
+        return sourceFiles(self.node)
 
     def label(self) -> str:
         slices = self.node.GetImageData().GetDimensions()[2]

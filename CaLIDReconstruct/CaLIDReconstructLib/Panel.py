@@ -9,12 +9,15 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import Installation, Licenses
+from .BatchPanel import BatchPanel
+from .DicomExport import DicomExport
 from .EstimatePanel import EstimatePanel, Question
 from .InputPanel import InputPanel
 from .Logic import Reconstruction
 from .Messages import Failure, timeText
 from .Notices import Level, show
 from .PrivateLog import PrivateLog
+from .RemotePanel import RemotePanel
 from .ReportExport import ReportExport
 from .ResultPanel import ResultPanel
 from .RunResult import RunResult
@@ -47,21 +50,30 @@ class Panel:
         self.setup = SetupPanel(
             ui, logic, installation, self.log, onChanged=self.onSetupChanged, onBusy=self.startPolling
         )
+        self.remote = RemotePanel(ui, logic, self.log, onChanged=self.onSetupChanged, onBusy=self.startPolling)
         self.study = StudyPanel(
             ui,
             logic,
             self.log,
-            canAsk=lambda: Installation.isReady(logic.preferences.interpreter) or self.setup.install(),
+            canAsk=self._isReadyHere,
             onBusy=self.startPolling,
             onLoaded=self._onStudyLoaded,
         )
         self.reportExport = ReportExport(ui, logic, lambda: self.results.result, self.log, self.startPolling)
+        self.dicomExport = DicomExport(
+            ui, logic, lambda: self.results.result, self.log, canAsk=self._isReadyHere, onBusy=self.startPolling
+        )
+        self.results.onRefreshed = self.dicomExport.refresh
+        self.batch = BatchPanel(
+            ui, logic, self.log, self._batchSettings, canWork=self._canWorkHere, onBusy=self.startPolling
+        )
         self.pollTimer = self._timer(POLL_MS, self.poll, singleShot=False)
         self.sceneTimer = self._timer(SCENE_DELAY_MS, self.onSceneSettled, singleShot=True)
         self.idleTimer = self._timer(IDLE_MS, self.onIdle, singleShot=True)
         ui.upsampleButton.clicked.connect(self.onUpsample)
+        ui.alignButton.clicked.connect(self.onAlign)
         ui.copyLogButton.clicked.connect(self.onCopyLog)
-        self.logic.client.onLog = self._onEngineLog
+        self.logic.setLog(self._onEngineLog)
 
     # --- life ---
 
@@ -73,6 +85,8 @@ class Panel:
         self.setup.close()
         self.study.close()
         self.reportExport.close()
+        self.dicomExport.close()
+        self.batch.close()
         self.results.close()
         self.logic.close()
 
@@ -126,7 +140,7 @@ class Panel:
         return self.input.problem
 
     def _showLicense(self) -> None:
-        found = Licenses.segmenterLicense(self.logic.preferences.modelsFolder)
+        found = Licenses.segmenterLicense(self.logic.modelsFolder)
         self.ui.licenseLabel.visible = found is not None
         if found is not None:
             self.ui.licenseLabel.text = found.notice()
@@ -138,8 +152,16 @@ class Panel:
             return None
         if self.problem is not None or self.input.facts is None:
             return None
-        isReady = Installation.isReady(self.logic.preferences.interpreter)
-        return Question(self.parameters.inputNode, self._settings(), self.input.facts.geometry, isReady)
+        return Question(self.parameters.inputNode, self._settings(), self.input.facts.geometry, self.logic.isReady)
+
+    def _isReadyHere(self) -> bool:
+        """Whether the engine on this computer can read and write DICOM, which takes what Slicer brings."""
+        return self.logic.isReady or self.setup.install()
+
+    def _canWorkHere(self) -> bool:
+        """Whether the engine on this computer can be given work; offers to install what it lacks."""
+        isReady = Installation.isReady(self.logic.preferences.interpreter) or self.setup.install()
+        return isReady and self._isLicenseAgreed()
 
     # --- run ---
 
@@ -156,9 +178,15 @@ class Panel:
             self._start()
         self._showButtons()
 
+    def onAlign(self) -> None:
+        """Run again, with the slices of different breath-holds moved to where they fit."""
+        if self.parameters is not None and not self.isRunning and self.problem is None:
+            self.parameters.correctShifts = True
+            self.onUpsample()
+
     def _start(self) -> None:
         self.setup.finishPaths()
-        if not Installation.isReady(self.logic.preferences.interpreter) and not self.setup.install():
+        if not self.logic.isReady and not self.setup.install():
             text = _("The engine's packages are not installed; nothing was done.")
             show(self.ui.statusLabel, text, Level.WARNING)
             return
@@ -177,10 +205,15 @@ class Panel:
     def _isLicenseAgreed(self) -> bool:
         if not self.parameters.segmentResult:
             return True
-        preferences = self.logic.preferences
-        return Licenses.isAgreed(Licenses.segmenterLicense(preferences.modelsFolder), preferences)
+        return Licenses.isAgreed(Licenses.segmenterLicense(self.logic.modelsFolder), self.logic.preferences)
 
     def _settings(self) -> RunSettings:
+        return RunSettings.fromParameters(self.parameters, self.logic.modelsFolder)
+
+    def _batchSettings(self) -> RunSettings | None:
+        """The settings of a batch, which is done on this computer, with the models that were chosen for it."""
+        if self.parameters is None:
+            return None
         return RunSettings.fromParameters(self.parameters, self.logic.preferences.modelsFolder)
 
     def startPolling(self) -> None:
@@ -198,8 +231,8 @@ class Panel:
 
     def onIdle(self) -> None:
         """End an engine that nobody has asked anything for a while; the next question starts another."""
-        if self.logic.client.isRunning and not self.logic.isBusy:
-            self.logic.client.shutdown(timeout_s=0.5)
+        if self.logic.isEngineRunning and not self.logic.isBusy:
+            self.logic.endEngines(timeout_s=0.5)
             self.log("info", _("The idle engine was ended; the next run starts it again."))
 
     # --- listener of the run ---

@@ -100,6 +100,8 @@ class CaLIDReconstructParameterNode:
     device - where the engine computes.
     outputName - name of the result; empty for an automatic one.
     segmentResult, markGenerated, mapUncertainty - further results.
+    correctShifts - slices of different breath-holds are moved within their planes; else it is only told how far off.
+    useLongAxis - the long-axis images of the scene guide the slices that are made.
     """
 
     inputNode: vtkMRMLScalarVolumeNode | vtkMRMLSequenceNode | None
@@ -117,6 +119,8 @@ class CaLIDReconstructParameterNode:
     segmentResult: bool = True
     markGenerated: bool = True
     mapUncertainty: bool = False
+    correctShifts: bool = False
+    useLongAxis: bool = True
 
 
 class Preferences:
@@ -135,6 +139,33 @@ class Preferences:
     @interpreter.setter
     def interpreter(self, path: str) -> None:
         self._settings.setValue(self.PREFIX + "Interpreter", path)
+
+    @property
+    def remoteHost(self) -> str:
+        """The computer that the engine runs on, as ssh calls it; empty for this one."""
+        return str(self._settings.value(self.PREFIX + "RemoteHost", "") or "")
+
+    @remoteHost.setter
+    def remoteHost(self, host: str) -> None:
+        self._settings.setValue(self.PREFIX + "RemoteHost", host)
+
+    @property
+    def remoteProgram(self) -> str:
+        """How `calid` is called there; empty for "calid"."""
+        return str(self._settings.value(self.PREFIX + "RemoteProgram", "") or "")
+
+    @remoteProgram.setter
+    def remoteProgram(self, program: str) -> None:
+        self._settings.setValue(self.PREFIX + "RemoteProgram", program)
+
+    @property
+    def agreedHost(self) -> str:
+        """The computer that the user agreed to send images to; empty before."""
+        return str(self._settings.value(self.PREFIX + "AgreedHost", "") or "")
+
+    @agreedHost.setter
+    def agreedHost(self, host: str) -> None:
+        self._settings.setValue(self.PREFIX + "AgreedHost", host)
 
     @property
     def modelsFolder(self) -> str:

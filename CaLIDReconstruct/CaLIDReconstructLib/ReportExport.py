@@ -14,7 +14,7 @@ from calid.errors import CalidError
 from calid.images import files
 from slicer.i18n import tr as _
 
-from . import Inputs, LaxPlanes
+from . import LongAxisFiles
 from .EngineProcess import engineCommand, killTree, startProcess
 from .Logic import Reconstruction
 from .Messages import ModuleError, failureFromOSError
@@ -100,23 +100,17 @@ class ReportExport:
             labels = self._workspace.file("labels.seg.nrrd")
             files.write_labels(result.labels, labels)
             arguments += ["--labels", str(labels)]
-        planes = LaxPlanes.acquiredPlanes(result.volume)
-        if planes:
-            arguments += ["--lax", str(self._writeViews(planes))]
+        views = LongAxisFiles.named(LongAxisFiles.viewsOf(result.volume), result.views)
+        if views:
+            folder = self._workspace.subfolder("lax")
+            LongAxisFiles.writeViews(views, result.volume, folder)
+            arguments += ["--lax", str(folder)]
         if self.logic.preferences.modelsFolder:
             arguments += ["--models", self.logic.preferences.modelsFolder]
         environment = slicer.util.startupEnvironment() if interpreter else os.environ
         command = engineCommand(interpreter, environment=environment, arguments=tuple(arguments))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
         self._process = startProcess(command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT)
-
-    def _writeViews(self, planes: list[LaxPlanes.LaxPlane]) -> Path:
-        """Long-axis images under names of their own: a node's may be a patient's."""
-        folder = self._workspace.subfolder("lax")
-        for number, plane in enumerate(planes, start=1):
-            stack = Inputs.readStack(Inputs.resolve(plane.volume))
-            files.write_stack(stack, folder / f"long axis {number}.seq.nrrd")
-        return folder
 
     def _tidy(self) -> None:
         if self._workspace is not None:

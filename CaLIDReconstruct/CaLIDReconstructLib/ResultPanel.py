@@ -9,15 +9,16 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from . import Inputs, Nodes, Views
+from . import Inputs, LongAxisFiles, Nodes, Views
 from .ComparisonPanel import ComparisonPanel, setChecked
 from .FiguresPanel import FiguresPanel
 from .LaxPlanes import LaxPlane
 from .Messages import ModuleError
 from .Notices import Level, show
-from .Results import resultLabel
+from .Results import readProvenance, resultLabel
 from .RunResult import RunResult, resultsOf
 from .Segmentations import SURFACE
+from .Shifts import Shifts, shiftsOf
 
 
 class ResultPanel(VTKObservationMixin):
@@ -31,6 +32,7 @@ class ResultPanel(VTKObservationMixin):
     def __init__(self, ui, log: Callable[[str, str], None]) -> None:
         super().__init__()
         self.ui, self.log = ui, log
+        self.onRefreshed: Callable[[], None] = lambda: None
         self._result: RunResult | None = None
         self._input = None
         self._offered: list[RunResult] = []
@@ -113,10 +115,13 @@ class ResultPanel(VTKObservationMixin):
         self._comparing.refresh()
         self._figures.refresh()
         self._showText()
+        shifts = self._shifts
+        self.ui.alignButton.visible = shifts is not None and shifts.isNoticeable and not shifts.areApplied
         self.ui.show3DButton.enabled = bool(result and result.segmentation)
         setChecked(self.ui.show3DButton, self._isShownIn3D())
         self.ui.removeButton.enabled = isThere
         self._explain(isThere)
+        self.onRefreshed()
 
     def _offerResults(self) -> None:
         """List the input's results under their present names; the newest takes the place of a chosen one that left."""
@@ -221,14 +226,29 @@ class ResultPanel(VTKObservationMixin):
         display = segmentation.GetDisplayNode()
         return bool(display.GetVisibility() and display.GetVisibility3D())
 
+    @property
+    def _shifts(self) -> Shifts | None:
+        return shiftsOf(readProvenance(self.result.node)) if self.result is not None else None
+
     def _showText(self) -> None:
         if self.result is None:
             show(self.ui.resultLabel, _("No result yet."))
             return
         name, problem = self.result.node.GetName(), self._comparing.problem
-        lines = [_("'{name}': generated slices are synthetic, acquired ones unchanged.").format(name=name)]
+        shifts = self._shifts
+        areMoved = shifts is not None and shifts.areApplied
+        line = (
+            _("'{name}': generated slices are synthetic, acquired ones are moved within their planes.")
+            if areMoved
+            else _("'{name}': generated slices are synthetic, acquired ones unchanged.")
+        )
+        lines = [line.format(name=name)]
+        lines += [shifts.text()] if shifts is not None else []
+        guides = [Inputs.resolve(node).name for node in LongAxisFiles.guides(self.result)]
+        lines += [_("Guided by {views}, which are no proof of it.").format(views=", ".join(guides))] if guides else []
         lines += self.result.warnings
         if problem is not None:
             lines.append(problem.text())
-        level = Level.ERROR if problem else Level.WARNING if self.result.warnings else Level.INFO
+        doubtful = self.result.warnings or (shifts is not None and shifts.isNoticeable and not areMoved)
+        level = Level.ERROR if problem else Level.WARNING if doubtful else Level.INFO
         show(self.ui.resultLabel, "\n".join(lines), level)

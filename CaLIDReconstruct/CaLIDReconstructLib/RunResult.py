@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import slicer
 from calid.stack import Stack
@@ -35,6 +35,7 @@ class RunResult:
     """
 
     MADE = "CaLID.Made"
+    VIEW = "CaLID.View"
 
     input = _Part("CaLID.Input")
     generatedMask = _Part("CaLID.GeneratedMask")
@@ -64,6 +65,19 @@ class RunResult:
     def labels(self) -> Stack | None:
         """The segmentation of all frames on the result's grid; None without one."""
         return readLabels(self.segmentation, self.volume) if self.segmentation is not None else None
+
+    @property
+    def views(self) -> list:
+        """The volume nodes of the long-axis images that the run was given, in its order; None for one that is gone."""
+        count = int(self.node.GetAttribute(self.VIEW) or 0)
+        # A role for each: references of one role close up when a node leaves the scene.
+        return [self.node.GetNodeReference(f"{self.VIEW}{index}") for index in range(count)]
+
+    @views.setter
+    def views(self, nodes: Sequence) -> None:
+        self.node.SetAttribute(self.VIEW, str(len(nodes)))
+        for index, node in enumerate(nodes):
+            self.node.SetNodeReferenceID(f"{self.VIEW}{index}", node.GetID())
 
     @property
     def functionSummary(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from calid.errors import InputError
@@ -14,6 +15,7 @@ from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import MultiVolumes, Nodes
+from .DicomSources import nominalBeatMs, noteFiles, sourceFiles
 from .FrameTimes import NUMBERED
 from .LooseSlices import SAME_ORIENTATION_DEGREES, LooseSlice, findSlices
 from .Messages import Failure, ModuleError, engineFailure
@@ -45,6 +47,10 @@ class SaxGroup:
         """A node that the first slice can be seen in."""
         return self.slices[0].shown
 
+    def files(self) -> list[Path]:
+        """The DICOM files that the slices were loaded from."""
+        return [path for each in self.slices for frame in each.frames for path in sourceFiles(frame)]
+
     def label(self) -> str:
         positions = positions_along(self.planes[0].normal, self.planes)
         gap = typical_gap(np.abs(np.diff(positions)))
@@ -66,7 +72,14 @@ class SaxGroup:
         voxels = np.concatenate([each.voxels() for each in self.slices], axis=1)
         thickness_mm = float(Nodes.stackFromVolume(self.slices[0].frames[0]).spacing_mm[2])
         guess = NUMBERED if areGuessed else ""
-        return Stack(voxels, affine_of(self.planes, thickness_mm), np.median(times, axis=0), times_guess=guess)
+        beats = [beat for each in self.slices if (beat := nominalBeatMs(each.frames[0])) is not None]
+        return Stack(
+            voxels,
+            affine_of(self.planes, thickness_mm),
+            np.median(times, axis=0),
+            beat_ms=float(np.median(beats)) if beats and len(times[0]) > 1 else None,
+            times_guess=guess,
+        )
 
 
 Group = SaxGroup | MultiVolumes.MultiVolume
@@ -101,7 +114,8 @@ def assemble(group: Group):
         checks.check_stack(stack, source=name)
     except InputError as error:
         raise ModuleError(engineFailure(error.code, error.message, error.remedy)) from error
-    node, _sequence = Nodes.addStack(stack, name)
+    node, sequence = Nodes.addStack(stack, name)
+    noteFiles(sequence or node, group.files())
     shown = group.shown
     if shown.IsA("vtkMRMLVolumeNode"):
         node.SetAndObserveTransformNodeID(shown.GetTransformNodeID())

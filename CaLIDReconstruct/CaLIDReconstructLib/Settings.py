@@ -9,6 +9,7 @@ from calid.run import settings as engine
 
 FACTORS = ("isotropic", *engine.FACTORS)
 METHODS, MODELS, MODES, DEVICES = engine.METHODS, engine.MODELS, engine.MODES, engine.DEVICES
+ALIGN, LAX = engine.OPTIONS["align"].choices, engine.OPTIONS["lax"].choices
 DEFAULTS = engine.Settings()
 
 
@@ -25,6 +26,9 @@ class RunSettings:
         steps: diffusion steps.
         seed: the same seed gives the same voxels.
         device: "auto", "cuda", "mps" or "cpu".
+        align: "report" tells how far slices of different breath-holds are off, "on" moves them within their planes,
+            "off" does neither.
+        lax: "auto" lets the long-axis images of the scene guide the slices that are made, "off" does not.
         region: markups ROI node that limits the work in plane, or None.
         allFrames: False takes the shown frame of a cine only.
         segment: also segment the result, with 3D models and, for a cine, volumes over time.
@@ -42,6 +46,8 @@ class RunSettings:
     steps: int = DEFAULTS.steps
     seed: int = DEFAULTS.seed
     device: str = DEFAULTS.device
+    align: str = DEFAULTS.align
+    lax: str = DEFAULTS.lax
     region: object | None = None
     allFrames: bool = True
     segment: bool = False
@@ -52,6 +58,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         allowed = {"factor": FACTORS, "method": METHODS, "model": MODELS, "mode": MODES, "device": DEVICES}
+        allowed |= {"align": ALIGN, "lax": LAX}
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
@@ -70,6 +77,8 @@ class RunSettings:
             steps=parameters.steps,
             seed=parameters.seed,
             device=parameters.device.value,
+            align="on" if parameters.correctShifts else "report",
+            lax="auto" if parameters.useLongAxis else "off",
             region=parameters.region,
             allFrames=parameters.frames.value == "all",
             segment=parameters.segmentResult,
@@ -90,6 +99,8 @@ class RunSettings:
             "steps",
             "seed",
             "device",
+            "align",
+            "lax",
             "allFrames",
             "segment",
             "uncertainty",
@@ -103,9 +114,18 @@ class RunSettings:
             inputFile: the stack as the engine reads it.
             roi: [first column, end column, first row, end row] in voxels, or None.
         """
-        chosen = {
-            name: getattr(self, name) for name in ("factor", "method", "model", "mode", "steps", "seed", "device")
-        }
+        names = ("factor", "method", "model", "mode", "steps", "seed", "device", "align", "lax")
+        chosen = {name: getattr(self, name) for name in names}
         needsSamples = self.mode == "fidelity" or self.uncertainty
         chosen["samples"] = self.samples if needsSamples else None
         return {**chosen, "input": str(inputFile), "roi": roi, "models": self.modelsFolder or None}
+
+    def cohortRequest(self, source: Path, results: Path) -> dict:
+        """The fields of a request for many hearts; a region of interest and a shown frame are of one heart only.
+
+        Args:
+            source: folder or table of hearts.
+            results: folder for what is made.
+        """
+        shared = self.request(source, roi=None)
+        return {**{key: shared[key] for key in shared if key != "roi"}, "output": str(results), "segment": self.segment}

@@ -73,11 +73,13 @@ class SetupPanel:
     def refresh(self) -> None:
         """Say what is missing; nothing is imported or installed for that."""
         interpreter = self.logic.preferences.interpreter
-        plan = Plan() if isReady(interpreter) else self.installation.plan()
+        plan = Plan() if self.logic.isReady else self.installation.plan()
         if plan:
             self.ui.setupLabel.text = _("Before the first run: {steps}. Click 'Install'.").format(
                 steps="; ".join(plan.lines())
             )
+        elif self.logic.isRemote:
+            self.ui.setupLabel.text = _("The engine runs on {host}.").format(host=self.logic.preferences.remoteHost)
         else:
             self.ui.setupLabel.text = (
                 _("The engine runs in {path}.").format(path=interpreter)
@@ -113,7 +115,7 @@ class SetupPanel:
             return False
         if not self.installation.isAgreed(plan):
             return False
-        self.logic.client.shutdown()  # a running engine would keep files of the old packages open
+        self.logic.endEngines()  # a running engine would keep files of the old packages open
         try:
             with self._installing():
                 self.installation.carryOut(plan)
@@ -163,5 +165,5 @@ class SetupPanel:
         self.log("info" if outcome.isFine else "error", outcome.text())
 
     def _onPathChosen(self) -> None:
-        self.logic.client.shutdown()
+        self.logic.endEngines()
         self.onChanged()

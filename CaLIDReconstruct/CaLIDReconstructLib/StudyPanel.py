@@ -10,6 +10,8 @@ from calid.errors import CalidError
 from calid.images import files
 from slicer.i18n import tr as _
 
+from . import Inputs
+from .DicomSources import noteFolder
 from .Logic import Reconstruction
 from .Messages import Failure, ModuleError, engineFailure, failure, failureFromOSError
 from .Notices import Level, show
@@ -72,13 +74,15 @@ class StudyPanel:
         self.ui.dicomButton.enabled = False
         self._say(_("Reading the folder ..."))
         made = str(self._workspace.subfolder("study"))
-        self.logic.ask("study", lambda event, reason: self._onAnswer(folder, event, reason), input=folder, folder=made)
+        self.logic.askHere(
+            "study", lambda event, reason: self._onAnswer(folder, event, reason), input=folder, folder=made
+        )
         self.onBusy()
 
     def _onAnswer(self, folder: str, event: dict | None, reason: Failure | None) -> None:
         try:
             if event is not None:
-                self._load(Path(folder).name, event)
+                self._load(Path(folder), event)
             elif reason is not None:
                 self._fail(reason)
             else:
@@ -91,9 +95,11 @@ class StudyPanel:
             self.close()
             self.ui.dicomButton.enabled = True
 
-    def _load(self, title: str, event: dict) -> None:
+    def _load(self, folder: Path, event: dict) -> None:
         paths = [(_("short axis"), event["sax"]), *((view["name"], view["path"]) for view in event["lax"])]
-        nodes = addStudy(title, [(name, files.read_stack(Path(path))) for name, path in paths])
+        nodes = addStudy(folder.name, [(name, files.read_stack(Path(path))) for name, path in paths])
+        for node in (nodes.sax, *nodes.lax.values()):
+            noteFolder(Inputs.resolve(node).nodes[0], str(folder))
         lines = decisionLines(event)
         doubtful = event.get("study", {}).get("confidence") == "low"
         self._say("\n".join(lines), Level.WARNING if doubtful else Level.INFO)

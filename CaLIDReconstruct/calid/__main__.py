@@ -88,6 +88,7 @@ MODULES = {
     "mesh": ("calid.heart.meshes", "surfaces, walls and tetrahedra of labels"),
     "cohort": ("calid.cohort.command", "many hearts into one table, on one machine or a cluster"),
     "demo": ("calid.report.demo", "upsample the bundled heart and show it"),
+    "serve": ("calid.serve", "serve requests on stdin (for 3D Slicer)"),
 }
 
 
@@ -113,7 +114,6 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary)
         if typed in (name, "completion"):
             import_module(module).add_arguments(command)
-    commands.add_parser("serve", help="serve requests on stdin (for 3D Slicer)").set_defaults(run=_serve)
     completion = commands.add_parser("completion", help="print what makes a shell complete calid's words")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.set_defaults(run=lambda chosen: _completion(parser, chosen.shell))
@@ -232,12 +232,6 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
         raise ResourceError("no-shtab", "Completion needs the package shtab.", "pip install shtab") from error
     print(shtab.complete(parser, shell=shell))
     return 0
-
-
-def _serve(_: argparse.Namespace) -> int:
-    from calid import serve
-
-    return serve.main()
 
 
 if __name__ == "__main__":

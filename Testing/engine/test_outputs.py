@@ -246,7 +246,7 @@ def test_hidden_files_are_no_long_axis_images(tmp_path):
 
 def test_requests_that_would_write_into_their_input_are_refused(tmp_path):
     """The panel's folders for frames, surfaces and views are the engine's outputs as well."""
-    from calid import serve
+    from calid.serve import commands
 
     folder = tmp_path / "study"
     file_phantoms.write_stack(folder, file_phantoms.noisy_stack((2, 4, 18, 20)))
@@ -264,7 +264,7 @@ def test_requests_that_would_write_into_their_input_are_refused(tmp_path):
         {"command": "study", "input": str(folder), "folder": str(folder / "new")},
     ):
         with pytest.raises(OutputError) as error:
-            serve.COMMANDS[request["command"]].answer(request, lambda: False, lambda *_, **__: None)
+            commands.COMMANDS[request["command"]].answer(request, lambda: False, lambda *_, **__: None)
         assert error.value.code == "output-is-input"
     assert contents_of(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["study"]

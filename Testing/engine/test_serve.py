@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import file_phantoms
+import numpy as np
 import pytest
 from calid.errors import SettingsError
 from calid.images.files import read_stack, write_stack
 from calid.labels import LABELS
 from calid.run.settings import OPTIONS
-from calid.serve import COMMANDS
+from calid.serve.commands import COMMANDS
+from calid.serve.exchange import Exchange
+from calid.stack import Stack
 from phantoms import heart_labels, pictured
 from test_reconstruct import cine
 
@@ -26,9 +31,10 @@ TIMEOUT_S = 60
 class Engine:
     """A real engine process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str, environment: dict | None = None) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "calid", "serve"],
+            [sys.executable, "-m", "calid", "serve", *arguments],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -47,14 +53,14 @@ class Engine:
             line = self.process.stdout.readline()
             assert line, f"the engine ended after {seen}"
             seen.append(json.loads(line))
-            assert seen[-1]["event"] in (*events, "ready", "progress", "log", "frame"), seen[-1]
+            assert seen[-1]["event"] in (*events, "ready", "progress", "log", "frame", "file", "case"), seen[-1]
         return seen
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     engine = Engine()
-    assert engine.until("ready")[-1]["protocol"] == 1
+    assert engine.until("ready")[-1]["protocol"] == 2
     yield engine
     engine.process.stdin.close()
     assert engine.process.wait(TIMEOUT_S) == 0
@@ -321,10 +327,165 @@ def test_the_protocol_page_names_every_field_and_every_choice():
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(" `"): line for line in text.splitlines() if line.startswith("| `")}
     for name, command in COMMANDS.items():
-        fields = {*command.required, *command.paths, *command.others}
+        fields = command.fields
         said = set(re.findall(r"`([a-z_]+)`", rows[name].split("|")[3]))
-        assert said >= (fields - set(OPTIONS) - {"models"} if "as `upsample`" in rows[name] else fields), name
+        assert said >= (fields - set(OPTIONS) - {"models"} if "upsample" in said else fields), name
     for name in OPTIONS:
         for choice in OPTIONS[name].choices:
             shown = f'"{choice}"' if isinstance(choice, str) else str(choice)
             assert name == "device" or shown in rows["upsample"], (name, choice)
+
+
+def test_a_caller_on_another_computer_sends_and_gets_the_files_through_the_lines(tmp_path):
+    """With `--apart` requests name files of the caller's, which lie in a folder that goes with the engine."""
+    stack = cine(frames=3)
+    write_stack(stack, tmp_path / "mine.nrrd")
+    there = tmp_path / "there"
+    there.mkdir()
+    engine = Engine("--apart", environment={"TMPDIR": str(there)})
+    engine.until("ready")
+    whole, half = (tmp_path / "mine.nrrd").read_bytes(), 1000
+    for at, piece in ((0, whole[:half]), (half, whole[half:])):
+        engine.send(id=1, command="put", name="input.nrrd", at=at, data=base64.b64encode(piece).decode())
+    asked = {"input": "input.nrrd", "output": "dense.seq.nrrd", "frames_folder": "frames"}
+    engine.send(id=1, command="upsample", method="linear", factor=2, **asked)
+    events = engine.until("result")
+    files = received(events)
+    assert list(files) == ["frames/frame0000.nrrd", "frames/frame0001.nrrd", "frames/frame0002.nrrd", "dense.seq.nrrd"]
+    assert events[-1]["output"] == "dense.seq.nrrd"
+    assert [event["path"] for event in events if event["event"] == "frame"] == list(files)[:3]
+    (tmp_path / "got.seq.nrrd").write_bytes(files["dense.seq.nrrd"])
+    got = read_stack(tmp_path / "got.seq.nrrd")
+    assert (got.voxels[:, ::2] == stack.voxels).all()
+    assert str(there) not in json.dumps(events)
+    (folder,) = there.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["dense.seq.nrrd", "frames", "input.nrrd"]
+    engine.send(command="drop", names=["input.nrrd", "frames"])
+    engine.send(id=2, command="check", input="input.nrrd")
+    assert engine.until("error")[-1]["code"] == "missing-file"
+    assert [path.name for path in folder.iterdir()] == ["dense.seq.nrrd"]
+    engine.process.stdin.close()
+    assert engine.process.wait(TIMEOUT_S) == 0
+    assert list(there.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../mine.nrrd", "a/b/c.nrrd", "", ".hidden", "a/../../b", 7, "C:\\x"])
+def test_an_engine_apart_touches_no_file_beyond_its_folder(name, tmp_path):
+    exchange = Exchange(tmp_path)
+    for reach in (
+        lambda: exchange.put({"command": "put", "name": name, "at": 0, "data": ""}),
+        lambda: exchange.drop({"names": [name]}),
+        lambda: exchange.request_here(COMMANDS["check"], {"command": "check", "input": name or "/"}),
+    ):
+        with pytest.raises(SettingsError) as error:
+            reach()
+        assert error.value.code == "bad-request"
+    exchange.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_piece_that_does_not_follow_the_one_before_is_refused(tmp_path):
+    exchange = Exchange(tmp_path)
+    exchange.put({"name": "a.nrrd", "at": 0, "data": base64.b64encode(b"1234").decode()})
+    for wrong in ({"at": 3, "data": ""}, {"at": 5, "data": ""}, {"at": None, "data": ""}, {"at": 4, "data": "!"}):
+        with pytest.raises(SettingsError):
+            exchange.put({"name": "a.nrrd", **wrong})
+    exchange.put({"name": "a.nrrd", "at": 4, "data": base64.b64encode(b"56").decode()})
+    assert (exchange.folder / "a.nrrd").read_bytes() == b"123456"
+    assert exchange.folder.stat().st_mode & 0o077 == 0
+
+
+def test_what_a_killed_engine_left_of_a_caller_goes_when_the_next_one_starts(tmp_path):
+    engine = Engine("--apart", environment={"TMPDIR": str(tmp_path)})
+    engine.until("ready")
+    assert len(list(tmp_path.iterdir())) == 1
+    engine.process.kill()
+    engine.process.wait()
+    assert len(list(tmp_path.iterdir())) == 1
+    exchange = Exchange(tmp_path)
+    assert list(tmp_path.iterdir()) == [exchange.folder]
+
+
+def test_an_engine_apart_that_hears_nothing_for_long_ends_and_takes_the_files_along(tmp_path):
+    program = (
+        "import os, sys; from calid.serve import server, run; import argparse; "
+        "server.Server.__init__.__kwdefaults__['silence_s'] = 0.5; sys.exit(run(argparse.Namespace(apart=True)))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.wait(TIMEOUT_S) == 0  # though its stdin is open
+    process.stdin.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def received(events: list[dict]) -> dict[str, bytes]:
+    """The files that came in `file` events."""
+    files: dict[str, bytes] = {}
+    for event in events:
+        if event["event"] == "file":
+            before = files.get(event["name"], b"")
+            assert event["at"] == len(before)
+            files[event["name"]] = before + base64.b64decode(event["data"])
+    sizes = {event["name"]: event["size"] for event in events if event["event"] == "file"}
+    assert sizes == {name: len(content) for name, content in files.items()}
+    return files
+
+
+def test_long_axis_images_are_taken_along_and_told(engine, sparse, tmp_path):
+    """The views beside the stack are looked at for the alignment, and named in what made the result."""
+    views = tmp_path / "views"
+    views.mkdir()
+    stack = read_stack(sparse)
+    affine = stack.affine[:, [2, 1, 0, 3]].copy()  # a plane through the stack, across its slices
+    affine[:3, 0] /= 4
+    affine[:3, 3] = stack.to_lps([stack.voxels.shape[3] / 2, 0.0, 0.0])
+    image = np.moveaxis(stack.voxels[..., stack.voxels.shape[3] // 2], 1, -1)
+    view = Stack(np.repeat(image, 4, axis=-1)[:, None], affine, stack.frame_times_ms)
+    write_stack(view, views / "view 1.seq.nrrd")
+    output = tmp_path / "dense.seq.nrrd"
+    request = {"command": "upsample", "input": str(sparse), "output": str(output), "method": "linear", "factor": 2}
+    engine.send(id=1, views=str(views), **request)
+    told = engine.until("result", "error")[-1]
+    assert told["event"] == "result", told
+    assert [shift["name"] for shift in told["provenance"]["alignment"]["views"]] == ["view 1"]
+    engine.send(id=2, views=str(tmp_path / "nowhere"), overwrite=True, **request)
+    assert engine.until("error")[-1]["code"] == "missing-file"
+
+
+def test_a_dense_stack_becomes_a_series_of_the_study_it_came_from(engine, tmp_path):
+    pytest.importorskip("pydicom")
+    study, output = tmp_path / "study", tmp_path / "derived"
+    file_phantoms.write_stack(study, file_phantoms.noisy_stack((1, 4, 18, 20)))
+    engine.send(id=1, command="upsample", input=str(study), output=str(tmp_path / "d.nrrd"), method="linear", factor=2)
+    engine.until("result")
+    engine.send(id=2, command="dicom", input=str(tmp_path / "d.nrrd"), source=str(study), output=str(output))
+    told = engine.until("result")[-1]
+    assert told["images"] == len(list(output.iterdir())) == 7
+    engine.send(id=3, command="dicom", input=str(tmp_path / "d.nrrd"), source=str(tmp_path / "d.nrrd"), output="x")
+    assert engine.until("error")[-1]["code"] in ("no-source", "missing-folder")
+
+
+def test_a_folder_of_hearts_is_done_case_by_case_and_goes_on_where_it_stopped(engine, sparse, tmp_path):
+    """The very work of `calid cohort`; a case that fails does not stop the others."""
+    cases, out = tmp_path / "in", tmp_path / "out"
+    cases.mkdir()
+    (cases / "a.nrrd").write_bytes(sparse.read_bytes())
+    (cases / "broken.nrrd").write_bytes(b"no image")
+    request = {"command": "cohort", "input": str(cases), "output": str(out), "method": "linear", "factor": 2}
+    request |= {"segment": False, "keep": ["dense"], "workers": 1}
+    engine.send(id=1, **request)
+    events = engine.until("result")
+    told = [(event["name"], event["outcome"], event["done"]) for event in events if event["event"] == "case"]
+    assert told == [(None, None, 0), ("a", "done", 1), ("broken", "failed", 2)]
+    assert events[-1]["failed"] == ["broken"]
+    assert Path(events[-1]["table"]).read_text().count("\na,") == 1
+    assert read_stack(out / "cases" / "a" / "dense.seq.nrrd").num_slices == 2 * read_stack(sparse).num_slices - 1
+    engine.send(id=2, **{**request, "keep": ["everything"]})
+    assert engine.until("error")[-1]["code"] == "bad-request"
+    engine.send(id=3, **request)
+    again = engine.until("result")
+    assert [(event["name"], event["done"]) for event in again if event["event"] == "case"] == [(None, 1), ("broken", 2)]

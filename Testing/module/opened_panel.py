@@ -38,6 +38,7 @@ class Opened:
         self.agrees = agrees
         preferences = Preferences()
         preferences.interpreter = preferences.modelsFolder = ""
+        preferences.remoteHost = preferences.remoteProgram = preferences.agreedHost = ""
         preferences.agreedLicense = agreedLicense
         logic = MODULE.CaLIDReconstructLogic(preferences, lambda: self._engine(script, options))
         installation = Installation.Installation(installer or object(), confirm=self._confirm)

@@ -207,7 +207,7 @@ def test_every_tracked_file_of_the_module_is_installed():
 def test_what_the_module_names_is_installed():
     needed = {
         "CaLIDReconstruct.py",
-        "calid/serve.py",
+        "calid/serve/server.py",
         "CaLIDReconstructLib/Panel.py",
         "Resources/UI/CaLIDReconstruct.ui",
         "Resources/Icons/CaLIDReconstruct.png",

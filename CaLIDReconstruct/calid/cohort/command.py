@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from calid.cohort.manifest import COLUMNS, CohortCase, read_manifest, shard
 from calid.cohort.store import TABLE_NAMES, Store
@@ -78,29 +77,72 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.manifest == STATUS:
         return show_status(options.out)
-    cases, procedure, store = read_manifest(Path(options.manifest)), _procedure(options), Store(options.out)
-    _need_apart(Path(options.manifest), cases, options.out)
-    store.begin(procedure.as_json(), [case.name for case in cases])
+    manifest, procedure = Path(options.manifest), _procedure(options)
+    cases = read_manifest(manifest)
     mine = shard(cases, *options.shard) if options.shard else cases
-    waiting = [case for case in mine if not store.is_done(case.name)]
-    failed = 0
+    done = len(done_before(mine, options.out))
+    with case_bar(total=len(mine), done=done) as bar:
+        failed = 0
+
+        def on_done(name: str, outcome: str) -> None:
+            nonlocal failed
+            failed += outcome == "failed"
+            if outcome == "failed":
+                bar.write(f"{name}: failed", file=sys.stderr)
+            bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+            bar.update()
+
+        how = {"workers": options.workers, "scheduler": options.scheduler}
+        do_cohort(manifest, cases, procedure, options.out, mine=mine, on_done=on_done, **how)
+    print(f"{options.out / 'cohort.csv'}: {len(mine) - failed} of {len(mine)} cases are done, {failed} failed.")
+    return EXIT_FAILURES if failed else 0
+
+
+def done_before(cases: Sequence[CohortCase], out: Path) -> list[str]:
+    """Names of the cases that an earlier run into the same folder has done."""
+    store = Store(out)
+    return [case.name for case in cases if store.is_done(case.name)]
+
+
+def do_cohort(
+    manifest: Path,
+    cases: Sequence[CohortCase],
+    procedure: Procedure,
+    out: Path,
+    *,
+    mine: Sequence[CohortCase] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    on_done: Callable[[str, str], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do the cases that are not done yet, and write the tables, however it ends.
+
+    Args:
+        manifest: what the cases were read from.
+        cases: the whole cohort.
+        procedure: what to do with each case.
+        out: folder of the cohort.
+        mine: cases of this run; None takes all.
+        workers: number of processes on this machine; None chooses by its GPUs and cores.
+        scheduler: address of a Dask cluster that does the work instead.
+        on_done: told the name of each case as it ends, and whether it is "done" or "failed".
+        is_cancelled: asked twice a second; the cases under way are given up then.
+
+    Raises:
+        CalidError: the folder or the models cannot be used, or one worker after another dies.
+        Cancelled: if `is_cancelled` said so.
+    """
+    _need_apart(manifest, cases, out)
+    store = Store(out)
+    store.begin(procedure.as_json(), [case.name for case in cases])
+    waiting = [case for case in (cases if mine is None else mine) if not store.is_done(case.name)]
     try:
-        with case_bar(total=len(mine), done=len(mine) - len(waiting)) as bar:
-
-            def on_done(name: str, outcome: str) -> None:
-                nonlocal failed
-                failed += outcome == "failed"
-                if outcome == "failed":
-                    bar.write(f"{name}: failed", file=sys.stderr)
-                bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
-                bar.update()
-
-            _do_all(waiting, procedure, options, on_done)
+        if waiting:
+            _do_all(waiting, procedure, out, workers, scheduler, on_done, is_cancelled)
     finally:
         store.sweep()
         store.write_tables()
-    print(f"{options.out / 'cohort.csv'}: {len(mine) - failed} of {len(mine)} cases are done, {failed} failed.")
-    return EXIT_FAILURES if failed else 0
 
 
 def _procedure(options: argparse.Namespace) -> Procedure:
@@ -127,22 +169,28 @@ def _need_apart(manifest: Path, cases: Sequence[CohortCase], out: Path) -> None:
         need_apart(out / name, [manifest])
 
 
-def _do_all(cases: list[CohortCase], procedure: Procedure, options: argparse.Namespace, on_done: Any) -> None:
-    if not cases:
-        return
+def _do_all(
+    cases: list[CohortCase],
+    procedure: Procedure,
+    out: Path,
+    workers: int | None,
+    scheduler: str | None,
+    on_done: Callable[[str, str], None],
+    is_cancelled: Callable[[], bool],
+) -> None:
     if procedure.is_segmented or (procedure.is_upsampled and procedure.settings.method != "linear"):
         _need_models(procedure)
-    if options.scheduler:
+    if scheduler:
         from calid.cohort.on_dask import run_on_dask
 
-        run_on_dask(options.scheduler, cases, procedure, options.out, on_done=on_done)
+        run_on_dask(scheduler, cases, procedure, out, on_done=on_done)
         return
     from calid.cohort.crew import run_here
 
     gpus = _gpus(procedure.settings.device)
-    workers = _workers(options.workers, len(gpus))
-    threads = max(1, _cores() // workers)
-    run_here(cases, procedure, options.out, workers=workers, threads=threads, gpus=gpus, on_done=on_done)
+    count = _workers(workers, len(gpus))
+    threads = max(1, _cores() // count)
+    run_here(cases, procedure, out, workers=count, threads=threads, gpus=gpus, on_done=on_done, is_cancelled=is_cancelled)
 
 
 def _need_models(procedure: Procedure) -> None:

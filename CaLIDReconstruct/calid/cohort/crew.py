@@ -23,9 +23,10 @@ from typing import Any
 from calid.cohort.manifest import CohortCase
 from calid.cohort.store import Store
 from calid.cohort.work import Procedure, do_case
-from calid.errors import ResourceError
+from calid.errors import Cancelled, ResourceError
 
 MAX_ATTEMPTS = 2
+CANCEL_INTERVAL_S = 0.5
 MAX_LOSSES = 10
 """So many workers lost in a row, without a case that ends, are the machine's fault and not the cases'."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -51,6 +52,7 @@ def run_here(
     threads: int,
     gpus: Sequence[str] = (),
     on_done: Callable[[str, str], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
     """Do all cases.
 
@@ -62,14 +64,16 @@ def run_here(
         threads: number of processor threads that each may use.
         gpus: names of the GPUs that workers take in turn, as CUDA knows them; none leaves the choice to the settings.
         on_done: told the name of each case as it ends, and whether it is "done" or "failed".
+        is_cancelled: asked twice a second.
 
     Raises:
+        Cancelled: if `is_cancelled` said so; what was under way is given up.
         ResourceError: "lost-workers" if one worker after another dies.
     """
     crew = _Crew(cases, procedure, out, gpus, on_done)
     with _few_threads(threads):
         try:
-            crew.work(min(workers, len(cases)))
+            crew.work(min(workers, len(cases)), is_cancelled)
         finally:
             crew.dismiss()
 
@@ -90,14 +94,17 @@ class _Crew:
         self._workers: list[_Worker] = []
         self._losses = 0  # without a case that ended in between
 
-    def work(self, count: int) -> None:
+    def work(self, count: int, is_cancelled: Callable[[], bool]) -> None:
         """Work the queue off with `count` workers."""
         self._workers += [self._hired(number) for number in range(count)]
         while self._waiting or any(worker.case for worker in self._workers):
             for worker in self._workers:
                 if worker.case is None and self._waiting:
                     self._hand_next_to(worker)
-            connection.wait([end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)])
+            ends = [end for worker in self._workers for end in (worker.pipe, worker.process.sentinel)]
+            connection.wait(ends, timeout=CANCEL_INTERVAL_S)
+            if is_cancelled():
+                raise Cancelled
             for worker in list(self._workers):
                 if worker.case is not None and (answer := _answer(worker)) is not None:
                     name, worker.case = worker.case.name, None

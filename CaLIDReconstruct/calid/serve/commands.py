@@ -1,193 +1,29 @@
-"""`calid serve`: the engine as a process that stays warm between runs and is spoken to in lines of JSON.
-
-A request is one line on stdin, `{"id": ..., "command": ..., ...}`; answers are events, one ASCII line each on stdout:
-`ready`, `progress`, `log`, `frame`, `result`, `error`, `cancelled`. Requests are served one after another; `cancel`
-and the end of stdin are seen while one runs and take effect at its next network evaluation. Voxels travel through
-files. `docs/protocol.md` lists every request and event.
-"""
+"""What each request of `calid serve` may hold, and what is done for it."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
-from calid import __version__
-from calid.errors import CalidError, Cancelled, SettingsError, is_out_of_memory, out_of_memory
+from calid.errors import SettingsError
 from calid.run.settings import OPTIONS, checked, from_json
 
-PROTOCOL = 1
 PROGRESS_INTERVAL_S = 0.1
 SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
 FRAME_NAME = "frame{index:04d}.nrrd"
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
 SETTINGS = tuple(OPTIONS)
-FLAGS = ("overwrite", "raw", "uncertainty")
-MAX_LINE = 1 << 20  # bytes of a request; it holds names of files, and no voxels
+COHORT_SETTINGS = ("factor", "method", "model", "mode", "samples", "steps", "seed", "device", "align", "lax")
+FLAGS = ("overwrite", "raw", "segment", "uncertainty")
 MAX_FRAMES = 10_000  # of a cine whose length an estimate is told
 Request = dict[str, Any]
 Emit = Callable[..., None]
-
-
-def main() -> int:
-    """Serve stdin until it ends. Whatever else prints to stdout is sent to stderr, so that the events stay clean."""
-    events = os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
-    os.dup2(2, 1)
-    Server(events).serve(sys.stdin.buffer)
-    return 0
-
-
-class Server:
-    """Takes requests from lines and answers with events.
-
-    Args:
-        events: where events are written.
-    """
-
-    def __init__(self, events: TextIO) -> None:
-        self._events, self._lock = events, threading.Lock()
-        self._requests: queue.Queue[tuple[Request, threading.Event] | None] = queue.Queue()
-        self._stops: dict[str, threading.Event] = {}
-        self._closed = threading.Event()
-
-    def serve(self, stream: BinaryIO) -> None:
-        """Answer requests until the stream ends or a `shutdown` comes."""
-        logging.getLogger().addHandler(_LogEvents(self.emit))
-        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
-        self.emit("ready", protocol=PROTOCOL, version=__version__)
-        while (waiting := self._requests.get()) is not None:
-            self._answer(*waiting)
-
-    def emit(self, event: str, **values: Any) -> None:
-        """Write one event; a reader that is gone ends the engine."""
-        line = json.dumps({"event": event, **values}, ensure_ascii=True)
-        try:
-            with self._lock:
-                self._events.write(line + "\n")
-                self._events.flush()
-        except (OSError, ValueError):
-            self._closed.set()
-            self._requests.put(None)
-
-    def _read(self, stream: BinaryIO) -> None:
-        """Take in requests until there are no more; whatever the lines hold, their end ends the engine."""
-        try:
-            while (line := stream.readline(MAX_LINE)) and self._take(line, stream):
-                pass
-        finally:
-            self._closed.set()
-            self._requests.put(None)
-
-    def _take(self, line: bytes, stream: BinaryIO) -> bool:
-        """Take in one line; whether there may be more."""
-        if not line.strip():
-            return True
-        try:
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                remedy = "Send names of files, not what is in them."
-                raise _bad_request(f"A line of more than {MAX_LINE} bytes is no request.", remedy)
-            request = _parsed(line)
-        except SettingsError as error:
-            self._refuse(None, error)
-            return True
-        command, name = request["command"], str(request.get("id"))
-        if command == "cancel":
-            self._stops.get(str(request.get("target")), threading.Event()).set()
-        elif command != "shutdown":
-            stop = self._stops[name] = threading.Event()
-            self._requests.put((request, stop))
-        return command != "shutdown"
-
-    def _answer(self, request: Request, stop: threading.Event) -> None:
-        """Serve one request; a cancel that comes after its answer must not stop a later one of the same name."""
-        identity = request.get("id")
-        try:
-            if not stop.is_set():
-                self._work(request, lambda: self._closed.is_set() or stop.is_set())
-            else:
-                self.emit("cancelled", id=identity)
-        finally:
-            if self._stops.get(str(identity)) is stop:
-                del self._stops[str(identity)]
-
-    def _work(self, request: Request, is_cancelled: Callable[[], bool]) -> None:
-        identity = request.get("id")
-        try:
-            answer = _answer_of(request)
-            started = time.monotonic()
-            result = answer(request, is_cancelled, self._emit_for(identity))
-            self.emit("result", id=identity, **{"seconds": round(time.monotonic() - started, 3), **result})
-        except Cancelled:
-            self.emit("cancelled", id=identity)
-        except CalidError as error:
-            self._refuse(identity, error)
-        except Exception as error:
-            if is_out_of_memory(error):
-                return self._refuse(identity, out_of_memory())
-            logging.getLogger("calid").exception("unexpected")
-            self.emit(
-                "error",
-                id=identity,
-                code="internal",
-                message=f"Unexpected {type(error).__name__}: {error}",
-                remedy="Copy the log and report it.",
-            )
-
-    def _refuse(self, identity: Any, error: CalidError) -> None:
-        self.emit("error", id=identity, code=error.code, message=error.message, remedy=error.remedy)
-
-    def _emit_for(self, identity: Any) -> Emit:
-        return lambda event, **values: self.emit(event, id=identity, **values)
-
-
-def _parsed(line: bytes) -> Request:
-    """The request on a line.
-
-    Raises:
-        SettingsError: "bad-request" if there is none.
-    """
-    try:
-        request = json.loads(line.decode("utf-8"))
-        if isinstance(request["command"], str) and _is_name(request.get("id")):
-            return request
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    shown = line.strip()[:200].decode("ascii", "backslashreplace")
-    raise _bad_request(
-        f"Not a request: {shown}", "Send one JSON object with a 'command' per line, its 'id' a text or a number."
-    )
-
-
-def _is_name(identity: Any) -> bool:
-    """Whether an id can be sent back in JSON and told from others."""
-    if isinstance(identity, float):
-        return math.isfinite(identity)
-    return identity is None or isinstance(identity, str | int)
-
-
-class _LogEvents(logging.Handler):
-    """Log records as `log` events."""
-
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(level=logging.INFO)
-        self._emit = emit
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._emit("log", id=None, level=record.levelname.lower(), message=self.format(record))
-
-
 Answer = Callable[[Request, Callable[[], bool], Emit], dict[str, Any]]
 
 
@@ -197,15 +33,22 @@ class Command:
 
     Args:
         answer: does it.
-        required: paths it cannot do without.
-        paths: further paths it takes.
+        required: the fields it cannot do without.
+        reads: paths of files and folders that are read.
+        writes: paths of files and folders that are written.
         others: further fields it takes.
     """
 
     answer: Answer
     required: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> set[str]:
+        """All that it takes."""
+        return {*self.reads, *self.writes, *self.others}
 
     def check(self, request: Request) -> None:
         """A misspelt field would otherwise be a setting that is silently not used.
@@ -216,28 +59,28 @@ class Command:
         """
         missing = [key for key in self.required if not request.get(key)]
         if missing:
-            raise _bad_request(f"The request lacks {', '.join(missing)}.", "Name the file.")
-        known = {"id", "command", *self.required, *self.paths, *self.others}
+            raise bad_request(f"The request lacks {', '.join(missing)}.", "Name the file.")
+        known = {"id", "command", *self.fields}
         unknown = sorted(request.keys() - known)
         if unknown:
-            raise _bad_request(f"The request has unknown fields: {', '.join(unknown)}.", f"Known: {sorted(known)}.")
+            raise bad_request(f"The request has unknown fields: {', '.join(unknown)}.", f"Known: {sorted(known)}.")
         for key, value in request.items():
             if value is not None and key in known - {"id", "command"}:
                 self._check_field(key, value)
 
     def _check_field(self, key: str, value: Any) -> None:
         """Settings are checked by `settings.checked`; paths, flags and numbers here."""
-        if key in (*self.required, *self.paths):
+        if key in (*self.reads, *self.writes):
             if not isinstance(value, str) or not _is_file_name(value):
-                raise _bad_request(f"'{key}' is no path: {str(value)[:200]!r}.", "Send a text.")
+                raise bad_request(f"'{key}' is no path: {str(value)[:200]!r}.", "Send a text.")
         elif key in SETTINGS:
             checked(key, value)
         elif key in FLAGS:
             if not isinstance(value, bool):
-                raise _bad_request(f"'{key}' is neither true nor false: {str(value)[:200]!r}.", "Send one of both.")
+                raise bad_request(f"'{key}' is neither true nor false: {str(value)[:200]!r}.", "Send one of both.")
         elif key == "num_frames" and not (type(value) is int and 1 <= value <= MAX_FRAMES):
             message = f"'num_frames' is {str(value)[:200]!r}."
-            raise _bad_request(message, f"Send a whole number from 1 to {MAX_FRAMES}.")
+            raise bad_request(message, f"Send a whole number from 1 to {MAX_FRAMES}.")
 
 
 def _is_file_name(text: str) -> bool:
@@ -247,18 +90,24 @@ def _is_file_name(text: str) -> bool:
         return False
 
 
-def _bad_request(message: str, remedy: str) -> SettingsError:
+def bad_request(message: str, remedy: str) -> SettingsError:
+    """The error of a request that makes no sense."""
     return SettingsError("bad-request", message, remedy)
 
 
-def _answer_of(request: Request) -> Answer:
+def command_of(request: Request) -> Command:
+    """The command that a request asks for, its fields checked.
+
+    Raises:
+        SettingsError: "unknown-command", or as `Command.check`.
+    """
     name = request["command"]
     if name not in COMMANDS:
         raise SettingsError(
             "unknown-command", f"The command '{name}' is not known.", f"Send one of: {', '.join(COMMANDS)}."
         )
     COMMANDS[name].check(request)
-    return COMMANDS[name].answer
+    return COMMANDS[name]
 
 
 def _path(request: Request, key: str) -> Path | None:
@@ -277,10 +126,12 @@ def _upsample(request: Request, is_cancelled: Callable[[], bool], emit: Emit) ->
         overwrite=bool(request.get("overwrite", False)),
         models_folder=_path(request, "models"),
         series=_series(request),
+        views=_path(request, "views"),
     )
     folder = _path(request, "frames_folder")
     if folder is not None:
-        need_apart(folder / FRAME_NAME.format(index=0), (job.source,))
+        read = [path for path in (job.source, job.views) if path is not None]
+        need_apart(folder / FRAME_NAME.format(index=0), read)
     show_frame = None if folder is None else partial(_show_frame, folder, emit)
     made = job.run(progress=_Throttled(emit), is_cancelled=is_cancelled, on_frame=show_frame, tell=_log_to(emit))
     return {"output": str(job.output), "provenance": made.stack.history}
@@ -320,7 +171,7 @@ def _series(request: Request) -> str | None:
     """The number or UID of a series of the short axis, or None."""
     series = request.get("series")
     if series is not None and (isinstance(series, bool) or not isinstance(series, str | int)):
-        raise _bad_request(f"'series' is no number or UID: {series!r}.", "Send one that `study` lists.")
+        raise bad_request(f"'series' is no number or UID: {series!r}.", "Send one that `study` lists.")
     return None if series is None else str(series)
 
 
@@ -411,6 +262,53 @@ def _segment(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> 
     return {"output": str(output), "provenance": dict(labels.provenance)}
 
 
+def _dicom(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
+    """A dense stack as a derived series of the DICOM files that its acquired slices come from."""
+    from calid.images.dicom_out import check_folder, find_sources, write_series
+    from calid.images.files import read_stack
+
+    source, output, overwrite = Path(request["source"]), Path(request["output"]), bool(request.get("overwrite", False))
+    check_folder(output, overwrite=overwrite, source=source)
+    dense = read_stack(Path(request["input"]))
+    write_series(dense, find_sources(source, dense), output, overwrite=overwrite)
+    return {"output": str(output), "images": dense.num_frames * dense.num_slices}
+
+
+def _cohort(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
+    """Many hearts into one table, as `calid cohort`; a case that fails is told and does not stop the others."""
+    from calid.cohort.command import do_cohort, done_before
+    from calid.cohort.manifest import read_manifest
+    from calid.cohort.work import KEEP, Procedure
+
+    out, keep = Path(request["output"]), request.get("keep") or []
+    if not isinstance(keep, list) or not set(keep) <= set(KEEP):
+        raise bad_request(f"'keep' is {str(keep)[:200]!r}.", f"Send a list of some of {', '.join(KEEP)}.")
+    workers = request.get("workers")
+    if workers is not None and type(workers) is not int:
+        raise bad_request(f"'workers' is {str(workers)[:200]!r}.", "Send a whole number.")
+    manifest = Path(request["input"])
+    cases = read_manifest(manifest)
+    before = done_before(cases, out)
+    failed: list[str] = []
+    done = len(before)
+
+    def on_done(name: str, outcome: str) -> None:
+        nonlocal done
+        done += 1
+        failed.extend([name] if outcome == "failed" else [])
+        emit("case", name=name, outcome=outcome, done=done, cases=len(cases), failed=len(failed))
+
+    procedure = Procedure(
+        settings=from_json(request),
+        is_segmented=request.get("segment", True) is not False,
+        keep=tuple(name for name in KEEP if name in keep and name != "figures"),
+        models_folder=_path(request, "models"),
+    )
+    emit("case", name=None, outcome=None, done=done, cases=len(cases), failed=0)
+    do_cohort(manifest, cases, procedure, out, workers=workers, on_done=on_done, is_cancelled=is_cancelled)
+    return {"table": str(out / "cohort.csv"), "cases": len(cases), "before": len(before), "failed": failed}
+
+
 def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
     """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
     from calid.heart.surfaces import left_out, surfaces, write_surface
@@ -430,13 +328,40 @@ def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
 
 COMMANDS = {
     "upsample": Command(
-        _upsample, ("input", "output"), ("uncertainty", "frames_folder", "models"), ("overwrite", "series", *SETTINGS)
+        _upsample,
+        required=("input", "output"),
+        reads=("input", "views", "models"),
+        writes=("output", "uncertainty", "frames_folder"),
+        others=("overwrite", "series", *SETTINGS),
     ),
     "segment": Command(
-        _segment, ("input", "output"), ("surfaces_folder", "models"), ("raw", "device", "overwrite", "series")
+        _segment,
+        required=("input", "output"),
+        reads=("input", "models"),
+        writes=("output", "surfaces_folder"),
+        others=("raw", "device", "overwrite", "series"),
     ),
-    "check": Command(_check, ("input",), (), ("series",)),
-    "study": Command(_study, ("input",), ("folder",), ("series",)),
-    "estimate": Command(_estimate, ("input",), ("models",), ("uncertainty", "num_frames", "series", *SETTINGS)),
-    "info": Command(_info, (), ("models",), ("device",)),
+    "check": Command(_check, required=("input",), reads=("input",), others=("series",)),
+    "study": Command(_study, required=("input",), reads=("input",), writes=("folder",), others=("series",)),
+    "estimate": Command(
+        _estimate,
+        required=("input",),
+        reads=("input", "models"),
+        others=("uncertainty", "num_frames", "series", *SETTINGS),
+    ),
+    "dicom": Command(
+        _dicom,
+        required=("input", "source", "output"),
+        reads=("input", "source"),
+        writes=("output",),
+        others=("overwrite",),
+    ),
+    "cohort": Command(
+        _cohort,
+        required=("input", "output"),
+        reads=("input", "models"),
+        writes=("output",),
+        others=("keep", "workers", "segment", *COHORT_SETTINGS),
+    ),
+    "info": Command(_info, reads=("models",), others=("device",)),
 }
