@@ -6,8 +6,10 @@ import atexit
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import slicer
 
 from . import Inputs, Installation
@@ -22,6 +24,7 @@ from .Settings import RunSettings
 from .Workspace import Workspace, removeStale
 
 POLL_S = 0.02
+TRIAL_FRAMES = 4
 
 
 class Quiet:
@@ -200,7 +203,8 @@ class Reconstruction:
     ) -> str | None:
         """Ask what a run of these settings would take; the temporary file is gone when the answer is there.
 
-        One frame is sent with the number of all, because writing a whole cine would hold up the panel.
+        A few frames are sent with the number of all, because writing a whole cine would hold up the panel; in them the
+        engine sees where the heart moves.
         """
         from calid.images import files
 
@@ -209,14 +213,16 @@ class Reconstruction:
         transform = (chosen.volume or chosen.reference).GetParentTransformNode()
         roi = Inputs.regionInVoxels(settings.region, chosen.reference, transform)
         workspace = Workspace()
-        path = workspace.file("input.nrrd")
+        few = np.unique(np.linspace(0, stack.num_frames - 1, TRIAL_FRAMES).astype(int))
+        part = replace(stack, voxels=stack.voxels[few], frame_times_ms=stack.frame_times_ms[few])
+        path = workspace.file("input.nrrd" if len(few) == 1 else "input.seq.nrrd")
 
         def answered(event, reason) -> None:
             workspace.remove()
             onAnswer(event, reason)
 
         try:
-            files.write_stack(stack.frame(0), path)
+            files.write_stack(part, path)
             request = settings.request(path, roi=roi)
             fields = {"uncertainty": settings.uncertainty, "num_frames": stack.num_frames}
             return self.ask("estimate", answered, **fields, **request)

@@ -236,6 +236,9 @@ def stageText(stage: str) -> str:
     level = re.fullmatch(r"level (\d+) of (\d+)", stage)
     if level:
         return _("Filling the gaps, round {number} of {count}").format(number=level[1], count=level[2])
+    guided = re.fullmatch(r"guided by long-axis images, level (\d+) of (\d+)", stage)
+    if guided:
+        return _("Following the long-axis images, round {number} of {count}").format(number=guided[1], count=guided[2])
     moved = re.fullmatch(r"(sending|receiving) (\d+) of (\d+) MB", stage)
     if moved:
         text = _("Sending {done} of {size} MB") if moved[1] == "sending" else _("Receiving {done} of {size} MB")

@@ -43,6 +43,7 @@ class Panel:
     def __init__(self, ui, logic: Reconstruction, installation: Installation.Installation | None = None) -> None:
         self.ui, self.logic = ui, logic
         self.parameters = None
+        self._doneInput: str | None = None
         self._log = PrivateLog()
         self.results = ResultPanel(ui, self.log)
         self.input = InputPanel(ui, self.log, onChosen=lambda _node: self.results.leaveComparison())
@@ -122,6 +123,7 @@ class Panel:
         """Bring texts and buttons up to date with the parameters, the scene and the run."""
         if self.parameters is None:
             return
+        self._forgetDone()
         self.input.check()
         self.input.prepareRegion()
         self._showLicense()
@@ -129,6 +131,13 @@ class Panel:
         self._showButtons()
         self.results.setInput(self.parameters.inputNode)
         self.estimate.schedule()
+
+    def _forgetDone(self) -> None:
+        """A run that went well is no news of another input."""
+        node = self.parameters.inputNode
+        if self._doneInput is not None and (node.GetID() if node is not None else "") != self._doneInput:
+            self._doneInput = None
+            show(self.ui.statusLabel, "")
 
     def _onStudyLoaded(self, node) -> None:
         if self.parameters is not None and node is not None:
@@ -195,7 +204,7 @@ class Panel:
             show(self.ui.statusLabel, text, Level.WARNING)
             return
         self.estimate.withdraw()
-        self._startTime = time.monotonic()
+        self._startTime, self._doneInput = time.monotonic(), None
         show(self.ui.statusLabel, "")
         settings = self._settings()
         self.log("info", _("Run: {settings}").format(settings=settings.summary()))
@@ -248,6 +257,8 @@ class Panel:
     def finished(self, result: RunResult) -> None:
         took = timeText(time.monotonic() - self._startTime)
         self._ended(_("Done in {time}.").format(time=took), Level.WARNING if result.warnings else Level.INFO)
+        node = self.parameters.inputNode if self.parameters is not None else None
+        self._doneInput = node.GetID() if node is not None else None
         for warning in result.warnings:
             self.log("warning", warning)
         self.results.setResult(result, isShown=self.parameters is not None)

@@ -115,8 +115,7 @@ class ResultPanel(VTKObservationMixin):
         self._comparing.refresh()
         self._figures.refresh()
         self._showText()
-        shifts = self._shifts
-        self.ui.alignButton.visible = shifts is not None and shifts.isNoticeable and not shifts.areApplied
+        self._showShifts()
         self.ui.show3DButton.enabled = bool(result and result.segmentation)
         setChecked(self.ui.show3DButton, self._isShownIn3D())
         self.ui.removeButton.enabled = isThere
@@ -230,6 +229,14 @@ class ResultPanel(VTKObservationMixin):
     def _shifts(self) -> Shifts | None:
         return shiftsOf(readProvenance(self.result.node)) if self.result is not None else None
 
+    def _showShifts(self) -> None:
+        """How far the slices are off, and the click that corrects it where that is worth it."""
+        shifts = self._shifts
+        isOff = shifts is not None and shifts.isNoticeable and not shifts.areApplied
+        show(self.ui.shiftsLabel, shifts.text() if shifts else "", Level.WARNING if isOff else Level.INFO)
+        self.ui.shiftsLabel.visible = shifts is not None
+        self.ui.alignButton.visible = isOff
+
     def _showText(self) -> None:
         if self.result is None:
             show(self.ui.resultLabel, _("No result yet."))
@@ -243,12 +250,10 @@ class ResultPanel(VTKObservationMixin):
             else _("'{name}': generated slices are synthetic, acquired ones unchanged.")
         )
         lines = [line.format(name=name)]
-        lines += [shifts.text()] if shifts is not None else []
         guides = [Inputs.resolve(node).name for node in LongAxisFiles.guides(self.result)]
         lines += [_("Guided by {views}, which are no proof of it.").format(views=", ".join(guides))] if guides else []
         lines += self.result.warnings
         if problem is not None:
             lines.append(problem.text())
-        doubtful = self.result.warnings or (shifts is not None and shifts.isNoticeable and not areMoved)
-        level = Level.ERROR if problem else Level.WARNING if doubtful else Level.INFO
+        level = Level.ERROR if problem else Level.WARNING if self.result.warnings else Level.INFO
         show(self.ui.resultLabel, "\n".join(lines), level)

@@ -120,13 +120,13 @@ def test_slices_that_are_off_are_said_and_one_click_corrects_them(opened):
     panel = opened(telling(alignment=alignment([0, 0.4, -3.1])))
     panel.parameters.inputNode = sax
     panel.run()
-    assert "Slices are off by up to 3.1 mm (slice 3" in panel.ui.resultLabel.text
-    assert panel.ui.resultLabel.text.startswith("\u26a0")
+    assert "Slices are off by up to 3.1 mm (slice 3" in panel.ui.shiftsLabel.text
+    assert panel.ui.shiftsLabel.text.startswith("\u26a0")
     assert panel.ui.alignButton.visible
     panel.ui.alignButton.click()
     panel.until(lambda: not panel.panel.isRunning)
     assert panel.parameters.correctShifts
-    assert "moved by up to 3.1 mm" in panel.ui.resultLabel.text
+    assert "moved by up to 3.1 mm" in panel.ui.shiftsLabel.text
     assert "acquired ones unchanged" not in panel.ui.resultLabel.text
     assert not panel.ui.alignButton.visible
 
@@ -136,8 +136,8 @@ def test_slices_that_fit_ask_for_nothing(opened):
     panel = opened(telling(alignment=alignment([0, 0.4, 0.6])))
     panel.parameters.inputNode = sax
     panel.run()
-    assert "up to 0.6 mm" in panel.ui.resultLabel.text
-    assert not panel.ui.resultLabel.text.startswith("\u26a0")
+    assert "up to 0.6 mm" in panel.ui.shiftsLabel.text
+    assert not panel.ui.shiftsLabel.text.startswith("\u26a0")
     assert not panel.ui.alignButton.visible
 
 
