@@ -4,8 +4,8 @@
                                               [--lax auto|off] [--folder FOLDER]
 
 The panel is the real .ui and widget under the test host's stand-ins for Slicer's own widgets; the views are drawn by
-Slicer's own displayable managers. The method used is written on the picture. The long-axis images do not guide the result
-unless asked for: they stand beside it, and one that guided it would prove nothing.
+Slicer's own displayable managers. The method used is written on the picture. The long-axis images do not guide the
+result unless asked for: they stand beside it, and one that guided it would prove nothing.
 """
 
 from __future__ import annotations

@@ -190,7 +190,9 @@ def _do_all(
     gpus = _gpus(procedure.settings.device)
     count = _workers(workers, len(gpus))
     threads = max(1, _cores() // count)
-    run_here(cases, procedure, out, workers=count, threads=threads, gpus=gpus, on_done=on_done, is_cancelled=is_cancelled)
+    run_here(
+        cases, procedure, out, workers=count, threads=threads, gpus=gpus, on_done=on_done, is_cancelled=is_cancelled
+    )
 
 
 def _need_models(procedure: Procedure) -> None:
