@@ -27,7 +27,7 @@ START_TIMEOUT_S = 90.0
 def warmLogic():
     """One engine for all tests of this file, as in the application: its start takes seconds."""
     preferences = Preferences()
-    preferences.interpreter = preferences.modelsFolder = ""
+    preferences.interpreter = preferences.modelsFolder = preferences.remoteHost = ""
     made = MODULE.CaLIDReconstructLogic(preferences)
     yield made
     made.close()
@@ -181,6 +181,22 @@ def test_the_sample_button_loads_the_demo_case_and_it_can_be_upsampled(widget):
     until(lambda: not widget.panel.isRunning)
     assert "Done" in widget.ui.statusLabel.text
     assert len(widget.panel.results.planes()) >= 2
+
+
+def test_the_report_button_writes_a_page_of_the_result(widget, monkeypatch, tmp_path):
+    volume, _ = hearts.addPicture(name="DOE^JANE")
+    chooseLinear(widget, volume, Factor.X2)
+    widget.ui.upsampleButton.click()
+    until(lambda: not widget.panel.isRunning)
+    path = tmp_path / "report.html"
+    monkeypatch.setattr(widget.panel.reportExport, "chooseFile", lambda: str(path))
+    widget.ui.reportButton.click()
+    until(lambda: not widget.panel.reportExport.isBusy, timeout_s=300)
+    assert "report is written" in widget.ui.statusLabel.text, widget.ui.statusLabel.text
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") or "<html" in page[:200].lower()
+    assert "linear" in page
+    assert "DOE" not in page.split("<script")[0]
 
 
 def test_closing_the_panel_ends_the_engine(widget, logic):
