@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 KEY = "alignment"
 NOTICEABLE_MM = 2.0
+SMALLEST_MM = 0.05  # less would be told as 0.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Shifts:
     def text(self) -> str:
         """One sentence."""
         judges = _("{count} long-axis images").format(count=self.views) if self.views else _("the slices beside it")
+        if self.worst_mm < SMALLEST_MM:
+            return _("No slice is off (judged by {judges}).").format(judges=judges)
         words = (
             _("Slices were moved by up to {mm} mm within their planes (slice {number}; judged by {judges}).")
             if self.areApplied

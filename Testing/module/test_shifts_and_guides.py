@@ -68,6 +68,7 @@ def test_shifts_are_told_as_the_engine_judges_them(shifts, uncertainty):
     assert f"{oracle.worst_mm:.1f} mm" in found.text()
     assert f"slice {found.where};" in found.text()
     assert shiftsOf({}) is None
+    assert "No slice is off" in shiftsOf({"alignment": alignment([0.0, 0.0])}).text()
 
 
 def test_the_long_axis_images_of_the_scene_go_along_under_names_of_their_own(opened):
