@@ -189,8 +189,8 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatc
 
 def test_two_recipes_are_not_at_work_in_one_folder(tmp_path, capsys):
     """Nor does the lock stay behind when its owner is killed."""
-    owner = f"import time; from filelock import FileLock; FileLock({str(tmp_path / 'recipe.lock')!r}).acquire(); "
-    owner += "print('mine', flush=True); time.sleep(120)"
+    owner = f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'recipe.lock')!r}); lock.acquire(); "
+    owner += "print('mine', flush=True); import time; time.sleep(120)"
     with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout.readline() == "mine\n"
         assert cook([], tmp_path) == 2
