@@ -1,8 +1,8 @@
-"""Do two source trees make the same voxels? `python Testing/compare_engines.py OLD NEW`.
+"""Do two source trees make the same voxels? `python Testing/compare_engines.py OLD NEW [--models FOLDER]`.
 
-Each tree's own `calid upsample`, with its own models, makes small regions of the demo case dense: a static stack and a
-cine, by CaLID, CaLID+, fidelity, with the uncertainty, over time, frame by frame and linear. Every voxel is compared.
-Exit code 0 if all agree.
+Each tree's own `calid upsample`, with its own models or, where these differ, with those of one folder, makes small
+regions of the demo case dense: a static stack and a cine, by CaLID, CaLID+, fidelity, with the uncertainty, over time,
+frame by frame and linear. Every voxel is compared. Exit code 0 if all agree.
 
 Networks run on one thread, so that a difference is one of the code.
 """
@@ -67,14 +67,15 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def made(tree: Path, cases: Sequence[Case], folder: Path) -> list[list[np.ndarray]]:
+def made(tree: Path, cases: Sequence[Case], folder: Path, models: Path | None) -> list[list[np.ndarray]]:
     """What a tree's engine makes of every case, in one process."""
+    chosen = [] if models is None else ["--models", str(models.resolve())]
     folder.mkdir()
     outputs, commands = [], []
     for number, case in enumerate(cases):
         paths = [folder / f"{number}.nrrd", folder / f"{number}-uncertainty.nrrd"][: 1 + case.uncertainty]
         spread = ["--uncertainty", str(paths[1])] if case.uncertainty else []
-        commands.append(["upsample", str(tree / DEMO), str(paths[0]), *REGION, *case.arguments, *spread])
+        commands.append(["upsample", str(tree / DEMO), str(paths[0]), *REGION, *chosen, *case.arguments, *spread])
         outputs.append(paths)
     environment = os.environ | {"PYTHONPATH": str(tree / "CaLIDReconstruct"), "OMP_NUM_THREADS": "1"}
     subprocess.run(
@@ -101,10 +102,13 @@ def main() -> int:
     parser.add_argument("old", type=Path, help="source tree to compare with")
     parser.add_argument("new", type=Path, help="source tree that should make the same")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="models for both trees, instead of their own")
     options = parser.parse_args()
     cases = [case for case in CASES if options.only in case.name]
     with tempfile.TemporaryDirectory() as folder:
-        old, new = (made(getattr(options, side).resolve(), cases, Path(folder, side)) for side in ("old", "new"))
+        old, new = (
+            made(getattr(options, side).resolve(), cases, Path(folder, side), options.models) for side in ("old", "new")
+        )
     said = [difference(before, after) for before, after in zip(old, new, strict=True)]
     for case, voxels, found in zip(cases, new, said, strict=True):
         print(f"{case.name:40} {sum(x.size for x in voxels):9} voxels  {found or 'identical'}")

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,25 @@ def test_what_cannot_be_is_refused_before_any_case(tmp_path, capsys, wrong):
     assert not list((tmp_path / "out").glob("cases/*"))
 
 
+def test_two_runs_at_one_case_do_not_disturb_each_other_and_dead_ones_are_swept(tmp_path):
+    """As after a job that still runs is queued again."""
+    store = Store(tmp_path / "out")
+    store.begin(BARE.as_json(), ["A"])
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    with store.working_folder() as mine:
+        left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-"))
+        left.mkdir()
+        with store.working_folder() as theirs:
+            assert not left.exists()
+            for folder in (mine, theirs):
+                (folder / "results").mkdir()
+                (folder / "results" / "figures.json").write_text("{}")
+                store.finish("A", folder / "results")
+    store.sweep()
+    assert store.status() == (["A"], {}, [])
+    assert not (tmp_path / "out" / "working").exists()
+
+
 def test_results_are_not_put_among_the_cases(tmp_path, capsys):
     folder = hearts(tmp_path / "out", 1)
     assert main(["cohort", str(folder), str(folder), "--method", "linear", "--no-segment"]) == 2
@@ -254,6 +274,26 @@ def test_no_table_replaces_the_manifest_and_no_result_lies_in_an_input(tmp_path,
     assert main(["cohort", str(moved), str(moved.parent), *words]) == 2
     assert "is an input" in capsys.readouterr().err.splitlines()[-1]
     assert moved.read_text().startswith("case,path")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the script is one for bash")
+def test_the_tasks_of_the_slurm_script_do_all_cases_once_and_a_failed_case_is_no_failed_task(tmp_path):
+    folder = hearts(tmp_path / "in", 2)
+    (folder / "broken.nrrd").write_text("no volume")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "calid"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m calid "$@"\n')
+    command.chmod(0o755)
+    script = Path(__file__).parents[2] / "examples" / "slurm-array.sh"
+    for task in (1, 2):
+        asked = [str(folder), str(tmp_path / "out"), "--method", "linear", "--factor", "2", "--no-segment"]
+        environment = os.environ | {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2"}
+        subprocess.run(["bash", str(script), *asked], env=environment, check=True, capture_output=True)
+        done = sorted(path.name for path in (tmp_path / "out" / "cases").iterdir())
+        assert done == (["heart01"] if task == 1 else ["heart00", "heart01"])
+    assert [row["case"] for row in table(tmp_path / "out" / "cohort.csv")] == ["heart00", "heart01"]
+    assert [row["case"] for row in table(tmp_path / "out" / "failures.csv")] == ["broken"]
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------

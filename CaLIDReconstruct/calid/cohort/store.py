@@ -7,7 +7,7 @@
     OUT/cohort.csv, OUT/failures.csv   made from these files, at any time, by anybody
 
 There is no lock and no database: whatever is killed at whatever moment leaves whole cases and some rubbish in
-`working`, which the next attempt at the case sweeps away.
+`working`, which the next run sweeps away. Two runs at one case at once, as after a job is queued again, do it twice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import csv
 import io
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from typing import Any
 from calid.cohort.row import COLUMNS, row_of
 from calid.errors import InputError, OutputError, SettingsError
 from calid.heart.figures import read_figures
-from calid.images.whole_file import whole_file
+from calid.images import whole_file
 
 FIGURES_NAME = "figures.json"
 
@@ -95,11 +94,10 @@ class Store:
         return (self._cases / name / FIGURES_NAME).is_file()
 
     @contextmanager
-    def working_folder(self, name: str) -> Iterator[Path]:
-        """An empty folder for a case under way; what earlier attempts left is swept, and so is this one at the end."""
-        for rubbish in self._working.glob(f"{_escaped(name)}.*"):
-            shutil.rmtree(rubbish, ignore_errors=True)
-        folder = self._working / f"{name}.{secrets.token_hex(4)}"
+    def working_folder(self) -> Iterator[Path]:
+        """An empty folder for a case under way; what dead processes left is swept, and so is this one at the end."""
+        whole_file.sweep(self._working)
+        folder = self._working / whole_file.temporary_name(".case")
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -135,7 +133,8 @@ class Store:
             )
 
     def sweep(self) -> None:
-        """Remove the folder of cases under way, if nobody is at work."""
+        """Remove what dead processes left, and the folder of cases under way if nobody is at work."""
+        whole_file.sweep(self._working)
         with suppress(OSError):
             self._working.rmdir()
 
@@ -163,7 +162,7 @@ class Store:
 
     @staticmethod
     def _write(path: Path, text: str) -> None:
-        with whole_file(path, (path.suffix,), overwrite=True) as draft:
+        with whole_file.whole_file(path, (path.suffix,), overwrite=True) as draft:
             draft.write_text(text, encoding="utf-8", newline="")
 
 
@@ -173,7 +172,3 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "[]*?" else letter for letter in name)

@@ -71,7 +71,7 @@ def do_case(case: CohortCase, procedure: Procedure, out: Path) -> str:
     """
     store = Store(out)
     try:
-        with store.working_folder(case.name) as folder:
+        with store.working_folder() as folder:
             results, scratch = folder / "results", folder / "scratch"
             results.mkdir()
             scratch.mkdir()
