@@ -10,7 +10,7 @@ import numpy as np
 import slicer
 import vtk
 from calid.geometry import LONG_AXIS_DEGREES, lps_to_ras, ras_to_lps
-from calid.heart.longaxis import derive_planes, heart_centre
+from calid.heart.longaxis import derive_planes, heart_center
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
@@ -140,7 +140,7 @@ def _crosses(imageMatrix: np.ndarray, stackMatrix: np.ndarray, size: np.ndarray)
 def _heartCenter(planes: Sequence[np.ndarray], stackMatrix: np.ndarray, size: np.ndarray) -> np.ndarray:
     """(3,) RAS: where the long-axis planes and the stack's middle slice meet."""
     stack = _emptyStack(stackMatrix, size)
-    centre_lps = heart_centre(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
+    centre_lps = heart_center(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
     return lps_to_ras(np.eye(4))[:3, :3] @ centre_lps
 
 

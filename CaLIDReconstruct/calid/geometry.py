@@ -1,7 +1,7 @@
 """Planes in patient space, their order and gaps, and affines: pure maths, and the only place where LPS becomes RAS.
 
-Points are LPS millimetres (x to the patient's Left, y to Posterior, z to Superior), pixel indices count from 0 at the
-pixel's centre, and an affine maps (column, row, slice, 1) to LPS.
+Points are LPS millimeters (x to the patient's Left, y to Posterior, z to Superior), pixel indices count from 0 at the
+pixel's center, and an affine maps (column, row, slice, 1) to LPS.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from calid.stack import Stack
 
 PARALLEL_TOLERANCE_DEGREES = 0.5
 LONG_AXIS_DEGREES = 45.0  # an image tilted by at least this against the short-axis slices is a long-axis view
-"""Half a degree lifts a pixel 60 mm from the centre by half a millimetre, less than half a pixel."""
+"""Half a degree lifts a pixel 60 mm from the center by half a millimeter, less than half a pixel."""
 
 GAP_TOLERANCE = 0.05
 """Gaps may differ from their median by this share of it; scanners write positions to about 0.001 mm."""
 
 SAME_POSITION_MM = 0.05
-"""Planes nearer than this are one position: slices are millimetres apart, rounding errors are microns."""
+"""Planes nearer than this are one position: slices are millimeters apart, rounding errors are microns."""
 
 LATERAL_TOLERANCE_PIXELS = 0.5
 """How far a slice may lie beside the straight line through the others before an affine would misplace its pixels."""
@@ -37,7 +37,7 @@ class Plane:
     """One image plane: where its pixels lie in the patient.
 
     Args:
-        origin_lps: (3,) mm, centre of the pixel in column 0, row 0.
+        origin_lps: (3,) mm, center of the pixel in column 0, row 0.
         row_lps: (3,) unit vector along a row, that is towards growing columns.
         column_lps: (3,) unit vector along a column, that is towards growing rows.
         spacing_mm: (2,) distance between columns, distance between rows.
@@ -57,7 +57,7 @@ class Plane:
         return normal / np.linalg.norm(normal)
 
     @property
-    def centre_lps(self) -> np.ndarray:
+    def center_lps(self) -> np.ndarray:
         """(3,) LPS mm of the middle of the image."""
         column, row = (np.array(self.size) - 1) / 2
         return self.to_lps(np.array([column, row]))
@@ -159,8 +159,8 @@ def typical_plane(planes: Sequence[Plane]) -> int:
 
 
 def positions_along(normal: np.ndarray, planes: Sequence[Plane]) -> np.ndarray:
-    """(n,) mm: where each plane's centre lies along a normal, measured from the patient origin."""
-    return np.array([plane.centre_lps @ normal for plane in planes])
+    """(n,) mm: where each plane's center lies along a normal, measured from the patient origin."""
+    return np.array([plane.center_lps @ normal for plane in planes])
 
 
 def order_along_normal(planes: Sequence[Plane]) -> np.ndarray:
@@ -264,7 +264,7 @@ def cropped_affine(affine: np.ndarray, first_index: Sequence[int]) -> np.ndarray
     return cropped
 
 
-def heart_centre(stack: Stack, planes: Sequence[Stack]) -> np.ndarray:
+def heart_center(stack: Stack, planes: Sequence[Stack]) -> np.ndarray:
     """(3,) LPS mm: the point nearest to all long-axis planes in the middle of the short-axis slab.
 
     Long-axis planes are planned through the heart, so it lies where they meet; the middle of the short-axis image

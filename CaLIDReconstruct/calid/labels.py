@@ -1,4 +1,4 @@
-"""The labels of a segmented heart: values, names, colours and terminology, as 3D Slicer knows them."""
+"""The labels of a segmented heart: values, names, colors and terminology, as 3D Slicer knows them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Label:
-    """One labelled structure.
+    """One labeled structure.
 
     Args:
         value: of its voxels.

@@ -193,13 +193,13 @@ def five_dimensions(folder):
     return nrrd(folder, voxels=voxels, space_origin=None, **fields)
 
 
-@damage("colour-pixels", "colours")
+@damage("color-pixels", "colors")
 def a_colour_volume(folder):
     sitk.WriteImage(sitk.Image([24, 18, 5], sitk.sitkVectorUInt8, 3), str(folder / "a.mha"))
     return folder / "a.mha"
 
 
-@damage("colour-pixels", "colours")
+@damage("color-pixels", "colors")
 def a_colour_nrrd(folder):
     voxels = np.zeros((5, 18, 24, 3), np.int16)
     directions = "none (1.5,0,0) (0,1.4,0) (0,0,8)"
@@ -375,7 +375,7 @@ def quadruple_precision(folder):
     return nifti(folder, 70, struct.pack("<hh", 1536, 128))
 
 
-@damage("colour-pixels", "colours")
+@damage("color-pixels", "colors")
 def a_colour_nifti(folder):
     return nifti(folder, 70, struct.pack("<hh", 128, 24))
 
@@ -825,7 +825,7 @@ def a_letter_among_dicom_files(folder):
     return folder
 
 
-@damage("colour-pixels", "colours")
+@damage("color-pixels", "colors")
 def colour_dicom(folder):
     tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
     return dicom(folder, lambda _t, _z: tags)

@@ -25,7 +25,7 @@ def turned(plane: Plane, degrees: float, axis: np.ndarray) -> Plane:
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     return Plane(
-        origin_lps=plane.centre_lps + rotation @ (plane.origin_lps - plane.centre_lps),
+        origin_lps=plane.center_lps + rotation @ (plane.origin_lps - plane.center_lps),
         row_lps=rotation @ plane.row_lps,
         column_lps=rotation @ plane.column_lps,
         spacing_mm=plane.spacing_mm,

@@ -248,7 +248,7 @@ def test_the_heart_lies_where_the_long_axis_planes_meet():
         across = np.cos(angle) * stack.directions_lps[:, 0] + np.sin(angle) * stack.directions_lps[:, 1]
         directions = np.stack([across, along, np.cross(across, along)], axis=1)
         planes.append(Stack(np.zeros((1, 1, 8, 8)), phantoms.affine((1, 1, 6), directions, target - 3 * along)))
-    np.testing.assert_allclose(longaxis.heart_centre(stack, planes), target, atol=0.5)
+    np.testing.assert_allclose(longaxis.heart_center(stack, planes), target, atol=0.5)
 
 
 def view_angle_deg(plane: Stack, seed: int) -> float:

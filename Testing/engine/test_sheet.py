@@ -61,7 +61,7 @@ def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):
     views, columns = study
     sparse = columns[0].stack
     for view in views:
-        centre = longaxis.heart_centre(sparse, [view.stack])
+        centre = longaxis.heart_center(sparse, [view.stack])
         upright = sheet.upright_plane(view.stack, sparse, centre)
         normal = view.stack.directions_lps[:, 2]
         assert upright.directions_lps[:, 2] @ normal == pytest.approx(1, abs=1e-9)
@@ -74,7 +74,7 @@ def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):
 def test_an_upright_plane_shows_the_acquired_image_itself(study):
     views, columns = study
     sparse = columns[0].stack
-    upright = sheet.upright_plane(views[0].stack, sparse, longaxis.heart_centre(sparse, [views[0].stack]))
+    upright = sheet.upright_plane(views[0].stack, sparse, longaxis.heart_center(sparse, [views[0].stack]))
     fine = longaxis.cut(columns[2].stack, upright)[0]
     inside = np.isfinite(fine) & (upright.voxels[0, 0] > 0)
     assert np.corrcoef(fine[inside], upright.voxels[0, 0][inside])[0, 1] > 0.985

@@ -31,7 +31,7 @@ class Procedure:
     Args:
         settings: settings of the upsampling.
         is_upsampled: whether slices are filled in; else the acquired ones are measured.
-        is_segmented: whether the ventricles are labelled and measured.
+        is_segmented: whether the ventricles are labeled and measured.
         is_tried: whether the model is tried on left-out slices.
         has_report: whether a report is written.
         keep: what stays beside the figures, some of `KEEP`: the dense stack, its labels, the surfaces of every frame,

@@ -90,7 +90,7 @@ def signed_distance(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, -float(np.hypot(*(np.array(mask.shape[::-1]) * spacing_mm))))
     sampling = spacing_mm[::-1]
-    half = spacing_mm.min() / 2  # the outline runs between pixel centres
+    half = spacing_mm.min() / 2  # the outline runs between pixel centers
     inside = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=sampling)[1:-1, 1:-1]
     outside = ndimage.distance_transform_edt(~mask, sampling=sampling)
     return np.where(mask, inside - half, half - outside)
@@ -187,13 +187,13 @@ class HeartAxes:
     """The heart's own frame in patient space, from labels.
 
     Args:
-        centre_lps: (3,) mm, the middle of the LV cavity.
+        center_lps: (3,) mm, the middle of the LV cavity.
         apexward: (3,) unit vector along the LV long axis, base to apex.
         septal: (3,) unit vector across the axis, towards the middle of the septum.
         anterior: (3,) unit vector across both, towards the anterior wall.
     """
 
-    centre_lps: np.ndarray
+    center_lps: np.ndarray
     apexward: np.ndarray
     septal: np.ndarray
     anterior: np.ndarray
@@ -206,26 +206,26 @@ def heart_axes(labels: Stack) -> HeartAxes:
         InputError: no-left-ventricle, unclear-apex or no-right-ventricle.
     """
     frame = labels.voxels[(labels.voxels == LV).sum(axis=(1, 2, 3)).argmax()]
-    centre, axis = _lv_axis(labels, frame)
+    center, axis = _lv_axis(labels, frame)
     apexward = axis * _apexward_sign(labels, frame, axis)
-    septal = _across(_septum_lps(labels, frame, centre, apexward) - centre, apexward)
-    return HeartAxes(centre, apexward, septal, np.cross(septal, apexward))
+    septal = _across(_septum_lps(labels, frame, center, apexward) - center, apexward)
+    return HeartAxes(center, apexward, septal, np.cross(septal, apexward))
 
 
 def _lv_axis(labels: Stack, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and direction of the line through the LV cavity's centroids, slice by slice."""
+    """Center and direction of the line through the LV cavity's centroids, slice by slice."""
     slices = [index for index in range(frame.shape[0]) if (frame[index] == LV).any()]
     if len(slices) < _MIN_LV_SLICES:
         raise InputError(
             "no-left-ventricle",
-            f"Long-axis planes need the LV cavity in {_MIN_LV_SLICES} slices or more; it is labelled in {len(slices)}.",
+            f"Long-axis planes need the LV cavity in {_MIN_LV_SLICES} slices or more; it is labeled in {len(slices)}.",
             "Load acquired long-axis images instead, or a stack that covers the ventricle.",
         )
     centroids = np.array([_points(labels, frame == LV, index).mean(axis=0) for index in slices])
     weights = np.sqrt([(frame[index] == LV).sum() for index in slices])
-    centre = np.average(centroids, axis=0, weights=weights)
-    axis = np.linalg.svd((centroids - centre) * weights[:, None])[2][0]
-    return centre, axis
+    center = np.average(centroids, axis=0, weights=weights)
+    axis = np.linalg.svd((centroids - center) * weights[:, None])[2][0]
+    return center, axis
 
 
 def _apexward_sign(labels: Stack, frame: np.ndarray, axis: np.ndarray) -> float:
@@ -241,28 +241,28 @@ def _apexward_sign(labels: Stack, frame: np.ndarray, axis: np.ndarray) -> float:
     return float(np.sign((first - last) * (labels.directions_lps[:, 2] @ axis)))
 
 
-def _septum_lps(labels: Stack, frame: np.ndarray, centre: np.ndarray, apexward: np.ndarray) -> np.ndarray:
+def _septum_lps(labels: Stack, frame: np.ndarray, center: np.ndarray, apexward: np.ndarray) -> np.ndarray:
     """(3,) a point in the direction of the mid septum: midway between the RV insertions, as angles about the LV axis.
 
-    Without a wall between the ventricles (myocardium unlabelled) the RV's centroid stands in for it.
+    Without a wall between the ventricles (myocardium unlabeled) the RV's centroid stands in for it.
     """
     right = _points(labels, frame == RV)
-    offset = 0.0 if not len(right) else np.linalg.norm(_perpendicular(right.mean(axis=0) - centre, apexward))
+    offset = 0.0 if not len(right) else np.linalg.norm(_perpendicular(right.mean(axis=0) - center, apexward))
     if offset < _MIN_RV_OFFSET_MM:
         raise InputError(
             "no-right-ventricle",
-            f"Long-axis planes are turned by the right ventricle, and {len(right)} voxels of it are labelled "
+            f"Long-axis planes are turned by the right ventricle, and {len(right)} voxels of it are labeled "
             f"{offset:.0f} mm beside the LV axis; at least {_MIN_RV_OFFSET_MM:.0f} mm are needed.",
             "Load acquired long-axis images instead, or segment the right ventricle.",
         )
-    towards = _across(right.mean(axis=0) - centre, apexward)
+    towards = _across(right.mean(axis=0) - center, apexward)
     beside = ndimage.binary_dilation(frame == RV, _WITHIN_SLICE) & (frame == WALL)
     if not beside.any():
-        return centre + towards
-    across = _points(labels, beside) - centre
+        return center + towards
+    across = _points(labels, beside) - center
     angles = np.arctan2(across @ np.cross(towards, apexward), across @ towards)
     middle = np.percentile(angles, [2, 98]).mean()
-    return centre + np.cos(middle) * towards + np.sin(middle) * np.cross(towards, apexward)
+    return center + np.cos(middle) * towards + np.sin(middle) * np.cross(towards, apexward)
 
 
 def _points(labels: Stack, mask: np.ndarray, index: int | None = None) -> np.ndarray:

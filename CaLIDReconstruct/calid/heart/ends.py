@@ -139,8 +139,8 @@ def _plane(hinges_lps: np.ndarray, axes: HeartAxes) -> tuple[np.ndarray, np.ndar
     tilts little while it descends by a centimetre.
     """
     across = np.stack([axes.septal, axes.anterior], axis=1)
-    places = (hinges_lps - axes.centre_lps) @ across  # (T, N, 2)
-    heights = -(hinges_lps - axes.centre_lps) @ axes.apexward
+    places = (hinges_lps - axes.center_lps) @ across  # (T, N, 2)
+    heights = -(hinges_lps - axes.center_lps) @ axes.apexward
     known = np.isfinite(heights)
     if not known.any(axis=1).all() or known.any(axis=0).sum() < 2:
         return None
@@ -157,7 +157,7 @@ def _plane(hinges_lps: np.ndarray, axes: HeartAxes) -> tuple[np.ndarray, np.ndar
     misfit = float(np.sqrt(np.average(rest**2, weights=weight)))
     if misfit > MAX_MISFIT_MM:
         return None
-    points = axes.centre_lps - found[:frames, None] * axes.apexward
+    points = axes.center_lps - found[:frames, None] * axes.apexward
     normal = -axes.apexward - across @ found[frames:]
     return points, np.tile(normal / np.linalg.norm(normal), (frames, 1)), misfit
 
@@ -274,14 +274,14 @@ class _View:
 def _seen(labels: Stack, view: Stack, axes: HeartAxes) -> _View | None:
     """A view along the LV axis; None where it passes aside, or does not tell blood from wall."""
     normal = view.directions_lps[:, 2]
-    offset = float((axes.centre_lps - view.origin_lps) @ normal)
+    offset = float((axes.center_lps - view.origin_lps) @ normal)
     lean = float(axes.apexward @ normal)
     if abs(offset) > MAX_AXIS_OFFSET_MM or abs(lean) > 0.5:
         return None
     down = axes.apexward - lean * normal
     down /= np.linalg.norm(down)
     side = np.cross(normal, down)
-    on_plane = axes.centre_lps - offset * normal
+    on_plane = axes.center_lps - offset * normal
     ends = np.array([labels.to_lps(np.array([0, 0, index])) for index in (0, labels.num_slices - 1)])
     heights = np.sort((ends - on_plane) @ labels.directions_lps[:, 2] * np.sign(down @ labels.directions_lps[:, 2]))
     rows = int((np.ptp(heights) + 2 * BEYOND_MM) / STEP_MM) + 1

@@ -1,7 +1,7 @@
 """Long-axis looks at a short-axis stack: exact cuts in a long-axis image's plane, and how well they agree with it.
 
 A long-axis (LAX) image is a `Stack` of one slice, acquired in its own plane and often in its own breath-hold. Nothing
-here moves either of them: a cut samples the short-axis stack at the LAX image's very pixel centres, in patient space.
+here moves either of them: a cut samples the short-axis stack at the LAX image's very pixel centers, in patient space.
 
 How far the two agree is judged on edges across slices. Plain correlation hardly tells a fine stack from a coarse one,
 because flow, fat and lung dominate it; the correlation of the derivatives along the slice normal does tell them apart.
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from calid.geometry import LONG_AXIS_DEGREES
-from calid.geometry import heart_centre as heart_centre
+from calid.geometry import heart_center as heart_center
 from calid.heart.anatomy import HeartAxes, heart_axes
 from calid.stack import LaxImage, Stack, frames_at_phases_of
 from calid.stack import nearest_frames as nearest_frames
@@ -42,7 +42,7 @@ def at_phases_of(plane: Stack, stack: Stack) -> Stack:
 
 
 def cut(stack: Stack, plane: Stack, *, order: int = 1) -> np.ndarray:
-    """The stack as seen in a LAX image's plane, at that image's pixel centres and cardiac phases.
+    """The stack as seen in a LAX image's plane, at that image's pixel centers and cardiac phases.
 
     Args:
         stack: short-axis stack, sparse or dense, or labels on its grid.
@@ -50,7 +50,7 @@ def cut(stack: Stack, plane: Stack, *, order: int = 1) -> np.ndarray:
         order: 0 takes the nearest voxel (labels; the staircase of a sparse stack), 1 interpolates linearly.
 
     Returns:
-        (T, Y, X) float32 with the plane's frames, rows and columns; NaN outside the box of the stack's voxel centres,
+        (T, Y, X) float32 with the plane's frames, rows and columns; NaN outside the box of the stack's voxel centers,
         so that a sparse stack and the dense one made of it cover the same pixels.
     """
     if order not in (0, 1):
@@ -68,7 +68,7 @@ def cut(stack: Stack, plane: Stack, *, order: int = 1) -> np.ndarray:
 
 
 def pixel_indices(stack: Stack, plane: Stack) -> np.ndarray:
-    """(Y, X, 3) fractional (column, row, slice) indices in `stack` of every pixel centre of `plane`."""
+    """(Y, X, 3) fractional (column, row, slice) indices in `stack` of every pixel center of `plane`."""
     _require_one_slice(plane)
     rows, columns = np.indices(plane.voxels.shape[2:])
     return stack.to_index(plane.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1)))
@@ -121,7 +121,7 @@ def _require_one_slice(plane: Stack) -> None:
 
 
 def _inside(stack: Stack, indices: np.ndarray) -> np.ndarray:
-    """(Y, X) bool: within the box of voxel centres."""
+    """(Y, X) bool: within the box of voxel centers."""
     last = np.array(stack.voxels.shape[:0:-1]) - 1
     return np.asarray(((indices >= -_INDEX_TOLERANCE) & (indices <= last + _INDEX_TOLERANCE)).all(axis=-1))
 
@@ -132,11 +132,11 @@ def _clipped(stack: Stack, indices: np.ndarray) -> np.ndarray:
     return np.clip(indices, 0, last).T[::-1]
 
 
-def around(plane: Stack, centre_lps: np.ndarray, axis_lps: np.ndarray, radius_mm: float) -> np.ndarray:
-    """(Y, X) bool: pixels of a LAX image within `radius_mm` of the line through `centre_lps` along `axis_lps`."""
+def around(plane: Stack, center_lps: np.ndarray, axis_lps: np.ndarray, radius_mm: float) -> np.ndarray:
+    """(Y, X) bool: pixels of a LAX image within `radius_mm` of the line through `center_lps` along `axis_lps`."""
     _require_one_slice(plane)
     rows, columns = np.indices(plane.voxels.shape[2:])
-    away = plane.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1)) - centre_lps
+    away = plane.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1)) - center_lps
     axis = axis_lps / np.linalg.norm(axis_lps)
     return np.linalg.norm(away - (away @ axis)[..., None] * axis, axis=-1) <= radius_mm
 
@@ -150,7 +150,7 @@ class Agreement:
 
     Args:
         gradient_correlation: the headline: correlation of the derivatives along the slice normal; 1 is perfect.
-        correlation: normalised cross-correlation of the intensities.
+        correlation: normalized cross-correlation of the intensities.
         sharpness: root mean square derivative along the slice normal over the acquired image's, after both were brought
             to the same contrast; 1 is as sharp, less is blurred, more is stepped or noisy.
         num_pixels: pixels compared, per frame: away from the borders by twice the smoothing.
@@ -310,18 +310,18 @@ def _view_plane(labels: Stack, axes: HeartAxes, angle: float) -> Stack:
     normal = np.cross(-left, axes.apexward)
     pixel = float(labels.spacing_mm[:2].min())
     ends = np.array([labels.affine[:3, 2] * index for index in (0, labels.num_slices - 1)]) + _slab_origin(labels, axes)
-    heights = (ends - axes.centre_lps) @ axes.apexward
+    heights = (ends - axes.center_lps) @ axes.apexward
     top, bottom = heights.min() - _VIEW_MARGIN_MM, heights.max() + _VIEW_MARGIN_MM
     affine = np.eye(4)
     affine[:3, :3] = np.stack([-left, axes.apexward, normal], axis=1) * pixel
-    affine[:3, 3] = axes.centre_lps + top * axes.apexward + _VIEW_WIDTH_MM / 2 * left
+    affine[:3, 3] = axes.center_lps + top * axes.apexward + _VIEW_WIDTH_MM / 2 * left
     shape = (labels.num_frames, 1, round((bottom - top) / pixel) + 1, round(_VIEW_WIDTH_MM / pixel) + 1)
     return Stack(np.zeros(shape, np.uint8), affine, labels.frame_times_ms, provenance={"plane": "derived from labels"})
 
 
 def _slab_origin(labels: Stack, axes: HeartAxes) -> np.ndarray:
-    """(3,) LPS mm: where the line through the heart's centre along the slice direction meets the first slice."""
-    return axes.centre_lps - labels.to_index(axes.centre_lps)[2] * labels.affine[:3, 2]
+    """(3,) LPS mm: where the line through the heart's center along the slice direction meets the first slice."""
+    return axes.center_lps - labels.to_index(axes.center_lps)[2] * labels.affine[:3, 2]
 
 
 def crossing_views(acquired: Iterable[LaxImage], stack: Stack) -> list[LaxImage]:

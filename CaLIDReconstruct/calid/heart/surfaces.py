@@ -2,7 +2,7 @@
 
 Labels become signed distances: exact within each slice, carried from slice to slice by a shape-preserving spline (so
 the gaps of a sparse stack are bridged by shape, not by steps), smoothed a little, and compared. The surface of a label
-lies where its distance equals the largest of the others, so neighbours share their border without gap or overlap. An
+lies where its distance equals the largest of the others, so neighbors share their border without gap or overlap. An
 offset per label, found by iteration, gives every surface the volume of its labels.
 """
 
@@ -117,18 +117,18 @@ def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.
     """How far a surface lies from another, triangle by triangle.
 
     Returns:
-        (N, 3) triangle centres in LPS mm, (N,) distance of each to `other` in mm, (N,) triangle areas in mm^2, by which
+        (N, 3) triangle centers in LPS mm, (N,) distance of each to `other` in mm, (N,) triangle areas in mm^2, by which
         means are weighted.
     """
     points, triangles = _points_and_triangles(mesh)
     corners = points[triangles]
-    centres = corners.mean(axis=1)
+    centers = corners.mean(axis=1)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
     distance = vtkImplicitPolyDataDistance()
     distance.SetInput(other)
     found = vtkDoubleArray()
-    distance.EvaluateFunction(numpy_to_vtk(centres, deep=True), found)
-    return centres, np.abs(vtk_to_numpy(found)), areas
+    distance.EvaluateFunction(numpy_to_vtk(centers, deep=True), found)
+    return centers, np.abs(vtk_to_numpy(found)), areas
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def _with_volumes(
 ) -> list[vtkPolyData]:
     """Surfaces in grid indices whose volumes are the targets, by Broyden's method on the labels' offsets.
 
-    Labels share borders, so the offset of one changes the volumes of its neighbours; the Jacobian is measured once.
+    Labels share borders, so the offset of one changes the volumes of its neighbors; the Jacobian is measured once.
     `meshes` and their `volumes` are those without offsets.
     """
     offsets = np.zeros(len(targets_ml))

@@ -1,12 +1,12 @@
 """Volumes, ejection fractions and mass of the ventricles, from labels by disk summation.
 
-Each slice stands for the tissue halfway to its neighbours; the first and the last stand for half an acquired gap beyond
+Each slice stands for the tissue halfway to its neighbors; the first and the last stand for half an acquired gap beyond
 them as well, in a sparse stack (as in clinical practice) and in the dense stack made of it, so that the two can be
 compared.
 
 Where long-axis images show the ends of the left ventricle (`ends.py`), the mitral valve plane cuts its cavity and its
-wall, whatever is labelled beyond it, and the cavity reaches to its tip. Papillary muscles and trabeculae count as what
-they are labelled as; the bundled segmenter labels them cavity.
+wall, whatever is labeled beyond it, and the cavity reaches to its tip. Papillary muscles and trabeculae count as what
+they are labeled as; the bundled segmenter labels them cavity.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Ventricle:
     Args:
         volumes_ml: (T,) cavity volume per frame.
         edv_ml: end-diastolic volume.
-        esv_ml: end-systolic volume, None where only one phase was labelled.
+        esv_ml: end-systolic volume, None where only one phase was labeled.
     """
 
     volumes_ml: np.ndarray
@@ -57,7 +57,7 @@ class Function:
         myocardium_ml: (T,) LV wall volume per frame.
         mass_g: LV mass at end-diastole.
         ed_frame: frame with the largest LV cavity.
-        es_frame: frame with the smallest, None where only one phase was labelled.
+        es_frame: frame with the smallest, None where only one phase was labeled.
         frame_times_ms: (T,) of the frames.
         ends: what long-axis images show of the LV's ends, if the volumes follow it; None where they follow the labels.
     """
@@ -88,7 +88,7 @@ def cardiac_function(labels: Stack, ends: Ends | None = None) -> Function:
     if not lv.any():
         raise InputError(
             "no-left-ventricle",
-            "No frame has a voxel labelled as LV cavity, so there is no volume curve.",
+            "No frame has a voxel labeled as LV cavity, so there is no volume curve.",
             "Segment the stack first, or check that its labels are 1 LV cavity, 2 myocardium, 3 RV cavity.",
         )
     ed = int(lv.argmax())
@@ -140,9 +140,9 @@ def _acquired_gap_mm(labels: Stack) -> float:
 def ended_volumes_ml(labels: Stack, ends: Ends) -> tuple[np.ndarray, np.ndarray]:
     """(T,) volumes of the LV cavity and wall that end where long-axis images show it, as far as they do.
 
-    Every labelled pixel is a column along the slices' normal. At the base, columns end at the valve plane: those
-    labelled beyond it are cut, and those of the last labelled slice go on to it, by an acquired gap at most. At the
-    apex, the cavity narrows from its last labelled slice to its tip like a paraboloid, likewise. Where an end was not
+    Every labeled pixel is a column along the slices' normal. At the base, columns end at the valve plane: those
+    labeled beyond it are cut, and those of the last labeled slice go on to it, by an acquired gap at most. At the
+    apex, the cavity narrows from its last labeled slice to its tip like a paraboloid, likewise. Where an end was not
     seen, slices stand for the tissue halfway to their neighbors, as in `label_volumes_ml`.
     """
     gap = _acquired_gap_mm(labels)

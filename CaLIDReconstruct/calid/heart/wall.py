@@ -90,7 +90,7 @@ class WallThickness:
     Args:
         thickness_mm: (T, 17) mean per frame and segment, in the order of `SEGMENTS`; NaN where it cannot be measured.
         ed_frame: frame with the largest LV cavity.
-        es_frame: frame with the smallest, None where only one phase was labelled.
+        es_frame: frame with the smallest, None where only one phase was labeled.
     """
 
     thickness_mm: np.ndarray

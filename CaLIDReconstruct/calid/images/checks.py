@@ -167,7 +167,7 @@ def _spacing(stack: Stack) -> Iterator[Finding]:
                 "implausible-spacing",
                 "error",
                 f"{name} lie {value:.4g} mm apart; between {low:g} and {high:g} mm is plausible.",
-                "Correct the spacing in the file (it must be in millimetres), or export the image again.",
+                "Correct the spacing in the file (it must be in millimeters), or export the image again.",
             )
             return
     if stack.num_slices > 1 and z <= ISOTROPIC_RATIO * max(x, y):

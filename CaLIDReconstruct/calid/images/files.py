@@ -1,6 +1,6 @@
 """The doors of the engine: a file or folder becomes a `Stack`, and a `Stack` becomes a file.
 
-Readers place every voxel in LPS millimetres and refuse whatever cannot be read for certain; whether a stack suits the
+Readers place every voxel in LPS millimeters and refuse whatever cannot be read for certain; whether a stack suits the
 method is the business of `checks.py`. Files are written in `volume_out.py`.
 """
 

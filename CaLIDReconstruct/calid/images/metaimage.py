@@ -17,7 +17,7 @@ from calid.images.vetting import (
     integers,
     need_fields,
     need_magic,
-    need_millimetres,
+    need_millimeters,
     numbers,
     text_lines,
     vet,
@@ -83,7 +83,7 @@ def _is_true(fields: Mapping[str, str], key: str, *, otherwise: bool = False) ->
 
 def _facts(fields: Mapping[str, str], name: str) -> Header:
     need_fields(fields, ("NDims", "DimSize", "ElementType"), name)
-    need_millimetres([fields.get("DistanceUnits", "")], name)
+    need_millimeters([fields.get("DistanceUnits", "")], name)
     kind = fields["ElementType"]
     if kind not in _TYPES:
         raise voxel_type_fault(name, f"type {kind[:30]!r}")
@@ -135,10 +135,10 @@ def _first_of(fields: Mapping[str, str], keys: Iterable[str], otherwise: np.ndar
     return next((np.array(numbers(fields[key], name)) for key in keys if key in fields), otherwise)
 
 
-def _pixels(kind: str, channels: int) -> Literal["scalar", "colour", "vector"]:
+def _pixels(kind: str, channels: int) -> Literal["scalar", "color", "vector"]:
     if channels == 1:
         return "scalar"
-    return "colour" if kind == "MET_UCHAR" and channels in (3, 4) else "vector"
+    return "color" if kind == "MET_UCHAR" and channels in (3, 4) else "vector"
 
 
 def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[bytes]:

@@ -111,7 +111,7 @@ def _facts(fields: Nifti1Header, raw: bytes, name: str) -> Header:
     if not 1 <= dimensions <= 7:
         raise fault("damaged-header", name, f"the header gives the image {dimensions} dimensions.")
     if units & 7 not in (0, 2):
-        raise fault("unsupported-unit", name, "lengths are not in millimetres.", "Save the image in millimetres.")
+        raise fault("unsupported-unit", name, "lengths are not in millimeters.", "Save the image in millimeters.")
     dtype = _dtype(fields, name)
     return Header(
         name=name,
@@ -147,11 +147,11 @@ def _dtype(fields: Nifti1Header, name: str) -> np.dtype:
     return dtype
 
 
-def _pixels(dtype: np.dtype, *, is_vector: bool) -> Literal["scalar", "colour", "vector", "complex"]:
+def _pixels(dtype: np.dtype, *, is_vector: bool) -> Literal["scalar", "color", "vector", "complex"]:
     if dtype.kind == "c":
         return "complex"
     if dtype.kind == "V":
-        return "colour"
+        return "color"
     return "vector" if is_vector else "scalar"
 
 

@@ -30,7 +30,7 @@ from calid.images.vetting import (
     integers,
     need_fields,
     need_magic,
-    need_millimetres,
+    need_millimeters,
     numbers,
     text_lines,
     vet,
@@ -127,7 +127,7 @@ def _facts(fields: Mapping[str, str], entries: Mapping[str, str], name: str) -> 
     if integers(fields["dimension"], name) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
         raise fault("damaged-header", name, "the header describes another number of axes than it gives sizes.")
     axis = _frame_axis(kinds, vectors)
-    _need_millimetres(fields, axis, name)
+    _need_millimeters(fields, axis, name)
     places = [vector[:3] for index, vector in enumerate(vectors) if index != axis and vector is not None][:3]
     time = None if axis is None else vectors[axis]
     return Header(
@@ -196,18 +196,18 @@ def _frame_axis(kinds: list[str], vectors: list[list[float] | None]) -> int | No
     return 3 if len(kinds) > 3 else None
 
 
-def _need_millimetres(fields: Mapping[str, str], frame_axis: int | None, name: str) -> None:
+def _need_millimeters(fields: Mapping[str, str], frame_axis: int | None, name: str) -> None:
     of_axes = re.findall(r'"([^"]*)"', fields.get("units", ""))
     spatial = [unit for axis, unit in enumerate(of_axes) if axis != frame_axis]
-    need_millimetres([*re.findall(r'"([^"]*)"', fields.get("space units", "")), *spatial], name)
+    need_millimeters([*re.findall(r'"([^"]*)"', fields.get("space units", "")), *spatial], name)
 
 
-def _pixels(kind: str) -> Literal["scalar", "colour", "vector", "complex"]:
+def _pixels(kind: str) -> Literal["scalar", "color", "vector", "complex"]:
     if kind.lower() in _FRAME_KINDS:
         return "scalar"
     if kind.lower() == "complex":
         return "complex"
-    return "colour" if kind.lower().endswith("-color") else "vector"
+    return "color" if kind.lower().endswith("-color") else "vector"
 
 
 def _frame_values(entries: Mapping[str, str], axis: int | None, name: str) -> tuple[float, ...]:

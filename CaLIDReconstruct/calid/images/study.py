@@ -25,7 +25,7 @@ from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run
 from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
 from calid.images.pixels import read_pixels
 from calid.images.times import MIN_CINE_STEP_MS, in_time, phase_times_ms
-from calid.images.vetting import colour_fault
+from calid.images.vetting import color_fault
 from calid.images.voxels import narrowed, real_values
 from calid.stack import LaxImage, Stack
 
@@ -325,7 +325,7 @@ def _need_one_place(runs: Sequence[Run]) -> None:
     for run in runs:
         for image in run.images:
             if image.is_color:
-                raise colour_fault(image.name)
+                raise color_fault(image.name)
             if not geometry.is_same_position(image.plane, run.images[0].plane):
                 message = f"{image.name} does not show the same pixels as {run.images[0].name} of the same slice."
                 remedy = "Keep the images of one acquisition, or resample them to one grid first."

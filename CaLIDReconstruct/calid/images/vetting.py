@@ -61,7 +61,7 @@ class Header:
     dtype: np.dtype
     affine: np.ndarray | None = None
     frame_axis: int | None = None
-    pixels: Literal["scalar", "colour", "vector", "complex"] = "scalar"
+    pixels: Literal["scalar", "color", "vector", "complex"] = "scalar"
     scale: tuple[float, float] = (1.0, 0.0)
     frame_start: float = 0.0
     frame_step: float | None = None
@@ -98,7 +98,7 @@ def vet(header: Header) -> Header:
     """The header itself, if an image can be made of it.
 
     Raises:
-        InputError: colour, vector or complex pixels, an impossible or absurd size, no usable place in space.
+        InputError: color, vector or complex pixels, an impossible or absurd size, no usable place in space.
     """
     _vet_pixels(header)
     _vet_size(header)
@@ -107,8 +107,8 @@ def vet(header: Header) -> Header:
 
 
 def _vet_pixels(header: Header) -> None:
-    if header.pixels == "colour":
-        raise colour_fault(header.name)
+    if header.pixels == "color":
+        raise color_fault(header.name)
     if header.pixels == "vector":
         remedy = "Use a scalar image; a cine needs its frames as a list or time axis (in Slicer: .seq.nrrd)."
         raise fault("vector-pixels", header.name, "each pixel is a vector of several numbers.", remedy)
@@ -151,16 +151,16 @@ def _vet_space(header: Header) -> None:
         raise fault("bad-placement", header.name, "the voxel axes do not span space.", remedy)
 
 
-def need_millimetres(units: Iterable[str], name: str) -> None:
-    """Return if all units of length in a header are millimetres, or are left open.
+def need_millimeters(units: Iterable[str], name: str) -> None:
+    """Return if all units of length in a header are millimeters, or are left open.
 
     Raises:
         InputError: "unsupported-unit" with the unit.
     """
     for unit in units:
         if unit.strip().lower() not in ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres"):
-            message = f"lengths are given in {unit.strip()[:20]!r} and not in millimetres."
-            raise fault("unsupported-unit", name, message, "Save the image in millimetres.")
+            message = f"lengths are given in {unit.strip()[:20]!r} and not in millimeters."
+            raise fault("unsupported-unit", name, message, "Save the image in millimeters.")
 
 
 def need_magic(start: bytes, magic: bytes, name: str, kind: str) -> None:
@@ -210,10 +210,10 @@ def need_fields(fields: Mapping[str, str], needed: tuple[str, ...], name: str) -
             raise fault("damaged-header", name, f"the header lacks the field {key!r}.")
 
 
-def colour_fault(name: str) -> InputError:
+def color_fault(name: str) -> InputError:
     """Pixels with red, green and blue."""
     remedy = "Use the MR images themselves, not screenshots or overlays."
-    return fault("colour-pixels", name, "the pixels are colours (red, green, blue).", remedy)
+    return fault("color-pixels", name, "the pixels are colors (red, green, blue).", remedy)
 
 
 def voxel_type_fault(name: str, kind: str) -> InputError:

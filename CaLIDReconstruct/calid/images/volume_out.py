@@ -109,7 +109,7 @@ def pending_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> Itera
 
 
 def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
-    """Write labels; as .seg.nrrd 3D Slicer opens them as a segmentation with names, colours and terminology.
+    """Write labels; as .seg.nrrd 3D Slicer opens them as a segmentation with names, colors and terminology.
 
     A cine becomes one layer per frame there, with one segment per structure and frame.
 

@@ -1,6 +1,6 @@
 """Motion between neighboring slices: each is moved half of the way to the other, where the slice between lies.
 
-Ten millimetres apart, walls lie several pixels beside each other, and what is made of two such slices as they are is a
+Ten millimeters apart, walls lie several pixels beside each other, and what is made of two such slices as they are is a
 double image. Not in the paper, whose networks have to find the correspondence themselves.
 
 Shapes: images are (N, 1, H, W) in [-1, 1], fields (N, 2, H, W) in pixels: rows, then columns.

@@ -3,7 +3,7 @@
 One code for both of the paper's models. 2D reads slices (N, 1, rows, columns), 2D+T slices over time (N, 1, frames,
 rows, columns), and there are two ways to it: `spatial_dims` 3 makes every convolution 3D, as the paper says; `temporal`
 keeps the 2D networks, which read frame by frame, and joins the frames by convolutions over time between their blocks.
-Pixels are in [-1, 1]; latents are normalised per channel to zero mean and unit variance (`LatentSpace`).
+Pixels are in [-1, 1]; latents are normalized per channel to zero mean and unit variance (`LatentSpace`).
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Autoencoder(AutoencoderKL):
 
 
 class LatentSpace(nn.Module):
-    """Frozen E and D with the normalisation that gives each latent channel zero mean and unit variance.
+    """Frozen E and D with the normalization that gives each latent channel zero mean and unit variance.
 
     2D networks code the frames of a cine one by one.
 
@@ -171,11 +171,11 @@ class LatentSpace(nn.Module):
         self.register_buffer("std", std.reshape(shape).clone())
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """The posterior mean of E, normalised: (N, 1, *size) -> (N, C, *size / f)."""
+        """The posterior mean of E, normalized: (N, 1, *size) -> (N, C, *size / f)."""
         return frame_by_frame(self._encode, images, dims=self.autoencoder.config.spatial_dims)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """D of the denormalised latents: (N, C, *size / f) -> (N, 1, *size)."""
+        """D of the denormalized latents: (N, C, *size / f) -> (N, 1, *size)."""
         return frame_by_frame(self._decode, latents, dims=self.autoencoder.config.spatial_dims)
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
 from calid.heart.anatomy import clean_labels, heart_axes
 from calid.heart.figures import NO_VIEWS, function_to_the_ends
-from calid.heart.longaxis import heart_centre
+from calid.heart.longaxis import heart_center
 from calid.heart.volumes import Function, cardiac_function
 from calid.images.checks import check_stack
 from calid.report.comparison import HEART_RADIUS_MM, guides_of
@@ -66,7 +66,7 @@ class Case:
         labels: cleaned, on the dense stack's grid.
         function: from the dense labels.
         sparse_function: from the acquired slices' labels alone.
-        trust: acquired slices predicted from their neighbours.
+        trust: acquired slices predicted from their neighbors.
         left_out_views: what guidance does for a long-axis image that takes no part in it; empty without guidance.
         long_axis_function: as `function`, with the LV's ends as long-axis images show them.
         method: name of the model.
@@ -129,9 +129,9 @@ def around_heart(sparse: Stack, lax: tuple[LaxImage, ...], labels: Stack | Missi
         return np.broadcast_to(distance <= _TRUST_MARGIN_MM, sparse.voxels.shape[1:])
     if not lax:
         return np.ones(sparse.voxels.shape[1:], bool)
-    centre = sparse.to_index(heart_centre(sparse, [image.stack for image in lax]))
+    center = sparse.to_index(heart_center(sparse, [image.stack for image in lax]))
     rows, columns = np.indices(sparse.voxels.shape[2:])
-    away = np.hypot((columns - centre[0]) * sparse.spacing_mm[0], (rows - centre[1]) * sparse.spacing_mm[1])
+    away = np.hypot((columns - center[0]) * sparse.spacing_mm[0], (rows - center[1]) * sparse.spacing_mm[1])
     return np.broadcast_to(away <= HEART_RADIUS_MM, sparse.voxels.shape[1:])
 
 
@@ -183,7 +183,7 @@ def _trust(
         found = trust(few, predict, region=around_heart(sparse, lax, labels), base_first=_base_first(labels))
     except CalidError as error:
         return Missing(str(error))
-    return found or Missing("Fewer than three acquired slices: none has two neighbours.")
+    return found or Missing("Fewer than three acquired slices: none has two neighbors.")
 
 
 def _left_out_views(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calid.errors import InputError
-from calid.heart.longaxis import crossing_views, cut, derive_planes, heart_centre
+from calid.heart.longaxis import crossing_views, cut, derive_planes, heart_center
 from calid.heart.surfaces import left_out, surfaces
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
@@ -31,7 +31,7 @@ _MOVIE_VIEW = "4ch"  # the most familiar one
 _VIEW_GRID_MM = 2.0
 _STILL_SIZE = (360, 360)
 _STILL_TURNS = ((0, "anterior"), (90, "septal"), (180, "inferior"), (270, "lateral"))
-_LV_COLOUR, _RV_COLOUR, _LV_ENDED_COLOUR = "#e0645c", "#6f9cf0", "#e0b45c"
+_LV_COLOR, _RV_COLOR, _LV_ENDED_COLOR = "#e0645c", "#6f9cf0", "#e0b45c"
 
 
 # --- long axis --------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def in_3d(case: Case) -> tuple[list[str], list[str]]:
     missing = [page.paragraph(sentence) for sentence in left_out(labels, found)]
     meshes = [viewer.viewed(one, frame) for one in found]
     if not any(meshes):
-        return missing or [page.paragraph("There are no surfaces to show: no voxel is labelled.")], []
+        return missing or [page.paragraph("There are no surfaces to show: no voxel is labeled.")], []
     scene = viewer.scene(meshes, labels.frame_times_ms, frame, _standing_pictures(case))
     moments: dict[str, int | None] = {"the first phase": 0}
     if isinstance(case.function, Function):
@@ -136,11 +136,11 @@ def _standing_pictures(case: Case) -> list[viewer.Picture]:
     """The acquired long-axis planes, filled from the dense stack, as they stand in the heart."""
     if not case.lax:
         return []
-    centre = heart_centre(case.dense, [image.stack for image in case.lax])
+    center = heart_center(case.dense, [image.stack for image in case.lax])
     low, high = np.percentile(case.dense.voxels[0], WINDOW_PERCENTILES)
     pictures = []
     for image in crossing_views(case.lax, case.dense):
-        upright = upright_plane(image.stack.frame(0), case.dense, centre)
+        upright = upright_plane(image.stack.frame(0), case.dense, center)
         shape = (case.dense.num_frames, *upright.voxels.shape[1:])
         plane = Stack(np.zeros(shape, np.uint8), upright.affine, case.dense.frame_times_ms)
         pictures.append(viewer.Picture(f"{image.name} plane", plane, cut(case.dense, plane), (low, max(high, low + 1))))
@@ -205,25 +205,25 @@ def _how_measured(ended: Function | Missing) -> str:
         moves = "" if ends.excursion_mm is None else f"; it moves by {ends.excursion_mm:.0f} mm over the beat"
         sentences += (
             f"Ends from the long axis: the mitral valve plane ({', '.join(ends.base_views)}) cuts the LV's cavity and "
-            f"wall, whatever is labelled beyond it. The ends of the walls lie {ends.misfit_mm:.1f} mm beside it (root "
+            f"wall, whatever is labeled beyond it. The ends of the walls lie {ends.misfit_mm:.1f} mm beside it (root "
             f"mean square){moves}. "
         )
     if ends.apex_lps is not None:
-        sentences += f"Below its last labelled slice the cavity narrows to its tip ({', '.join(ends.apex_views)}). "
+        sentences += f"Below its last labeled slice the cavity narrows to its tip ({', '.join(ends.apex_views)}). "
     return f"{sentences}The RV's base is where its labels end."
 
 
 def _curves(dense: Function, sparse: Function | Missing, ended: Function | Missing) -> str:
     times = dense.frame_times_ms
     curves = [
-        Curve("LV", times, dense.lv.volumes_ml, _LV_COLOUR),
-        Curve("RV", times, dense.rv.volumes_ml, _RV_COLOUR),
+        Curve("LV", times, dense.lv.volumes_ml, _LV_COLOR),
+        Curve("RV", times, dense.rv.volumes_ml, _RV_COLOR),
     ]
     if isinstance(sparse, Function):
-        curves.append(Curve("LV, acquired", times, sparse.lv.volumes_ml, _LV_COLOUR, dashed=True))
-        curves.append(Curve("RV, acquired", times, sparse.rv.volumes_ml, _RV_COLOUR, dashed=True))
+        curves.append(Curve("LV, acquired", times, sparse.lv.volumes_ml, _LV_COLOR, dashed=True))
+        curves.append(Curve("RV, acquired", times, sparse.rv.volumes_ml, _RV_COLOR, dashed=True))
     if isinstance(ended, Function):
-        curves.append(Curve("LV, to its ends", times, ended.lv.volumes_ml, _LV_ENDED_COLOUR))
+        curves.append(Curve("LV, to its ends", times, ended.lv.volumes_ml, _LV_ENDED_COLOR))
     marks = [(float(times[dense.ed_frame]), "ED")]
     if dense.es_frame is not None:
         marks.append((float(times[dense.es_frame]), "ES"))
@@ -243,7 +243,7 @@ def trust(found: Trust | Missing, method: str) -> list[str]:
     comparison = "smaller" if found.score < 1 else "larger"
     return [
         page.paragraph(
-            f"Every inner acquired slice was left out and predicted from its two neighbours, across twice the gap that "
+            f"Every inner acquired slice was left out and predicted from its two neighbors, across twice the gap that "
             f"was filled in. {method}'s error is {abs(1 - found.score):.0%} {comparison} than linear interpolation's."
         ),
         page.table(head, rows),

@@ -21,14 +21,14 @@ class Curve:
         name: written at its end.
         times_ms: (T,).
         values: (T,).
-        colour: CSS.
+        color: CSS.
         dashed: for what is only compared with.
     """
 
     name: str
     times_ms: np.ndarray
     values: np.ndarray
-    colour: str
+    color: str
     dashed: bool = False
 
 
@@ -89,7 +89,7 @@ def _mark(x: float, name: str) -> str:
 def _line(curve: Curve, places: list[tuple[float, float]]) -> str:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dash = ' stroke-dasharray="6 5" stroke-width="1.5"' if curve.dashed else ' stroke-width="2.5"'
-    return f'<polyline points="{points}" fill="none" stroke="{curve.colour}"{dash}/>'
+    return f'<polyline points="{points}" fill="none" stroke="{curve.color}"{dash}/>'
 
 
 def _names(curves: Sequence[Curve], heights: list[float]) -> list[str]:
@@ -99,6 +99,6 @@ def _names(curves: Sequence[Curve], heights: list[float]) -> list[str]:
     for lower, upper in zip(order[1:], order[:-1], strict=True):
         placed[lower] = max(placed[lower], placed[upper] + 16)
     return [
-        f'<text x="{_WIDTH - _RIGHT + 8}" y="{place + 4:.1f}" style="fill: {curve.colour}">{text(curve.name)}</text>'
+        f'<text x="{_WIDTH - _RIGHT + 8}" y="{place + 4:.1f}" style="fill: {curve.color}">{text(curve.name)}</text>'
         for curve, place in zip(curves, placed, strict=True)
     ]

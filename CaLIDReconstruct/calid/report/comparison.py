@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut, heart_centre
+from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut, heart_center
 from calid.report import page
 from calid.stack import GUIDED_KEY, LaxImage, Stack
 
@@ -66,11 +66,11 @@ def compare_views(acquired: Sequence[LaxImage], columns: Sequence[Column]) -> li
     stacks = [column.stack for column in columns]
     fewest = min(stacks, key=lambda stack: stack.num_frames)
     normal = stacks[0].directions_lps[:, 2]
-    centre = heart_centre(stacks[0], [image.stack for image in acquired])
+    center = heart_center(stacks[0], [image.stack for image in acquired])
     results = []
     for image in crossing_views(acquired, stacks[0]):
         plane = at_phases_of(image.stack, fewest)
-        region = around(plane, centre, normal, HEART_RADIUS_MM)
+        region = around(plane, center, normal, HEART_RADIUS_MM)
         judged = [column for column in columns if image.name not in guides_of(column.stack)]
         figures = {
             column.name: agreement(plane, cut(column.stack, plane, order=column.order), normal, region=region)

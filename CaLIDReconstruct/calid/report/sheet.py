@@ -19,7 +19,7 @@ from calid.heart.longaxis import (
     crossing_views,
     cut,
     frames_at_phases_of,
-    heart_centre,
+    heart_center,
     intersection_lines,
 )
 from calid.report import page
@@ -52,7 +52,7 @@ _ACCENT = (76, 194, 180)
 # --- the piece of the plane that is shown -----------------------------------------------------------------------------
 
 
-def upright_plane(plane: Stack, stack: Stack, centre_lps: np.ndarray) -> Stack:
+def upright_plane(plane: Stack, stack: Stack, center_lps: np.ndarray) -> Stack:
     """A piece of a LAX image's plane around the heart, turned so that short-axis slices lie flat with the base on top.
 
     It is turned only, never mirrored, within the plane.
@@ -60,7 +60,7 @@ def upright_plane(plane: Stack, stack: Stack, centre_lps: np.ndarray) -> Stack:
     Args:
         plane: the acquired LAX image.
         stack: gives the slice normal and the slab, to which MARGIN_MM is added.
-        centre_lps: (3,) about this point, moved into the plane.
+        center_lps: (3,) about this point, moved into the plane.
 
     Returns:
         A one-slice stack of the acquired image sampled there (float32, zero beyond the image), with its frames.
@@ -76,23 +76,23 @@ def upright_plane(plane: Stack, stack: Stack, centre_lps: np.ndarray) -> Stack:
     shape = round(height / _GRID_MM), round(2 * HEART_RADIUS_MM / _GRID_MM)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([right, down, np.cross(right, down)], axis=1) * _GRID_MM
-    middle = _middle_of_slab(plane, stack, centre_lps, down)
+    middle = _middle_of_slab(plane, stack, center_lps, down)
     affine[:3, 3] = middle - affine[:3, :2] @ ((np.array(shape[::-1]) - 1) / 2)
     empty = Stack(np.zeros((plane.num_frames, 1, *shape), np.uint8), affine, plane.frame_times_ms)
     shown = cut(_thick(plane), empty)
     return empty.with_voxels(np.nan_to_num(shown)[:, None])
 
 
-def _middle_of_slab(plane: Stack, stack: Stack, centre_lps: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """(3,) LPS mm: the heart's centre moved into the plane, then along `down` to the middle of the slab."""
+def _middle_of_slab(plane: Stack, stack: Stack, center_lps: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """(3,) LPS mm: the heart's center moved into the plane, then along `down` to the middle of the slab."""
     image_normal, normal = plane.directions_lps[:, 2], stack.directions_lps[:, 2]
-    point = centre_lps + image_normal * ((plane.origin_lps - centre_lps) @ image_normal)
+    point = center_lps + image_normal * ((plane.origin_lps - center_lps) @ image_normal)
     slab_middle = stack.origin_lps + stack.affine[:3, 2] * (stack.num_slices - 1) / 2
     return point + down * ((slab_middle - point) @ normal) / (down @ normal)
 
 
 def _thick(plane: Stack) -> Stack:
-    """The one-slice image twice, half a millimetre to either side, so that rounding does not lose its own plane."""
+    """The one-slice image twice, half a millimeter to either side, so that rounding does not lose its own plane."""
     affine = plane.affine.copy()
     affine[:3, 2] = plane.directions_lps[:, 2]
     affine[:3, 3] -= affine[:3, 2] / 2
@@ -120,7 +120,7 @@ def _row(name: str, columns: Sequence[Column], plane: Stack, acquired: np.ndarra
     return _Row(name, plane, pictures, (float(low), float(max(high, low + 1e-6))))
 
 
-def _grey(values: np.ndarray, window: tuple[float, float], *, pixels_per_mm: float = _PIXELS_PER_MM) -> Image.Image:
+def _gray(values: np.ndarray, window: tuple[float, float], *, pixels_per_mm: float = _PIXELS_PER_MM) -> Image.Image:
     """One picture at the sheet's or another scale, empty ground where there is no data."""
     known = np.isfinite(values)
     scaled = np.clip((np.nan_to_num(values) - window[0]) / (window[1] - window[0]), 0, 1)
@@ -157,13 +157,13 @@ def lax_sheet(
     """
     sparse, shown = columns[0].stack, columns[-1].stack
     moment = float(shown.frame_times_ms[0]) if moment_ms is None else moment_ms
-    centre = heart_centre(sparse, [image.stack for image in acquired])
+    center = heart_center(sparse, [image.stack for image in acquired])
     results = list(compare_views(acquired, columns) if figures is None else figures)
     by_view = {result.view: result for result in results}
     rows = []
     for image in crossing_views(acquired, sparse):
         if image.name in by_view:
-            plane = upright_plane(_at_moment(image.stack, shown, moment), sparse, centre)
+            plane = upright_plane(_at_moment(image.stack, shown, moment), sparse, center)
             rows.append(_row(image.name, columns, plane, plane.voxels[:, 0]))
     _draw_sheet(rows, by_view, sparse, title, moment).save(path)
     return results
@@ -222,9 +222,9 @@ def _draw_sheet(
     names = list(rows[0].pictures) if rows else [ACQUIRED]
     tile_width = round(2 * HEART_RADIUS_MM / _GRID_MM) * _GRID_MM * _PIXELS_PER_MM
     width = round(2 * _EDGE + _NAME + len(names) * tile_width + (len(names) - 1) * _GAP)
-    greys = [{name: _grey(picture[0], row.window) for name, picture in row.pictures.items()} for row in rows]
+    grays = [{name: _gray(picture[0], row.window) for name, picture in row.pictures.items()} for row in rows]
     caption = _CAPTION if figures else _GAP
-    heights = [next(iter(grey.values())).height + caption for grey in greys]
+    heights = [next(iter(gray.values())).height + caption for gray in grays]
     sheet = Image.new("RGB", (width, _HEAD + sum(heights) + _FOOT), _GROUND)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_EDGE, 24), title, 26, _TEXT)
@@ -232,8 +232,8 @@ def _draw_sheet(
     for name, left in zip(names, lefts, strict=True):
         _write(draw, (left, _HEAD - 36), name, 21, _ACCENT if name == names[-1] else _TEXT)
     top = _HEAD
-    for row, grey, height in zip(rows, greys, heights, strict=True):
-        _draw_row(sheet, row, grey, (lefts, top), figures.get(row.name), sparse)
+    for row, gray, height in zip(rows, grays, heights, strict=True):
+        _draw_row(sheet, row, gray, (lefts, top), figures.get(row.name), sparse)
         top += height
     legend = f"{moment_ms:.0f} ms after the R wave.  Marks beside the pictures: acquired slices."
     _draw_foot(draw, (lefts[0], top + 8), legend + ("  1.00: full agreement." if figures else ""))
@@ -243,21 +243,21 @@ def _draw_sheet(
 def _draw_row(
     sheet: Image.Image,
     row: _Row,
-    greys: Mapping[str, Image.Image],
+    grays: Mapping[str, Image.Image],
     place: tuple[Sequence[int], int],
     figures: ViewAgreement | None,
     sparse: Stack,
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     lefts, top = place
-    _write_upright(sheet, (_EDGE - 6, top), row.name, next(iter(greys.values())).height)
+    _write_upright(sheet, (_EDGE - 6, top), row.name, next(iter(grays.values())).height)
     marks = _slice_marks(row.plane, sparse)
-    for (name, grey), left in zip(greys.items(), lefts, strict=True):
-        sheet.paste(grey, (left, top))
+    for (name, gray), left in zip(grays.items(), lefts, strict=True):
+        sheet.paste(gray, (left, top))
         for first, last in marks:
-            for x, y in ((left, top + first), (left + grey.width - 7, top + last)):
+            for x, y in ((left, top + first), (left + gray.width - 7, top + last)):
                 draw.line([(x, y), (x + 6, y)], fill=_ACCENT, width=2)
-        below = (left, top + grey.height + 8)
+        below = (left, top + gray.height + 8)
         if name == ACQUIRED:
             _write(draw, below, "what the scanner saw", 15, _QUIET)
         if figures is None or name not in figures.columns:
@@ -266,8 +266,8 @@ def _draw_row(
         if not figure.num_pixels:
             _write(draw, below, "guided by this image", 15, _QUIET)
             continue
-        colour = _ACCENT if name == figures.best else _TEXT
-        _write(draw, below, f"edge agreement {figure.gradient_correlation:.2f}", 16, colour)
+        color = _ACCENT if name == figures.best else _TEXT
+        _write(draw, below, f"edge agreement {figure.gradient_correlation:.2f}", 16, color)
         rest = f"correlation {figure.correlation:.2f}   sharpness {figure.sharpness:.2f}"
         _write(draw, (below[0], below[1] + 21), rest, 14, _QUIET)
 
@@ -294,13 +294,13 @@ def _draw_foot(draw: ImageDraw.ImageDraw, place: tuple[int, int], legend: str) -
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], words: str, size: int, colour: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], words: str, size: int, color: tuple[int, int, int]
 ) -> None:
-    draw.text(place, words, fill=colour, font=ImageFont.load_default(size))
+    draw.text(place, words, fill=color, font=ImageFont.load_default(size))
 
 
 def _write_upright(sheet: Image.Image, place: tuple[int, int], words: str, height: int) -> None:
-    """Words from bottom to top, centred along `height`."""
+    """Words from bottom to top, centered along `height`."""
     strip = Image.new("RGB", (height, 30), _GROUND)
     draw = ImageDraw.Draw(strip)
     draw.text((height / 2, 15), words, fill=_TEXT, font=ImageFont.load_default(19), anchor="mm")
@@ -310,7 +310,7 @@ def _write_upright(sheet: Image.Image, place: tuple[int, int], words: str, heigh
 # --- the beating heart ------------------------------------------------------------------------------------------------
 
 _FILM_PIXELS_PER_MM = 1.6
-_FILM_GREYS = 44  # 25 phases then take about a megabyte
+_FILM_GRAYS = 44  # 25 phases then take about a megabyte
 _FILM_GAP, _FILM_HEAD = 10, 28
 
 
@@ -324,8 +324,8 @@ def lax_movie(image: LaxImage, acquired: Sequence[LaxImage], columns: Sequence[C
         path: ends in .gif, which opens everywhere, slides included.
     """
     shortest = min([image.stack, *(column.stack for column in columns)], key=lambda stack: stack.num_frames)
-    centre = heart_centre(columns[0].stack, [view.stack for view in acquired])
-    plane = upright_plane(at_phases_of(image.stack, shortest), columns[0].stack, centre)
+    center = heart_center(columns[0].stack, [view.stack for view in acquired])
+    plane = upright_plane(at_phases_of(image.stack, shortest), columns[0].stack, center)
     return _film(_row(image.name, columns, plane, plane.voxels[:, 0]), path)
 
 
@@ -335,9 +335,9 @@ def derived_movie(view: str, plane: Stack, columns: Sequence[Column], path: Path
 
 
 def _film(row: _Row, path: Path) -> Path:
-    colours = _film_colours()
+    colors = _film_colors()
     frames = [
-        _film_frame(row, index).quantize(palette=colours, dither=Image.Dither.NONE)
+        _film_frame(row, index).quantize(palette=colors, dither=Image.Dither.NONE)
         for index in range(row.plane.num_frames)
     ]
     times = row.plane.frame_times_ms
@@ -347,24 +347,24 @@ def _film(row: _Row, path: Path) -> Path:
     return path
 
 
-def _film_colours() -> Image.Image:
-    """The colours of every frame: greys for the heart, and the few of ground and headings."""
-    greys = [(grey, grey, grey) for grey in np.linspace(0, 255, _FILM_GREYS).round().astype(int).tolist()]
+def _film_colors() -> Image.Image:
+    """The colors of every frame: grays for the heart, and the few of ground and headings."""
+    grays = [(gray, gray, gray) for gray in np.linspace(0, 255, _FILM_GRAYS).round().astype(int).tolist()]
     palette = Image.new("P", (1, 1))
-    palette.putpalette([part for colour in (*greys, _GROUND, _EMPTY, _TEXT, _ACCENT) for part in colour])
+    palette.putpalette([part for color in (*grays, _GROUND, _EMPTY, _TEXT, _ACCENT) for part in color])
     return palette
 
 
 def _film_frame(row: _Row, index: int) -> Image.Image:
     scale = {"pixels_per_mm": _FILM_PIXELS_PER_MM}
-    greys = {name: _grey(picture[index], row.window, **scale) for name, picture in row.pictures.items()}
-    width, height = next(iter(greys.values())).size
-    film = Image.new("RGB", (len(greys) * (width + _FILM_GAP) - _FILM_GAP, height + _FILM_HEAD), _GROUND)
+    grays = {name: _gray(picture[index], row.window, **scale) for name, picture in row.pictures.items()}
+    width, height = next(iter(grays.values())).size
+    film = Image.new("RGB", (len(grays) * (width + _FILM_GAP) - _FILM_GAP, height + _FILM_HEAD), _GROUND)
     draw = ImageDraw.Draw(film)
-    for place, (name, grey) in enumerate(greys.items()):
+    for place, (name, gray) in enumerate(grays.items()):
         left = place * (width + _FILM_GAP)
-        _write(draw, (left, 4), name, 15, _ACCENT if place == len(greys) - 1 else _TEXT)
-        film.paste(grey, (left, _FILM_HEAD))
+        _write(draw, (left, 4), name, 15, _ACCENT if place == len(grays) - 1 else _TEXT)
+        film.paste(gray, (left, _FILM_HEAD))
     return film
 
 

@@ -44,7 +44,7 @@ def paint(bodies: Sequence[Solid], *, size: tuple[int, int], ground: tuple[int, 
     Args:
         bodies: their points in the viewer's frame: x to the right, y up, z towards the viewer.
         size: (columns, rows).
-        ground: colour behind them.
+        ground: color behind them.
     """
     columns, rows = (extent * _SUPERSAMPLING for extent in size)
     canvas = np.tile(np.array(ground, np.float32), (rows * columns, 1))
@@ -106,7 +106,7 @@ def _normals(body: Solid) -> np.ndarray:
 def _fragments(
     placed: np.ndarray, triangles: np.ndarray, columns: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """The pixels whose centres lie in a triangle, for triangles of one size at a time.
+    """The pixels whose centers lie in a triangle, for triangles of one size at a time.
 
     Args:
         placed: (P, 3) points; x and y in pixels, within the picture.
@@ -146,7 +146,7 @@ def _cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _lit(normals: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """(N, 3) colours: ambient, a key light from the upper right, a light at the viewer, and a little shine."""
+    """(N, 3) colors: ambient, a key light from the upper right, a light at the viewer, and a little shine."""
     key = np.maximum(normals @ _KEY_LIGHT, 0)
     facing = np.maximum(normals[:, 2], 0)
     reflected = 2 * key * normals[:, 2] - _KEY_LIGHT[2]

@@ -1,4 +1,4 @@
-"""How far to trust the model on this very case: acquired slices predicted from their neighbours and compared.
+"""How far to trust the model on this very case: acquired slices predicted from their neighbors and compared.
 
 Every inner acquired slice is left out in turn and predicted from the two beside it, over a gap twice as wide as the
 model has to bridge in earnest, so the error is an upper bound of a kind. Linear interpolation of the same two slices is
@@ -109,7 +109,7 @@ def left_out_views(
 
 
 def left_out(sparse: Stack, predict: Predictor) -> Stack | None:
-    """Every inner acquired slice as predicted from its two neighbours; None with fewer than three slices.
+    """Every inner acquired slice as predicted from its two neighbors; None with fewer than three slices.
 
     Two runs suffice: the even slices predict the odd ones and the odd the even.
 

@@ -55,7 +55,7 @@ def viewing_frame(labels: Stack) -> Frame:
         x, _, z = labels.directions_lps.T
         middle = labels.to_lps((np.array(labels.voxels.shape[:0:-1]) - 1) / 2)
         return Frame(np.stack([x, -z, np.cross(x, -z)], axis=1), middle)
-    return Frame(np.stack([-axes.septal, -axes.apexward, axes.anterior], axis=1), axes.centre_lps)
+    return Frame(np.stack([-axes.septal, -axes.apexward, axes.anterior], axis=1), axes.center_lps)
 
 
 def decimated(mesh: vtkPolyData, triangles: int = TRIANGLES_PER_SURFACE) -> vtkPolyData:
@@ -111,7 +111,7 @@ class Picture:
 
 
 def scene(frames: list[Meshes], times_ms: Iterable[float], frame: Frame, pictures: Iterable[Picture] = ()) -> str:
-    """JSON for `viewer.js`: surfaces per frame, pictures per frame, colours and where to look."""
+    """JSON for `viewer.js`: surfaces per frame, pictures per frame, colors and where to look."""
     points = np.concatenate([part for meshes in frames for part, _ in meshes.values()])
     low, high = points.min(axis=0), points.max(axis=0)
     step = float((high - low).max()) / _LARGEST
@@ -163,10 +163,10 @@ def _standing(picture: Picture, frame: Frame) -> dict[str, Any]:
 
 def _webp(values: np.ndarray, window: tuple[float, float]) -> str:
     low, high = window
-    grey = (np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    gray = (np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     alpha = np.isfinite(values).astype(np.uint8) * 255
     stream = io.BytesIO()
-    Image.fromarray(np.stack([grey, grey, grey, alpha], axis=-1)).save(stream, "WEBP", quality=75, method=4)
+    Image.fromarray(np.stack([gray, gray, gray, alpha], axis=-1)).save(stream, "WEBP", quality=75, method=4)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, optimize
 
-from calid.geometry import heart_centre
+from calid.geometry import heart_center
 from calid.run.intersections import REACH_MM, STEP_MM, Image, Landscape, images_of, landscape
 from calid.stack import Stack
 
@@ -169,7 +169,7 @@ def align(sax: Stack, views: Mapping[str, Stack]) -> Alignment:
     found = align_images(
         images_of(sax),
         {name: images_of(view)[0] for name, view in views.items()},
-        heart_centre(sax, list(views.values())),
+        heart_center(sax, list(views.values())),
     )
     return _by_neighbors(sax) if found is None else found
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from calid.geometry import heart_centre
+from calid.geometry import heart_center
 from calid.method.bisection import Bisection, Gap
 from calid.method.guidance import CHANNELS, Lines, corrected, grid_shape
 from calid.method.motion import Fields, moved_by
@@ -70,7 +70,7 @@ class Guide:
         plan: which slices are made.
         shifts_mm: (Z, 3) by which each slice still has to be moved, along its directions, to lie where it belongs.
         views: the images.
-        centre_lps: (3,) mm, the middle of the heart.
+        center_lps: (3,) mm, the middle of the heart.
     """
 
     stack: Stack
@@ -78,7 +78,7 @@ class Guide:
     plan: Bisection
     shifts_mm: np.ndarray
     views: tuple[View, ...]
-    centre_lps: np.ndarray
+    center_lps: np.ndarray
 
     @property
     def pixel_mm(self) -> float:
@@ -127,8 +127,8 @@ def guide_of(
     shifts = alignment.slice_shifts_mm.copy()
     if alignment.applied:
         shifts[:, :2] = 0
-    centre = heart_centre(stack, list(views.values()))
-    guide = Guide(stack, preparation, plan, shifts, (), centre)
+    center = heart_center(stack, list(views.values()))
+    guide = Guide(stack, preparation, plan, shifts, (), center)
     found = []
     for shift in alignment.views:
         image = images_of(views[shift.name])[0].shifted(np.array(shift.mm))
@@ -137,7 +137,7 @@ def guide_of(
             found.append(view)
     if not found:
         return None
-    return Guide(stack, preparation, plan, shifts, tuple(found), centre)
+    return Guide(stack, preparation, plan, shifts, tuple(found), center)
 
 
 def _matched(guide: Guide, name: str, image: Image) -> View | None:
@@ -203,7 +203,7 @@ def _along(guide: Guide, target: Image, image: Image) -> tuple[np.ndarray, np.nd
     scale = np.array(preparation.working_shape) / preparation.size
     half = round((RADIUS_MM + TAPER_MM) / guide.pixel_mm)
     along = np.arange(-half, half + 1) * guide.pixel_mm
-    line = crossing(target, image, guide.centre_lps)
+    line = crossing(target, image, guide.center_lps)
     frames = image.frames_at(guide.stack)
     if line is None:
         return np.zeros((len(along), SAMPLES, 2)), np.zeros((len(along), len(frames))), np.zeros(len(along))

@@ -152,7 +152,7 @@ class Crossing:
         return sax, lax
 
 
-def crossing(sax: Image, lax: Image, centre_lps: np.ndarray) -> Crossing | None:
+def crossing(sax: Image, lax: Image, center_lps: np.ndarray) -> Crossing | None:
     """The line of two images; None where their planes are so nearly parallel that it says nothing."""
     normals = sax.directions_lps[:, 2], lax.directions_lps[:, 2]
     along = np.cross(*normals)
@@ -160,7 +160,7 @@ def crossing(sax: Image, lax: Image, centre_lps: np.ndarray) -> Crossing | None:
     if sine < np.sin(np.deg2rad(LONG_AXIS_DEGREES)):
         return None
     along = along / sine
-    offsets = [normals[0] @ sax.affine[:3, 3], normals[1] @ lax.affine[:3, 3], along @ centre_lps]
+    offsets = [normals[0] @ sax.affine[:3, 3], normals[1] @ lax.affine[:3, 3], along @ center_lps]
     return Crossing(np.linalg.solve(np.stack([*normals, along]), offsets), along, *normals)
 
 
@@ -186,12 +186,12 @@ class Landscape:
         return float(self.correlation[middle, middle, middle])
 
 
-def landscape(sax: Image, lax: Image, centre_lps: np.ndarray) -> Landscape | None:
+def landscape(sax: Image, lax: Image, center_lps: np.ndarray) -> Landscape | None:
     """Correlation of both images along their line, over all frames of the SAX slice at once, for all places of it.
 
     Gain and offset of the two images do not matter to it. Returns None where the two do not cross within both.
     """
-    line = crossing(sax, lax, centre_lps)
+    line = crossing(sax, lax, center_lps)
     if line is None:
         return None
     steps = round(REACH_MM / STEP_MM)

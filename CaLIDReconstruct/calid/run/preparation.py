@@ -1,7 +1,7 @@
 """From a stack to what the networks see, and exactly back.
 
 A `Preparation` is a plan drawn once from the stack (intensity window, region, working grid) and then only applied:
-`prepare` turns frames into normalised images, `restore` turns generated images back into intensities on its grid.
+`prepare` turns frames into normalized images, `restore` turns generated images back into intensities on its grid.
 Acquired slices never pass through it on their way to the output. Codec and denoiser may have to work in a region only;
 it fades into what surrounds it.
 """

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calid.geometry import heart_centre
+from calid.geometry import heart_center
 from calid.images.study import read_study
 from calid.run.alignment import Alignment, align, align_images, moved
 from calid.run.intersections import Image, images_of
@@ -97,7 +97,7 @@ def _need(found: Alignment | None) -> Alignment:
 def of_study(sax: Stack, lax: Sequence[LaxImage], *, trials: int, seed: int = 0) -> tuple[list[Trial], float, float]:
     """Trials of a study, and how far two disjoint sets of its views differ, in plane and through it (means, mm)."""
     rng = np.random.default_rng(seed)
-    centre = heart_centre(sax, [view.stack for view in lax])
+    centre = heart_center(sax, [view.stack for view in lax])
     slices, views = images_of(sax), {view.name: images_of(view.stack)[0] for view in lax}
     own = _need(align_images(slices, views, centre)).slice_shifts_mm
     made = [

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from calid.geometry import heart_centre
+from calid.geometry import heart_center
 from calid.heart.longaxis import agreement, around, at_phases_of, cut
 from calid.images.study import read_study
 from calid.method.guidance import Lines, corrected
@@ -63,7 +63,7 @@ def views_left_out(
         guided = upsample(sax, settings, lax=others, models_folder=models).stack
         rows = {"linear": linear, "unguided": unguided, "guided": guided}
         at = displaced(view.stack, np.array(placed[view.name]))
-        centre = heart_centre(sax, [other.stack for other in lax])
+        centre = heart_center(sax, [other.stack for other in lax])
         found[view.name] = {
             name: (edges(dense, view.stack, centre), edges(dense, at, centre)) for name, dense in rows.items()
         }
@@ -269,7 +269,7 @@ def make(
         read = read_study(study)
         frames = np.unique(np.linspace(0, read.sax.num_frames - 1, phases + 1).astype(int))[:-1]
         few = replace(read.sax, voxels=read.sax.voxels[frames], frame_times_ms=read.sax.frame_times_ms[frames])
-        crop = cropped(few, heart_centre(few, [view.stack for view in read.lax]))
+        crop = cropped(few, heart_center(few, [view.stack for view in read.lax]))
         settings = Settings(factor=factor, mode="fidelity", samples=1, model="2d", device=place.device)
         seen = views_left_out(crop, read.lax, settings, models=place.models)
     tables = {}

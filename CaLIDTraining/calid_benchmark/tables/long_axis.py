@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from calid.heart.anatomy import clean_labels
-from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice, heart_centre
+from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice, heart_center
 from calid.heart.segmentation import segment_with
 from calid.heart.surfaces import surfaces
 from calid.images.study import read_study
@@ -79,7 +79,7 @@ def read_heart(folder: Path, *, phases: int, factor: int) -> Heart:
     sax = study.sax
     frames = np.unique(np.linspace(0, sax.num_frames - 1, min(phases, sax.num_frames)).astype(int))
     few = replace(sax, voxels=sax.voxels[frames], frame_times_ms=sax.frame_times_ms[frames])
-    centre = heart_centre(sax, [image.stack for image in study.lax])
+    centre = heart_center(sax, [image.stack for image in study.lax])
     lax = tuple(crossing_views(study.lax, sax))
     return Heart(cropped(few, centre), lax, tuple(int(frame) for frame in frames), factor)
 
