@@ -281,13 +281,13 @@ def test_the_tasks_of_the_slurm_script_do_all_cases_once_and_a_failed_case_is_no
     folder = hearts(tmp_path / "in", 2)
     (folder / "broken.nrrd").write_text("no volume")
     (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "calid"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m calid "$@"\n')
-    command.chmod(0o755)
+    shim = tmp_path / "bin" / "calid"
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m calid "$@"\n')
+    shim.chmod(0o755)
     script = Path(__file__).parents[2] / "examples" / "slurm-array.sh"
     for task in (1, 2):
         asked = [str(folder), str(tmp_path / "out"), "--method", "linear", "--factor", "2", "--no-segment"]
-        environment = os.environ | {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = os.environ | {"PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}"}
         environment |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2"}
         subprocess.run(["bash", str(script), *asked], env=environment, check=True, capture_output=True)
         done = sorted(path.name for path in (tmp_path / "out" / "cases").iterdir())
