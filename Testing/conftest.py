@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # not every part needs it
+    import hypothesis
+
+    hypothesis.settings.register_profile("calid", deadline=None)  # a busy machine is no fault
+    hypothesis.settings.load_profile("calid")
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK as sitk
 from calid import geometry
 from calid.errors import InputError, OutputError, ResourceError
-from calid.images import vetting
+from calid.images import voxels
 from calid.images.checks import check_stack, findings
 from calid.images.files import read_stack, write_stack
 from calid.stack import Stack
@@ -485,8 +485,8 @@ def test_memory_is_compared_with_what_is_free_before_it_is_taken(tmp_path, suffi
 def test_scaling_in_place_gives_what_narrowing_the_real_values_gives():
     stored = file_phantoms.noisy_stack((2, 3, 16, 16)).voxels
     for slope, intercept in ((2.0, -5.0), (0.25, 1.0), (1e6, 0.0), (1e12, 0.0)):
-        expected = vetting.narrowed(vetting.real_values(stored, slope, intercept))
-        found = vetting.scaled(stored.copy(), slope, intercept)
+        expected = voxels.narrowed(voxels.real_values(stored, slope, intercept))
+        found = voxels.scaled(stored.copy(), slope, intercept)
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
 

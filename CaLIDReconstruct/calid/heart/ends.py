@@ -208,8 +208,8 @@ class _View:
         start = both[0] + round(0.25 * np.ptp(both))
         inside = np.flatnonzero(labels[start] == LV)
         border = inside.max() if sign > 0 else inside.min()
-        row, thick = start, []
-        last, place = None, border
+        thick: list[float] = []
+        row, last, place = start, (start, int(border)), border
         for row in range(start, -1, -1):
             place, run = self._border(picture[row], place, sign)
             if place is None:
@@ -225,7 +225,7 @@ class _View:
                     break
                 continue
             last = row, place
-        if last is None or len(thick) < 15 or last[0] <= 1:
+        if len(thick) < 15 or last[0] <= 1:
             return nothing
         return np.array([last[0], last[1]], float)
 

@@ -279,6 +279,6 @@ def _correct(
         fields = fields.unflatten(0, pair[0].shape[:2])
         correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic)
         found[:, target] = correction.to(found.dtype)
-        sides = (side.flatten(0, 1)[:, None] for side in pair)
-        first, last = moved_by(Fields(*fields.flatten(0, 1).split(2, dim=1)), *sides, correction.flatten(0, 1))
+        left, right = (side.flatten(0, 1)[:, None] for side in pair)
+        first, last = moved_by(Fields(*fields.flatten(0, 1).split(2, dim=1)), left, right, correction.flatten(0, 1))
         images[:, target] = ((first + last) / 2)[:, 0].unflatten(0, pair[0].shape[:2])
