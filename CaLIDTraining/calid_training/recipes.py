@@ -19,7 +19,7 @@ from calid_training.stages import CONFIGS
 
 SMALL_ROWS = ("registration", "CaLID's motion alone", "CaLID's D, code 0", "CaLID", "CaLID+", "fidelity")
 """Rows of the small recipe's table."""
-TEMPERATURE = 0.5
+TEMPERATURE = 0.3
 """How far draws of the model that ships go from their mean (GATES.md)."""
 
 
@@ -146,7 +146,7 @@ class Ingredients:
 
 
 def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
-    """The model that ships: motion, codec and denoiser of codes, then both trained together, then layers over time.
+    """The model that ships: motion, codec, denoiser of codes, both together, all on other looks, then layers over time.
 
     Args:
         asked: what the user asked for.
@@ -157,9 +157,9 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
         return asked.stage(name, command, *on_top, *([f"small/{name}"] if small else []), **changes)
 
     motion, codec = (asked.out / f"{name}.safetensors" for name in ("motion", "codec"))
-    draft, finished = asked.out / "draft", asked.models
-    begun, model = (folder / f"{DEFAULT_MODEL}.safetensors" for folder in (draft, finished))
-    images, learned = "code-denoiser-images", {"model__alexnet": asked.alexnet}
+    folders = asked.out / "draft", asked.out / "second-draft", asked.models
+    begun, better, model = (folder / f"{DEFAULT_MODEL}.safetensors" for folder in folders)
+    images, wide, learned = "code-denoiser-images", "code-denoiser-wide", {"model__alexnet": asked.alexnet}
     cines = {"data__prepared": asked.cines}
     few = ["--quick", "6", "--uncertainty-every", "0", "--systems", *SMALL_ROWS] if small else []
     fewer = ["--quick", "3"] if small else []
@@ -170,9 +170,11 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
         stage("codec", "codec", model__motion=motion, **learned),
         asked.export("codec", "codec", "--prepared", asked.prepared, "--out", codec),
         stage("code-denoiser", "code-denoiser", model__codec=codec, **learned),
-        asked.export("coded", "code-denoiser", "--half", *asked.released(draft)),
+        asked.export("coded", "code-denoiser", "--half", *asked.released(folders[0])),
         stage(images, "code-denoiser", images, model__codec=begun, model__start=begun, **learned),
-        asked.export("coded", images, "--temperature", TEMPERATURE, *asked.released()),
+        asked.export("coded", images, "--half", *asked.released(folders[1])),
+        stage(wide, "code-denoiser", images, wide, model__codec=better, model__start=better, **learned),
+        asked.export("coded", wide, "--temperature", TEMPERATURE, *asked.released()),
         asked.make_cines(*(["--patients", "8"] if small else [])),
         stage("cine-codes", "cine-codes", model__base=model, **cines, **learned),
         asked.export("cine", "cine-codes", *asked.released()),
