@@ -47,20 +47,36 @@ def run(home: Path, user: str, command: str) -> int:
     environment = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
     account = pwd.getpwnam(user) if user else None
     options = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        ["/bin/sh", "-c", command], env=environment, cwd=home, stdin=subprocess.PIPE, start_new_session=True, **options
+        ["/bin/sh", "-c", command], env=environment, cwd=home, start_new_session=True, **pipes, **options
     )
-    threading.Thread(target=pass_on, args=(home / "sent", process.stdin), daemon=True).start()
+    threading.Thread(target=send, args=(home / "sent", process.stdin), daemon=True).start()
+    back = [
+        threading.Thread(target=pass_on, args=pair, daemon=True)
+        for pair in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))
+    ]
+    for thread in back:
+        thread.start()
+    for thread in back:
+        thread.join()
     return process.wait()
 
 
-def pass_on(record: Path, pipe) -> None:
+def send(record: Path, pipe) -> None:
+    """What comes on stdin goes on, and is noted; its end goes on too."""
     with record.open("ab", buffering=0) as file:
         while line := sys.stdin.buffer.readline():
             file.write(line)
             pipe.write(line)
             pipe.flush()
     pipe.close()
+
+
+def pass_on(source, target) -> None:
+    while line := source.readline():
+        target.write(line)
+        target.flush()
 
 
 if __name__ == "__main__":
