@@ -120,7 +120,9 @@ def test_a_temperature_shortens_the_way_from_the_mean_of_all_draws():
     for temperature in (0.0, 0.5, 1.0):
         model = CodedCaLID(*networks, temperature=temperature).eval()
         with torch.inference_mode():
-            found[temperature] = model.drawn(model.see(before, after, torch.full((2,), 20.0)), z_T, steps=3)
+            found[temperature] = model.cooled(
+                *model.walk(model.see(before, after, torch.full((2,), 20.0)), z_T, steps=3)
+            )
     torch.testing.assert_close(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found[0.0], found[1.0])
 
@@ -136,8 +138,8 @@ def test_a_model_over_time_reads_frames_together_and_decodes_each():
     with torch.inference_mode():
         assert model.between(before, after, z_T, gap_mm, steps=2).shape == before.shape
         sight = model.see(before, after, gap_mm)
-        codes = model.drawn(sight, z_T, steps=1)
+        codes = model.cooled(*model.walk(sight, z_T, steps=1))
         other = z_T.clone()
         other[:, :, 0] += 1
-        changed = model.drawn(sight, other, steps=1).unflatten(0, (2, 5)) != codes.unflatten(0, (2, 5))
+        changed = model.cooled(*model.walk(sight, other, steps=1)).unflatten(0, (2, 5)) != codes.unflatten(0, (2, 5))
     assert changed[:, 1].any()  # the neighbor in time

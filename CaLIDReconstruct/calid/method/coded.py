@@ -85,7 +85,8 @@ class CodedCaLID(nn.Module):
         if departures.estimate and steps == 1:
             return self.mean_of_moved(before, after, correction)
         sight = self.see(before, after, gap_mm, correction)
-        made = self.codec.decode(self.drawn(sight, z_T, steps=steps, is_periodic=is_periodic), sight)
+        z_0 = self.cooled(*self.walk(sight, z_T, steps=steps, is_periodic=is_periodic))
+        made = self.codec.decode(z_0, sight)
         made = made.float().clamp(-1, 1)
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
@@ -116,9 +117,8 @@ class CodedCaLID(nn.Module):
         """Both neighbors at the place half-way between them."""
         return halfway(self.motion, before, after, correction, both_ways=True)
 
-    def drawn(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> torch.Tensor:
-        """z_0 by DDIM from z_T, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""
-        first, *rest = self.walk(sight, z_T, steps=steps, is_periodic=is_periodic)
+    def cooled(self, first: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """z_0 of a walk's estimates, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""
         z_0 = first + self.temperature * (rest[-1] - first) if rest else first
         return z_0 if z_0.ndim == 4 else folded(z_0)
 
