@@ -330,7 +330,8 @@ def test_without_its_departures_the_model_shows_what_d_makes_of_z_0_and_nothing_
     with torch.inference_mode(), plain.device.autocast():
         z_c = plain.model.denoiser.condition(before, after)
         *_, z_0 = sample(plain.model.schedule, lambda z, t: plain.model.denoiser(z, t, z_c), z_T, steps=2)
-    expected = preparation.restore(plain.decode(z_0).clamp(-1, 1))[0]
+        image = plain.model.decode(z_0).clamp(-1, 1)
+    expected = preparation.restore(image)[0]
     expected = expected + preparation.excess(stack.voxels[0]).mean(axis=0)
     np.testing.assert_allclose(values[1], expected, rtol=1e-4, atol=0.1)
 

@@ -150,5 +150,5 @@ def _unusual(choice: Choice) -> Iterator[str]:
     if choice.doubt is None and (choice.sax.subject or choice.sax.motion == "repeats" or not choice.sax.is_magnitude):
         yield (
             f"The short axis is no usual cine, but {called(choice.sax)}; the model knows cine MR alone. On made-up "
-            "late enhancement it gained over linear interpolation what it gains on cines, on made-up T1 maps nothing."
+            "late enhancement it gained over linear interpolation what it gains on cines, on made-up T1 maps it lost."
         )
