@@ -199,6 +199,9 @@ def make_cines(
         datasets: sets of which cines are made.
         seed: seed of everything that is drawn.
         patients: number of patients of every set and split, the first ones; None is all.
+
+    Raises:
+        ValueError: if no cine can be made.
     """
     found = [
         pair
@@ -206,7 +209,13 @@ def make_cines(
         for dataset in datasets
         for pair in pairs(load_cases(prepared, datasets=[dataset], split=split))[:patients]
     ]
-    return write_cases(_made(tqdm(found, unit=" patients"), seed), out)
+    made = list(_made(tqdm(found, unit=" patients"), seed))
+    if not made:
+        raise ValueError(
+            f"{prepared}: no patient of {', '.join(datasets)} has ED and ES stacks of the same slices: prepare a "
+            "set with both, or train on real cines"
+        )
+    return write_cases(made, out)
 
 
 def _made(found: Iterable[tuple[AnyCase, AnyCase]], seed: int) -> Iterator[RawCase]:

@@ -365,7 +365,7 @@ def a_slanted_nifti(folder):
     return nifti(folder, 252, struct.pack("<hh6f", 0, 1, 0, 0, 0, 0, 0, 0) + rows)
 
 
-@damage("unsupported-unit", "millimetres")
+@damage("unsupported-unit", "millimeters")
 def a_nifti_in_metres(folder):
     return nifti(folder, 123, bytes([1]))
 

@@ -294,7 +294,7 @@ def test_lengths_that_are_no_millimetres_are_refused(tmp_path, unit):
     needs("unsupported-unit", nrrd_text(tmp_path / "b.nrrd", stack, units=f'"{unit}" "{unit}" "{unit}"'), unit)
     needs("unsupported-unit", metaimage(tmp_path / "a.mha", stack, DistanceUnits=unit), unit)
     code = {"cm": 4, "m": 1, "um": 3}[unit]
-    needs("unsupported-unit", nifti(tmp_path / "a.nii", stack, xyzt_units=code), "millimetres")
+    needs("unsupported-unit", nifti(tmp_path / "a.nii", stack, xyzt_units=code), "millimeters")
 
 
 def test_lengths_that_are_said_to_be_millimetres_are_read(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import SimpleITK as sitk
 from calid import geometry
 from calid.errors import InputError, OutputError
-from calid.images import files, vetting
+from calid.images import volume_out, voxels
 from calid.images.files import check_output, read_lax_folder, read_stack, write_labels, write_stack
 from calid.labels import LABELS
 from calid.stack import Stack
@@ -497,7 +497,7 @@ def test_a_folder_of_stacks_alone_has_no_long_axis(tmp_path):
     assert error.value.code == "no-long-axis"
 
 
-@pytest.mark.parametrize("module", [files, geometry, vetting])
+@pytest.mark.parametrize("module", [geometry, volume_out, voxels])
 def test_examples_in_the_documentation_hold(module):
     outcome = doctest.testmod(module)
     assert outcome.attempted > 0

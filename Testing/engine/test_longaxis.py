@@ -296,7 +296,7 @@ def without(labels: Stack, *numbers: int) -> Stack:
 
 
 def test_planes_cannot_be_derived_without_a_left_ventricle():
-    with pytest.raises(InputError, match="labelled in 0") as caught:
+    with pytest.raises(InputError, match="labeled in 0") as caught:
         longaxis.derive_planes(without(phantoms.heart_labels(), 1))
     assert caught.value.code == "no-left-ventricle"
 
