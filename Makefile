@@ -12,8 +12,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 demo: $(VENV)/engine.stamp          ## upsample the bundled heart; look at demo-output/index.html
 	$(BIN)/calid demo demo-output --overwrite
 
+# Two at once, whole files each, because files share what is slow to make; one thread each, for there are two cores.
 test: $(VENV)/development.stamp     ## set up everything and run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 # What most changes touch, without training, processes and windows: at most two minutes on two cores.
 QUICK := architecture bisection checks diffusion function geometry library longaxis motion over_time preparation \
