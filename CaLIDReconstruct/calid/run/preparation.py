@@ -78,6 +78,11 @@ class Preparation:
         images = images.astype(np.float32)
         return images - images.clip(self.low, self.high)
 
+    def within(self, roi: Box) -> Preparation:
+        """The same plan, with codec and denoiser in a region around columns and rows of the stack."""
+        rows, columns = (working / pixels for working, pixels in zip(self.working_shape, self.size, strict=True))
+        return replace(self, region=region_around(roi, shape=self.padded_shape, scale=(rows, columns)))
+
     @property
     def region_shape(self) -> tuple[int, int]:
         """(rows, columns) of what codec and denoiser are shown."""
@@ -114,10 +119,7 @@ def plan_preparation(stack: Stack, *, roi: Box | None = None) -> Preparation:
     working = _working_size(rows, y_mm), _working_size(columns, x_mm)
     padded = tuple(max(-(-size // GRID_MULTIPLE) * GRID_MULTIPLE, MIN_PADDED_PIXELS) for size in working)
     plan = Preparation(low, high, (rows, columns), working, (padded[0], padded[1]), z_mm)
-    if roi is None:
-        return plan
-    scale = (plan.working_shape[0] / rows, plan.working_shape[1] / columns)
-    return replace(plan, region=region_around(roi, shape=plan.padded_shape, scale=scale))
+    return plan if roi is None else plan.within(roi)
 
 
 def _working_size(pixels: int, pixel_mm: float) -> int:

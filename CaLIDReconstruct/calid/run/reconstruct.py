@@ -25,7 +25,7 @@ from calid.run.generation import Frame, Generation, windows_of, work
 from calid.run.guidance import Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
-from calid.run.region import Box, checked_box, heart_box
+from calid.run.region import checked_box, heart_box
 from calid.run.settings import Settings
 from calid.run.windows import Window, spans_the_cycle
 from calid.stack import GUIDED_KEY, LaxImage, Stack
@@ -198,7 +198,8 @@ def plan_run(
         stack = _chosen_frames(stack, settings.frames)
         num_frames = stack.num_frames
     check_stack(stack, source=source)
-    box = _box(whole, settings)  # of all frames, so that a frame does not depend on which others are kept
+    rows, columns = stack.voxels.shape[2:]
+    box = None if isinstance(settings.roi, str) else checked_box(settings.roi, rows=rows, columns=columns)
     run = RunPlan(
         stack=stack,
         settings=settings,
@@ -215,20 +216,9 @@ def plan_run(
     run = replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
     if interpolator.estimates(settings.mode, settings.steps):
         return run
-    return replace(run, preparation=plan_preparation(stack, roi=box))
-
-
-def _box(stack: Stack, settings: Settings) -> Box | None:
-    """Columns and rows where codec and denoiser work; None is everywhere.
-
-    Raises:
-        SettingsError: "roi" if the one that the user gave does not lie in the image.
-    """
-    if settings.roi == "all":
-        return None
     if settings.roi == "heart":
-        return heart_box(stack)
-    return checked_box(settings.roi, rows=stack.voxels.shape[2], columns=stack.voxels.shape[3])
+        box = heart_box(whole)  # of all frames, so that a frame does not depend on which others are kept
+    return run if box is None else replace(run, preparation=run.preparation.within(box))
 
 
 def _aligned(run: RunPlan, lax: Sequence[LaxImage]) -> RunPlan:
