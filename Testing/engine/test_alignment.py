@@ -124,7 +124,7 @@ def test_no_shift_is_found_where_there_is_none(straight):
     found = align(*straight)
     assert found.worst_mm < 0.2
     assert np.abs(found.slice_shifts_mm[:, 2]).max() < 0.5
-    assert np.abs(found.view_shifts_mm).max() < 0.5
+    assert np.abs(np.array([shift.mm for shift in found.views])).max() < 0.5
 
 
 def test_one_slice_that_lies_aside_does_not_drag_the_others(straight):
@@ -138,7 +138,7 @@ def test_one_slice_that_lies_aside_does_not_drag_the_others(straight):
 def test_a_shift_of_a_long_axis_image_is_not_blamed_on_the_slices(straight):
     aside = np.array([[0, 5.0, 0], [0, 0, 0], [0, 0, 0]])
     found = align(straight[0], views(aside))
-    np.testing.assert_allclose(found.view_shifts_mm, aside, atol=0.8)
+    np.testing.assert_allclose(np.array([shift.mm for shift in found.views]), aside, atol=0.8)
     assert found.worst_mm < 0.6
 
 

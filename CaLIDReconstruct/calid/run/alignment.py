@@ -1,6 +1,6 @@
 """Breath-hold alignment: every acquired slice and every long-axis image is moved rigidly until all of them fit.
 
-Each slice, and each long-axis (LAX) image, is taken in its own breath-hold, and the heart lies some millimetres
+Each slice, and each long-axis (LAX) image, is taken in its own breath-hold, and the heart lies some millimeters
 elsewhere in each. What they show along their common lines (`intersections.py`) tells where: one shift of three numbers
 per image (along its rows, along its columns, along its normal), estimated jointly over all lines and all phases of the
 beat.
@@ -87,11 +87,11 @@ class Alignment:
 
     Args:
         basis: "long-axis images", or "neighboring slices" where there are none.
-        slices: of the short-axis stack, in its order.
-        views: of the long-axis images, in theirs.
+        slices: shifts of the short-axis slices, in their order.
+        views: shifts of the long-axis images, in theirs.
         agreement_before, agreement_after: mean correlation of the images along their common lines (or of slices with
             the middle of their neighbors), as acquired and as moved.
-        lines: how many there are.
+        lines: number of lines on which images cross (or of slices with two neighbors).
         applied: whether the slices of the stack that this belongs to have been moved.
     """
 
@@ -105,13 +105,8 @@ class Alignment:
 
     @property
     def slice_shifts_mm(self) -> np.ndarray:
-        """(Z, 3) of the slices."""
+        """(Z, 3) mm: the shift of each slice along its rows, columns and normal."""
         return np.array([shift.mm for shift in self.slices])
-
-    @property
-    def view_shifts_mm(self) -> np.ndarray:
-        """(views, 3)."""
-        return np.array([shift.mm for shift in self.views]).reshape(-1, 3)
 
     @property
     def worst_mm(self) -> float:
@@ -139,7 +134,7 @@ class Alignment:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values, rounded to a hundredth of a millimetre."""
+        """JSON values, rounded to a hundredth of a millimeter."""
         return {
             "basis": self.basis,
             "applied": self.applied,
@@ -174,18 +169,18 @@ def align(sax: Stack, views: Mapping[str, Stack]) -> Alignment:
     return _by_neighbors(sax) if found is None else found
 
 
-def align_images(slices: Sequence[Image], views: Mapping[str, Image], centre_lps: np.ndarray) -> Alignment | None:
+def align_images(slices: Sequence[Image], views: Mapping[str, Image], center_lps: np.ndarray) -> Alignment | None:
     """As `align`, of images wherever they lie; None where no view crosses a slice.
 
     Args:
         slices: short-axis slices.
         views: {name: long-axis image}.
-        centre_lps: (3,) mm, the middle of the heart.
+        center_lps: (3,) mm, the middle of the heart.
     """
     lines: dict[tuple[int, int], Landscape] = {}
     used: dict[str, Image] = {}
     for name, image in views.items():
-        found = [landscape(one, image, centre_lps) for one in slices]
+        found = [landscape(one, image, center_lps) for one in slices]
         lines |= {(index, len(used)): line for index, line in enumerate(found) if line is not None}
         if any(line is not None for line in found):
             used[name] = image
