@@ -16,10 +16,17 @@ that needs a model.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+"""Read when PyTorch loads GNU's OpenMP: how long a thread that waits keeps its core. Beside another program it keeps it
+from the very thread it waits for, by default 300,000 rounds: eleven slices to 81 took 3.2 times as long beside one, and
+take 1.9 times; alone they take as long as before (`Testing/benchmarks/upsampling.py --quick --busy 1`).
+"""
 
 STANDING_NOTE = "Generated slices are not acquired data; not for diagnosis."
 

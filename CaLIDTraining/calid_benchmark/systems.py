@@ -288,7 +288,7 @@ class Source:
 
     models: Path | None = None
     weights: Path = rivals.WEIGHTS
-    steps: int = 2
+    steps: int = Settings().steps
     samples: int = 8
     device: DeviceName = "auto"
     optimization_steps: int | None = None

@@ -1,17 +1,21 @@
 """Seconds and peak memory of upsampling: `python Testing/benchmarks/upsampling.py [--quick | --cine | --clinical]`.
 
 Every line runs in a process of its own (peak memory is a process's) after one warm-up; model loading is not counted.
-Times on shared machines vary: compare lines of one run, not runs.
+`--avx2` asks what a processor without AVX-512 and bfloat16 would take, `--busy N` keeps N cores busy with other work
+meanwhile. Times on shared machines vary: compare lines of one run, not runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,7 @@ QUESTIONS: dict[str, list[dict]] = {
 
 PIXEL_MM = 1.8, 1.4  # of small and of large images
 RADIUS_MM = 35.0
+AVX2_ALONE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def beating_disk(shape: tuple[int, ...], pixel_mm: float) -> np.ndarray:
@@ -51,6 +56,11 @@ def measure(case: dict, models: Path | None) -> dict[str, float]:
     from calid.run.reconstruct import Settings, upsample
     from calid.stack import Stack
 
+    if os.environ.items() >= AVX2_ALONE.items():
+        import torch
+
+        torch.cpu._is_avx512_bf16_supported = bool  # the processor itself still has it; the engine asks this
+
     shape = (case["frames"], case["slices"], case["pixels"], case["pixels"])
     pixel_mm = PIXEL_MM[case["pixels"] > 128]
     stack = Stack(beating_disk(shape, pixel_mm), np.diag([pixel_mm, pixel_mm, 8.0, 1.0]), np.arange(shape[0]) * 30.0)
@@ -62,11 +72,25 @@ def measure(case: dict, models: Path | None) -> dict[str, float]:
     return {"seconds": seconds, "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2}
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """That many other processes that never rest, as long as the context lasts."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the first question")
     parser.add_argument("--cine", action="store_true", help="only 25 frames, frame by frame and together")
     parser.add_argument("--clinical", action="store_true", help="only a clinical cine, in the heart and everywhere")
+    parser.add_argument("--avx2", action="store_true", help="neither AVX-512 nor bfloat16")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N processes that never rest (0)")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -74,6 +98,7 @@ def main() -> int:
     if options.one:
         print(json.dumps(measure(json.loads(options.one), options.models)))
         return 0
+    environment = os.environ | (AVX2_ALONE if options.avx2 else {})
     rows = []
     only = [name for name, asked in ((CINE, options.cine), (CLINICAL, options.clinical)) if asked]
     for question in only or QUESTIONS:
@@ -82,7 +107,8 @@ def main() -> int:
             command = [sys.executable, __file__, "--one", json.dumps(BASE | changes)]
             if options.models:
                 command += ["--models", str(options.models)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            with busy(options.busy):
+                done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             row = {"question": question, **changes, **json.loads(done.stdout.splitlines()[-1])}
             row["times_the_first"] = row["seconds"] / rows[0]["seconds"] if rows else 1.0
             rows.append(row)

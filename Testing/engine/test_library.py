@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from calid.errors import SettingsError
 from test_reconstruct import cine
 
 
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
     return done.stdout.strip()
 
 
@@ -31,6 +34,13 @@ def test_importing_calid_takes_less_than_a_third_of_a_second_and_loads_no_packag
     seconds, loaded = told.splitlines()
     assert float(seconds) < 0.3
     assert loaded == "[]"
+
+
+def test_threads_that_wait_soon_give_their_core_away_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    told = "import os, calid; print(os.environ['GOMP_SPINCOUNT'])"
+    assert int(run_python(told)) <= 1000
+    assert run_python(told, GOMP_SPINCOUNT="7") == "7"
 
 
 def test_reading_and_writing_a_file_needs_neither_torch_nor_monai_nor_vtk(tmp_path):

@@ -383,7 +383,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gaps", type=int, default=1, metavar="N", help="how many of its gaps, from the middle")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N sequences of every set")
     parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
-    parser.add_argument("--steps", type=int, default=2, help="DDIM steps")
+    parser.add_argument("--steps", type=int, default=Settings().steps, help="DDIM steps")
     perceptual.add_arguments(parser)
     add_place_arguments(parser, table="cine")
 
@@ -423,7 +423,7 @@ def make(
     judges: Perceptual,
     *,
     names: Sequence[str] | None = None,
-    steps: int = 8,
+    steps: int = Settings().steps,
 ) -> None:
     """Make the table and its picture.
 

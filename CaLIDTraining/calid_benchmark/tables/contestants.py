@@ -30,8 +30,10 @@ from calid_benchmark import rivals
 from calid_benchmark.systems import Named, classical_systems, generated
 
 OURS, PAPER, NONE = "our sizes", "paper sizes", "no network"
-STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 2, "CaLID+": 2}
-"""Diffusion steps of each as its paper recommends, and of CaLID as it ships (its paper: 8); others have none."""
+STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 8, "CaLID+": 8}
+"""Diffusion steps of each as its paper recommends; others have none."""
+OUR_STEPS = STEPS | {"CaLID": Settings().steps, "CaLID+": Settings().steps}
+"""The same at our sizes, where CaLID takes as many as it ships with."""
 
 
 class Runner(Protocol):
@@ -101,15 +103,15 @@ def contestants(*, models: Path | None, device: str, paper: bool = True) -> list
         for system in classical_systems()
         if system.name != "nearest"
     ]
-    for block in (OURS, PAPER) if paper else (OURS,):
+    for block, steps in ((OURS, OUR_STEPS), (PAPER, STEPS)) if paper else ((OURS, OUR_STEPS),):
         for name in rivals.NAMES:
             make = partial(_baseline, name, paper=block == PAPER, device=device)
-            found.append(Contestant(name, block, make, STEPS.get(name)))
+            found.append(Contestant(name, block, make, steps.get(name)))
         sizes = paper_sizes() if block == PAPER else shipped_sizes(models)
         interpolator = untrained_interpolator(sizes, device=device)
         methods: dict[str, Method] = {"CaLID": "calid", "CaLID+": "calid+"}
         for name, method in methods.items():
-            found.append(Contestant(name, block, partial(_calid, interpolator, method), STEPS[name]))
+            found.append(Contestant(name, block, partial(_calid, interpolator, method, steps[name]), steps[name]))
     return found
 
 
@@ -122,8 +124,8 @@ def _baseline(name: str, steps: int | None, *, paper: bool, device: str) -> Runn
     return rivals.untrained(name, paper=paper, steps=steps, device=device)
 
 
-def _calid(interpolator: Interpolator, method: Method, steps: int | None) -> Runner:
-    return CalidRunner(interpolator, Settings(factor=2, method=method, steps=steps or STEPS["CaLID"]))
+def _calid(interpolator: Interpolator, method: Method, usual: int, steps: int | None) -> Runner:
+    return CalidRunner(interpolator, Settings(factor=2, method=method, steps=steps or usual))
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,13 @@ def makers(options: Namespace, amount: Amount, folder: Path) -> dict[str, Callab
         amount: how much is made.
         folder: for the slices that the systems make.
     """
-    source = Source(options.models, options.weights, 8, amount.samples, options.device, options.optimization_steps)
+    source = Source(
+        options.models,
+        options.weights,
+        samples=amount.samples,
+        device=options.device,
+        optimization_steps=options.optimization_steps,
+    )
     offer, cases = offered(source), load_cases(options.prepared, datasets=options.datasets, split=options.split)
     asked, names = first_of_each(questions(cases), amount.stacks), options.systems
     systems, few = chosen(offer.systems, names), first_of_each(asked, amount.reconstructed)

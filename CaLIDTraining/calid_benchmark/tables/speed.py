@@ -280,7 +280,7 @@ def markdown(task: str, rows: Sequence[Mapping[str, Any]], made_on: Mapping[str,
     """The table as Markdown, a block per size; ratios are to CaLID."""
     lines = [
         f"{task} at {SIZE} x {SIZE}; {made_on['processor']}, {made_on['cores']} cores used. Seconds: median [minimum, "
-        "maximum] of the rounds; ratios are to CaLID at its 8 steps in the same block; in brackets for the naive way.",
+        "maximum] of the rounds; ratios are to CaLID in the same block; in brackets for the naive way.",
         "",
     ]
     if load is not None and load > BUSY:
