@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from calid import __version__
 from calid.errors import CalidError, Cancelled, InputError, ResourceError, is_out_of_memory, out_of_memory
-from calid.run.logs import set_up_logging
+from calid.run.logs import is_json, set_up_logging, tell, tell_error
 from calid.run.settings import add_flags, from_flags
 from calid.run.signals import ended_by_signals
 
@@ -27,7 +27,8 @@ class _Parser(argparse.ArgumentParser):
     """Wrong usage is one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_ERROR, f"calid: error: {message}. See {self.prog} --help.\n")
+        tell_error(f"{message}.", code="usage", remedy=f"See {self.prog} --help.")
+        self.exit(EXIT_ERROR)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     _open_missing_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no Unicode
+    set_up_logging(as_json="--log-json" in arguments)  # wrong usage is told, too
     options = build_parser(arguments).parse_args(arguments)
     set_up_logging(verbosity=options.verbose - options.quiet, as_json=options.log_json)
     try:
@@ -48,18 +50,35 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except CalidError as error:
-        return _fail(str(error), EXIT_ERROR)
+        return _fail(error)
     except (Cancelled, KeyboardInterrupt):
-        return _fail("cancelled; nothing was written", EXIT_CANCELLED)
+        tell_error("cancelled; nothing was written", code="cancelled")
+        return EXIT_CANCELLED
     except RecursionError:
-        return _fail("The input is nested without end. Export it again, or choose another one.", EXIT_ERROR)
+        remedy = "Export it again, or choose another one."
+        return _fail(InputError("nested", "The input is nested without end.", remedy))
     except Exception as error:  # noqa: BLE001 (the last door: one line, and the traceback for those who ask)
-        if is_out_of_memory(error):
-            return _fail(str(out_of_memory()), EXIT_ERROR)
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
-        said = " ".join(str(error).split())
-        return _fail(f"unexpected {type(error).__name__}: {said} Set {DEBUG_VARIABLE}=1 to see where.", EXIT_INTERNAL)
+        return _fail(out_of_memory()) if is_out_of_memory(error) else _fail_unexpectedly(error)
+
+
+def _fail(error: CalidError) -> int:
+    tell_error(error.message, code=error.code, remedy=error.remedy)
+    return EXIT_ERROR
+
+
+def _fail_unexpectedly(error: Exception) -> int:
+    """A defect of ours: one line, and where it was for those who ask."""
+    where = traceback.format_exc() if os.environ.get(DEBUG_VARIABLE) else None
+    if where and not is_json():
+        print(where, file=sys.stderr, end="")
+    said = " ".join(str(error).split())
+    tell_error(
+        f"unexpected {type(error).__name__}: {said}",
+        code="internal",
+        remedy=f"Set {DEBUG_VARIABLE}=1 to see where.",
+        **({"exception": where} if where else {}),
+    )
+    return EXIT_INTERNAL
 
 
 def _open_missing_streams() -> None:
@@ -73,11 +92,6 @@ def _open_missing_streams() -> None:
             if nowhere != number:
                 os.dup2(nowhere, number)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"calid: error: {message}", file=sys.stderr)
-    return code
 
 
 # Commands that bring their own arguments; a module is imported only for the command that is typed.
@@ -168,7 +182,7 @@ def _upsample(options: argparse.Namespace) -> int:
     )
     start = time.monotonic()
     with progress_bar() as bar:
-        made = job.run(progress=shown_on(bar), tell=_tell)
+        made = job.run(progress=shown_on(bar), tell=tell)
     seconds = time.monotonic() - start
     dense, facts = made.stack, made.stack.provenance
     print(
@@ -181,10 +195,6 @@ def _upsample(options: argparse.Namespace) -> int:
         values = figures.document("upsample", dense, findings=findings, seconds={"upsample": seconds})
         figures.write_figures(values, options.json, overwrite=options.overwrite)
     return 0
-
-
-def _tell(line: str) -> None:
-    print(f"calid: {line}", file=sys.stderr)
 
 
 def _info(options: argparse.Namespace) -> int:

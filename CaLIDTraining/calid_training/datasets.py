@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from calid.images.files import read_stack
@@ -65,6 +66,10 @@ class RawCase:
         return self.labels
 
 
+Splits: TypeAlias = Mapping[tuple[str, str], str]
+"""{(set, patient): "train", "validation" or "test"}."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One stack of one patient before it is read: so that many can be read at once, and a bad file be named.
@@ -87,8 +92,13 @@ class Item:
         return f"{self.dataset}/{self.patient}/{self.series}"
 
 
-def items_of(root: Path, dataset: str) -> Iterator[Item]:
+def items_of(root: Path, dataset: str, splits: Splits | None = None) -> Iterator[Item]:
     """Every stack of one set below `root` (which holds one folder per set), none of them read yet.
+
+    Args:
+        root: the folder.
+        dataset: name of the set.
+        splits: who is in which split, instead of the set's own rule; who is not named is left out.
 
     Raises:
         FileNotFoundError: if the folder of the set is not there.
@@ -97,9 +107,29 @@ def items_of(root: Path, dataset: str) -> Iterator[Item]:
     folder = Path(root) / dataset
     if not folder.is_dir():
         raise FileNotFoundError(f"The set '{dataset}' is not at {folder}; give the folder that holds it with --data.")
-    if dataset in READERS:
-        return READERS[dataset](folder)
-    return own_items(folder)
+    items = READERS[dataset](folder) if dataset in READERS else own_items(folder)
+    if splits is None:
+        return items
+    named = (item for item in items if (dataset, item.patient) in splits)
+    return (replace(item, split=splits[dataset, item.patient]) for item in named)
+
+
+def read_splits(file: Path) -> Splits:
+    """The splits in a CSV file with the columns `dataset`, `patient` and `split` ("train", "validation" or "test").
+
+    Raises:
+        ValueError: naming the line that is wrong; also if a patient is in two splits.
+    """
+    found: dict[tuple[str, str], str] = {}
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            dataset, patient, split = ((row.get(name) or "").strip() for name in ("dataset", "patient", "split"))
+            if not (dataset and patient) or split not in SPLITS:
+                choice = ", ".join(SPLITS)
+                raise ValueError(f"{file}, line {number}: dataset, patient and split (one of {choice}) are needed")
+            if found.setdefault((dataset, patient), split) != split:
+                raise ValueError(f"{file}, line {number}: patient {patient} is in two splits: split by patient")
+    return found
 
 
 def read_cases(root: Path, dataset: str) -> Iterator[RawCase]:

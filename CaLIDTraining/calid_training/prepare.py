@@ -26,7 +26,7 @@ from calid.run.preparation import intensity_window
 from calid.run.windows import closes
 from tqdm import tqdm
 
-from calid_training.datasets import LICENSE_CLEAN, Item, RawCase, items_of
+from calid_training.datasets import LICENSE_CLEAN, Item, RawCase, Splits, items_of
 
 INDEX_NAME, JOURNAL_NAME, LEFT_OUT_NAME = "index.json", "index.journal", "left-out.json"
 MAX_WORKERS = 8
@@ -181,7 +181,14 @@ class Outcome:
     left_out: Mapping[str, str]
 
 
-def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENSE_CLEAN, workers: int | None = None) -> Outcome:
+def prepare(
+    data: Path,
+    out: Path,
+    *,
+    datasets: Sequence[str] = LICENSE_CLEAN,
+    workers: int | None = None,
+    splits: Splits | None = None,
+) -> Outcome:
     """Write the prepared form of the named sets.
 
     Args:
@@ -189,8 +196,9 @@ def prepare(data: Path, out: Path, *, datasets: Sequence[str] = LICENSE_CLEAN, w
         out: where the prepared sets go; other sets that are there stay.
         datasets: keys of `datasets.READERS`, or folders of one's own data.
         workers: processes that read stacks; 0 reads in this one, None takes one for every core, `MAX_WORKERS` at most.
+        splits: who is in which split, instead of the sets' own rules; who is not named is left out.
     """
-    items = [item for dataset in datasets for item in items_of(data, dataset)]
+    items = [item for dataset in datasets for item in items_of(data, dataset, splits)]
     out.mkdir(parents=True, exist_ok=True)
     there = {entry.name: entry for entry in _entries_so_far(out)}
     kept = [there[item.name] for item in items if _is_current(there.get(item.name), item, out)]
@@ -231,7 +239,7 @@ def _outcomes(items: Sequence[Item], out: Path, workers: int | None) -> Iterator
 def _prepared(item: Item, out: Path) -> IndexEntry | str:
     """Read an item and write its prepared form: its entry, or in a line why it cannot be read."""
     try:
-        return replace(_write_case(item.read(), out), source=_source(item))
+        return replace(_write_case(replace(item.read(), split=item.split), out), source=_source(item))
     except Exception as error:  # noqa: BLE001 (whatever is wrong with one stack, the others go on)
         words = " ".join(str(getattr(error, "message", None) or error).split())
         return f"{type(error).__name__}: {words}"

@@ -113,6 +113,7 @@ def main(arguments: list[str]) -> int:
         options.devices,
         options.accumulate,
         _overrides(options),
+        options.splits,
     )
     steps = recipe.steps(asked)
     if not asked.judged:
@@ -132,6 +133,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("out", type=Path, help="folder for everything that is made")
     parser.add_argument("--datasets", nargs="+", metavar="SET", help="sets that train instead of the recipe's own")
     parser.add_argument("--judged", nargs="*", metavar="SET", help="sets whose test patients judge; none leaves it out")
+    parser.add_argument("--splits", type=Path, metavar="FILE", help="CSV file of who is in which split, see prepare")
     parser.add_argument("--license", help="of the weights, where the data do not settle it (SPDX)")
     parser.add_argument("--alexnet", type=Path, help="weights for LPIPS, see calid_training/lpips.py")
     parser.add_argument("--devices", type=int, help="GPUs or processes; the total batch stays")

@@ -37,6 +37,7 @@ class Ingredients:
         devices: GPUs (or processes) of every training step; None leaves the configurations' number.
         accumulate: number of batches that make one step, where a batch does not fit a device.
         overrides: {stage: {key: value}} over everything else.
+        splits: file that says who is in which split, or None for the sets' own rules.
     """
 
     data: Path
@@ -48,6 +49,7 @@ class Ingredients:
     devices: int | None = None
     accumulate: int = 1
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    splits: Path | None = None
 
     @property
     def prepared(self) -> Path:
@@ -71,9 +73,9 @@ class Ingredients:
     def prepare(self) -> RecipeStep:
         """Prepare the sets that train and judge."""
         sets = list(dict.fromkeys([*self.datasets, *self.judged]))
-        return RecipeStep(
-            "prepare", ("prepare", "--data", str(self.data), "--out", str(self.prepared), "--datasets", *sets)
-        )
+        listed = () if self.splits is None else ("--splits", str(self.splits))
+        places = ("--data", str(self.data), "--out", str(self.prepared))
+        return RecipeStep("prepare", ("prepare", *places, *listed, "--datasets", *sets))
 
     def make_cines(self, *options: str) -> RecipeStep:
         """Make cines of the prepared sets that train."""

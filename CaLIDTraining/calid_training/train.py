@@ -18,6 +18,8 @@ from calid_training.stages import CONFIGS, Stage, all_stages
 if TYPE_CHECKING:
     from lightning import Trainer
 
+SPLITS_HELP = "CSV file (dataset, patient, split) instead of the sets' own rules; who is not named is left out"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `calid-train`."""
@@ -42,7 +44,7 @@ def _recipe(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    from calid_training.datasets import LICENSE_CLEAN, READERS, SPLIT_FILE
+    from calid_training.datasets import LICENSE_CLEAN, READERS, SPLIT_FILE, read_splits
     from calid_training.prepare import MAX_WORKERS, prepare
 
     parser = ArgumentParser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
@@ -53,8 +55,10 @@ def _prepare(arguments: list[str]) -> int:
     parser.add_argument(
         "--workers", type=int, help=f"processes that read stacks; by default one a core, {MAX_WORKERS} at most"
     )
+    parser.add_argument("--splits", type=Path, metavar="FILE", help=SPLITS_HELP)
     options = parser.parse_args(arguments)
-    done = prepare(options.data, options.out, datasets=options.datasets, workers=options.workers)
+    splits = None if options.splits is None else read_splits(options.splits)
+    done = prepare(options.data, options.out, datasets=options.datasets, workers=options.workers, splits=splits)
     print(f"{done.index}: {done.prepared} stacks prepared, {done.kept} were there, {len(done.left_out)} left out")
     return 0 if done.prepared or done.kept else 1
 

@@ -4,15 +4,23 @@ phantom's formulas, with an atrium above the base that short-axis labels mistake
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import phantoms
 import pytest
+from calid.cohort.manifest import CohortCase
+from calid.cohort.store import Store
+from calid.cohort.work import Procedure, do_case
 from calid.heart import figures
 from calid.heart.ends import Ends, find_ends
 from calid.heart.volumes import cardiac_function
+from calid.images.files import write_stack
+from calid.report import tools
+from calid.report.case import Tools
+from calid.run.settings import Settings
 from calid.stack import LaxImage, Stack
 
 CONTRACTIONS = tuple(1 - 0.14 * (1 - np.cos(2 * np.pi * np.arange(12) / 12)))
@@ -169,3 +177,30 @@ def test_figures_tell_both_volumes_and_why_where_there_are_none(labels, views):
     assert told["function_long_axis"]["ends"]["valve_plane"]["views"]
     assert told["function_long_axis"]["lv"]["edv_ml"] < told["function"]["lv"]["edv_ml"]
     assert figures.function_to_the_ends(labels, picture, []) == figures.NO_VIEWS
+
+
+def test_a_cohorts_table_has_the_volumes_to_the_ends_beside_those_of_the_labels(labels, views, tmp_path, monkeypatch):
+    (tmp_path / "views").mkdir()
+    write_stack(labels.with_voxels(seen(labels)), tmp_path / "sax.seq.nrrd")
+    for name, one in views.items():
+        write_stack(one, tmp_path / "views" / f"{name}.seq.nrrd")
+    segmenting = Tools(upsample=lambda stack: stack, segment=lambda stack: stack.with_voxels(labels.voxels))
+    monkeypatch.setattr(tools, "engine_tools", lambda *_, **__: segmenting)
+    procedure = Procedure(Settings(method="linear"), is_upsampled=False, is_tried=False)
+    cases = [
+        CohortCase("A", tmp_path / "sax.seq.nrrd", views=tmp_path / "views"),
+        CohortCase("B", tmp_path / "sax.seq.nrrd"),
+    ]
+    store = Store(tmp_path / "out")
+    store.begin(procedure.as_json(), [case.name for case in cases])
+    assert [do_case(case, procedure, tmp_path / "out") for case in cases] == ["done", "done"]
+    store.write_tables()
+    with (tmp_path / "out" / "cohort.csv").open(encoding="utf-8", newline="") as file:
+        with_views, without = csv.DictReader(file)
+    true = lv_volume_ml(1.0)
+    assert float(with_views["lv_edv_ml"]) > 1.1 * true  # the atrium is in it
+    assert float(with_views["long_axis_lv_edv_ml"]) == pytest.approx(true, rel=0.07)
+    assert float(with_views["long_axis_mass_g"]) > 0
+    assert float(with_views["valve_plane_excursion_mm"]) == pytest.approx(DESCENT_MM, abs=2.5)
+    assert without["lv_edv_ml"] == with_views["lv_edv_ml"]
+    assert without["long_axis_lv_edv_ml"] == without["valve_plane_excursion_mm"] == ""

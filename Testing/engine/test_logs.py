@@ -1,15 +1,24 @@
-"""What the user is told: more, less, as JSON; and words that a shell completes."""
+"""What the user is told: more, less, as JSON, by exit codes; and words that a shell completes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
+import calid.__main__ as command_line
 import pytest
 from calid.__main__ import build_parser, main
 from calid.images.files import write_stack
-from calid.run.logs import set_up_logging
-from calid.run.progress import is_quiet
+from calid.run import progress
+from calid.run.logs import is_quiet, set_up_logging
 from test_reconstruct import cine
 
 
@@ -34,6 +43,80 @@ def test_a_log_of_json_has_an_object_per_line(twice, capsys):
     assert [line["level"] for line in lines] == ["warning"]
     assert "generated before" in lines[0]["message"]
     assert lines[0]["time"].endswith("+00:00")
+
+
+def objects(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_errors_are_json_too_with_code_and_remedy(twice, capsys, monkeypatch):
+    assert main(["--log-json", *twice]) == 0
+    capsys.readouterr()
+    assert main(["--log-json", *twice]) == 2
+    error = objects(capsys.readouterr().err)[-1]
+    assert (error["level"], error["logger"], error["code"]) == ("error", "calid", "exists")
+    assert "exists already" in error["message"]
+    assert error["remedy"]
+    with pytest.raises(SystemExit) as stop:
+        main(["--log-json", "upsample", "--no-such-option"])
+    assert stop.value.code == 2
+    (error,) = objects(capsys.readouterr().err)
+    assert error["code"] == "usage"
+    assert error["remedy"] == "See calid upsample --help."
+    monkeypatch.setattr(command_line, "_info", interrupted)
+    assert main(["--log-json", "info"]) == 130
+    assert objects(capsys.readouterr().err)[-1]["code"] == "cancelled"
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_defect_of_ours_is_json_with_its_place_for_those_who_ask(capsys, monkeypatch, is_asked):
+    monkeypatch.setattr(command_line, "_info", lambda _: 1 // 0)
+    monkeypatch.setenv("CALID_DEBUG", "1" if is_asked else "")
+    assert main(["--log-json", "info"]) == 1
+    (error,) = objects(capsys.readouterr().err)
+    assert error["code"] == "internal"
+    assert "ZeroDivisionError" in error["message"]
+    assert ("test_logs.py" in error.get("exception", "")) == is_asked
+
+
+def test_what_is_told_what_libraries_warn_of_and_how_far_a_run_is_are_json_too(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+
+    def run(_):
+        command_line.tell("Series 3 is the short axis.")
+        warnings.warn("old habits", stacklevel=1)
+        with progress.progress_bar() as bar:
+            progress.shown_on(bar)(progress.Progress(0.5, "upsampling", 3.0))
+        return 0
+
+    monkeypatch.setattr(command_line, "_info", run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["--log-json", "info"]) == 0
+    told, warned, done = objects(capsys.readouterr().err)
+    assert told["message"] == "Series 3 is the short axis."
+    assert (warned["level"], warned["logger"]) == ("warning", "py.warnings")
+    assert "old habits" in warned["message"]
+    assert done["fraction"] == 0.5
+    assert "upsampling" in done["message"]
+
+
+def test_a_cohorts_workers_log_as_it_was_asked_and_name_cases_only(tmp_path, twice):
+    """The second case warns, in a worker; the third cannot be read."""
+    (tmp_path / "broken.nrrd").write_text("no volume")
+    (tmp_path / "list.csv").write_text("case,path\nP1,sparse.nrrd\nP2,once.nrrd\nP3,broken.nrrd\n")
+    asked = ["cohort", str(tmp_path / "list.csv"), str(tmp_path / "out"), "--workers", "1", "--no-segment", "--no-trust"]
+    line = [sys.executable, "-m", "calid", "--log-json", *asked, "--method", "linear", "--factor", "2"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    told = objects(done.stderr)
+    assert [one["case"] for one in told if one.get("code") == "case-failed"] == ["P3"]
+    assert [one["message"][:4] for one in told if one["level"] == "warning"] == ["P2: "]
+    assert not re.search("sparse|once|broken", done.stderr)
 
 
 def test_quiet_means_errors_only(twice, capsys, caplog):
@@ -64,3 +147,72 @@ def test_shells_learn_all_commands(capsys):
     script = capsys.readouterr().out
     for word in ("upsample", "cohort", "--scheduler", "--uncertainty"):
         assert word in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("calid up", {"upsample"}),
+        ("calid --log", {"--log-json"}),
+        ("calid upsample --uncer", {"--uncertainty"}),
+        ("calid upsample --method cal", {"calid", "calid+"}),
+        ("calid cohort --sch", {"--scheduler"}),
+        ("calid completion ", {"bash", "zsh", "tcsh"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(tmp_path, capsys, typed, offered):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "calid.bash").write_text(capsys.readouterr().out)
+    words = " ".join(f"'{word}'" for word in typed.split(" "))
+    script = f"source calid.bash; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); complete -p calid\n"
+    script += "_shtab_calid; printf '%s\n' \"${COMPREPLY[@]}\""
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    registered, *found = done.stdout.splitlines()
+    assert registered.endswith("-F _shtab_calid calid")
+    assert {word.strip() for word in found} == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_what_a_shell_is_given_is_in_its_language(tmp_path, capsys, shell):
+    pytest.importorskip("shtab")
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    assert main(["completion", shell]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    done = subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- exit codes -------------------------------------------------------------------------------------------------------
+
+OTHERWISE = "import sys, time, calid.__main__ as c; c._info = lambda _: {}; sys.exit(c.main(['info']))"
+"""A program in which `calid info` does something else."""
+
+
+def ended(*arguments: str) -> int:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, check=False).returncode
+
+
+def test_every_exit_code_of_the_page_is_what_a_process_ends_with(tmp_path, twice):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [0, 1, 2, 3, 130]
+    assert ended("-m", "calid", "--version") == 0
+    assert ended("-c", OTHERWISE.format("1 // 0")) == 1
+    assert ended("-m", "calid", "upsample", "--no-such-option") == 2
+    assert ended("-m", "calid", "upsample", str(tmp_path / "none.nrrd"), str(tmp_path / "out.nrrd")) == 2
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.nrrd").write_text("no volume")
+    cohort = ["cohort", str(tmp_path / "in"), str(tmp_path / "out"), "--no-segment", "--method", "linear"]
+    assert ended("-m", "calid", *cohort, "--workers", "1") == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_end_ends_with_130(number):
+    waiting = "(print('here', flush=True), time.sleep(60))"
+    with subprocess.Popen([sys.executable, "-c", OTHERWISE.format(waiting)], stdout=subprocess.PIPE) as running:
+        assert running.stdout.readline() == b"here\n"
+        running.send_signal(number)
+        assert running.wait(timeout=30) == 130

@@ -83,6 +83,24 @@ def test_a_stopped_preparation_goes_on_and_what_changed_is_prepared_again(ukbb, 
     assert {name for name in before if before[name] != after[name]} == {"1000034"}
 
 
+def test_a_list_of_splits_wins_over_the_rule_and_leaves_out_who_is_not_named(ukbb, tmp_path):
+    out, file = tmp_path / "out", tmp_path / "splits.csv"
+    command = ["prepare", "--data", str(ukbb), "--out", str(out), "--datasets", "ukbb", "--workers", "0"]
+    assert main(command) == 0
+    assert {entry.patient: entry.split for entry in read_index(out)}["1000041"] == "validation"
+    file.write_text("dataset,patient,split\nukbb,1000041,test\nukbb,1000012,validation\nukbb,9,train\n")
+    assert main([*command, "--splits", str(file)]) == 0
+    assert {entry.patient: entry.split for entry in read_index(out)} == {"1000012": "validation", "1000041": "test"}
+    assert [case.entry.patient for case in load_cases(out, datasets=["ukbb"], split="test")] == ["1000041"]
+    for line, message in (
+        ("ukbb,1000041,later", "line 2: dataset, patient and split .* are needed"),
+        ("ukbb,1000041,test\nukbb,1000041,train", "line 3: patient 1000041 is in two splits"),
+    ):
+        file.write_text(f"dataset,patient,split\n{line}\n")
+        with pytest.raises(ValueError, match=message):
+            main([*command, "--splits", str(file)])
+
+
 def test_ones_own_data_are_read_by_a_file_that_says_their_split(tmp_path):
     folder = tmp_path / "clinic"
     folder.mkdir()

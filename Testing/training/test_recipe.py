@@ -283,3 +283,23 @@ def test_the_small_recipe_killed_twice_ends_with_its_tables(tmp_path, alexnet):
     assert "goes on from" in finished.stdout, "the stage that was killed goes on from its checkpoint"
     assert "CaLID+" in (out / "table" / "interpolation.md").read_text()
     assert "CaLID+, 2D+T" in (out / "table" / "cine.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_cut_short_passes_every_stage_and_its_model_upsamples(tmp_path, alexnet):
+    """Its own configurations, the stage of other looks among them, but for the number of steps and the crops."""
+    own_hearts(tmp_path / "data" / "own")
+    out = tmp_path / "out"
+    quick = [*QUICK, "trainer.max_epochs=1", "data.batches=2", "data.batch_size=1", "data.sizes=[64]"]
+    overrides = [f"{stage}:{one}" for stage in stages("shipped", tmp_path) for one in [*quick, "data.size_weights=[1.0]"]]
+    command = ["recipe", "shipped", str(tmp_path / "data"), str(out), "--datasets", "own", "--judged"]
+    assert main([*command, "--license", "CC0-1.0", "--alexnet", str(alexnet), "--override", *overrides]) == 0
+    done = json.loads((out / "recipe.json").read_text())
+    assert list(done) == [step.name for step in steps("shipped", tmp_path) if step.program == "calid-train"]
+    assert "code-denoiser-wide" in done
+    from calid.__main__ import main as calid
+
+    for model in ("2d", "2d+t"):
+        options = ["--factor", "2", "--steps", "1", "--models", str(out / "models"), "--device", "cpu", "--model", model]
+        dense = tmp_path / f"{model}.nrrd"
+        assert calid(["upsample", str(tmp_path / "data" / "own" / "2-ED.nii.gz"), str(dense), *options]) == 0

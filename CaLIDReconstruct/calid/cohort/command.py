@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from calid.cohort.store import TABLE_NAMES, Store
 from calid.cohort.work import KEEP, Procedure
 from calid.errors import SettingsError
 from calid.images.whole_file import need_apart
+from calid.run.logs import tell, tell_error
 from calid.run.progress import case_bar
 from calid.run.settings import add_flags, from_flags
 
@@ -82,13 +82,14 @@ def run(options: argparse.Namespace) -> int:
     mine = shard(cases, *options.shard) if options.shard else cases
     done = len(done_before(mine, options.out))
     with case_bar(total=len(mine), done=done) as bar:
-        failed = 0
+        failed, reasons = 0, options.out / TABLE_NAMES[1]
 
         def on_done(name: str, outcome: str) -> None:
             nonlocal failed
             failed += outcome == "failed"
             if outcome == "failed":
-                bar.write(f"{name}: failed", file=sys.stderr)
+                with bar.external_write_mode():
+                    tell_error(f"{name} failed.", code="case-failed", remedy=f"See {reasons}.", case=name)
             bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
             bar.update()
 
@@ -202,7 +203,7 @@ def _need_models(procedure: Procedure) -> None:
 
     read_models(procedure.models_folder)
     if procedure.is_segmented:
-        print(license_notice(procedure.models_folder), file=sys.stderr)
+        tell(license_notice(procedure.models_folder))
 
 
 def _workers(asked: int | None, gpus: int) -> int:

@@ -24,6 +24,7 @@ from calid.cohort.manifest import CohortCase
 from calid.cohort.store import Store
 from calid.cohort.work import Procedure, do_case
 from calid.errors import Cancelled, ResourceError
+from calid.run.logs import chosen_logging, set_up_logging
 
 MAX_ATTEMPTS = 2
 CANCEL_INTERVAL_S = 0.5
@@ -117,7 +118,8 @@ class _Crew:
         ours, theirs = _SPAWN.Pipe()
         gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
         name = f"calid-worker-{number + 1}"
-        process = _SPAWN.Process(target=_work, args=(theirs, self._procedure, self._out, gpu), daemon=True, name=name)
+        work = (theirs, self._procedure, self._out, gpu, chosen_logging())
+        process = _SPAWN.Process(target=_work, args=work, daemon=True, name=name)
         process.start()
         theirs.close()
         return _Worker(process, ours, number)
@@ -194,10 +196,11 @@ def _few_threads(threads: int) -> Iterator[None]:
 # --- in the worker ----------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, procedure: Procedure, out: Path, gpu: str | None) -> None:
+def _work(pipe: Connection, procedure: Procedure, out: Path, gpu: str | None, logging: dict[str, Any]) -> None:
     """Do the cases that come through the pipe until it says None or breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides what it means
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_up_logging(**logging)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     with suppress(EOFError, OSError):

@@ -11,13 +11,19 @@ from calid.stack import GUIDED_KEY
 
 _VENTRICLE = ("edv_ml", "esv_ml", "sv_ml", "ef_percent", "edv_index_ml_m2", "esv_index_ml_m2", "sv_index_ml_m2")
 
-FUNCTION_COLUMNS = (
+FUNCTION_LONG_AXIS_COLUMNS = (*(f"lv_{figure}" for figure in _VENTRICLE), "mass_g", "mass_index_g_m2")
+"""Figures that long-axis images change by showing where the left ventricle ends; nothing is known of the RV's ends."""
+
+COLUMNS = (
     "ed_frame",
     "es_frame",
     *(f"{side}_{figure}" for side in ("lv", "rv") for figure in _VENTRICLE),
     "mass_g",
     "mass_index_g_m2",
 )
+LONG_AXIS_COLUMNS = (*(f"lv_{figure}" for figure in _VENTRICLE), "mass_g", "mass_index_g_m2")
+"""Figures that long-axis images change by showing where the left ventricle ends; nothing is known of the RV's ends."""
+
 COLUMNS = (
     "case",
     "frames",
@@ -28,6 +34,8 @@ COLUMNS = (
     "acquired_spacing_mm",
     *FUNCTION_COLUMNS,
     *(f"acquired_{name}" for name in FUNCTION_COLUMNS),
+    *(f"long_axis_{name}" for name in LONG_AXIS_COLUMNS),
+    "valve_plane_excursion_mm",
     "wall_ed_mm",
     "wall_es_mm",
     "trust",
@@ -57,6 +65,7 @@ def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
     """
     stack, provenance = figures["stack"], figures["provenance"]
     wall, views = figures["wall_thickness"], figures["long_axis"]
+    ended = figures.get("function_long_axis", {})
     sections = ("function", "function_acquired", "wall_thickness", "trust")
     row = {
         "case": name,
@@ -68,6 +77,8 @@ def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
         "acquired_spacing_mm": provenance.get("acquired_spacing_mm", stack["spacing_mm"][2]),
         **_function(figures["function"], ""),
         **_function(figures["function_acquired"], "acquired_"),
+        **_function(ended, "long_axis_"),
+        "valve_plane_excursion_mm": (ended.get("ends", {}).get("valve_plane") or {}).get("excursion_mm"),
         "wall_ed_mm": _mean(wall.get("ed_mm", {}).values()),
         "wall_es_mm": _mean(wall.get("es_mm", {}).values()),
         "trust": figures["trust"].get("score"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def do_case(case: CohortCase, procedure: Procedure, out: Path) -> str:
     """
     store = Store(out)
     try:
-        with store.working_folder() as folder:
+        with store.working_folder() as folder, _named(case):
             results, scratch = folder / "results", folder / "scratch"
             results.mkdir()
             scratch.mkdir()
@@ -90,6 +91,21 @@ def do_case(case: CohortCase, procedure: Procedure, out: Path) -> str:
         remedy=without_names(reason.remedy, case),
     )
     return "failed"
+
+
+@contextmanager
+def _named(case: CohortCase) -> Iterator[None]:
+    """Meanwhile what is logged says of which case, and no name but the case's own."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        record.msg, record.args = f"{case.name}: {without_names(record.getMessage(), case)}", ()
+        return True
+
+    LOG.addFilter(rename)
+    try:
+        yield
+    finally:
+        LOG.removeFilter(rename)
 
 
 def _unexpected(error: Exception) -> CalidError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from calid.images.dicom_objects import need_highdicom, segmentation_place, write
 from calid.images.dicom_out import find_sources, need_dicom
 from calid.images.files import check_output, read_heart, write_labels
 from calid.images.overview import told
+from calid.run.logs import tell
 from calid.run.progress import progress_bar, shown_on
 from calid.run.settings import add_flags
 from calid.stack import Stack
@@ -61,14 +61,14 @@ def run(options: argparse.Namespace) -> int:
     else:
         check_output(options.output, overwrite=options.overwrite, sources=(options.input, options.models))
     figures.check_json_output(options)
-    print(license_notice(options.models), file=sys.stderr)
+    tell(license_notice(options.models))
     stack, lax = read_heart(options.input, options.series, lax_folder=options.views)
     output = options.output
     if is_dicom:  # file or folder, by the number of phases
         output = segmentation_place(output, stack, overwrite=options.overwrite, source=options.input)
     sources = find_sources(options.input, stack, options.series) if is_dicom else None
     for line in told(stack):
-        print(f"calid: {line}", file=sys.stderr)
+        tell(line)
     with progress_bar() as bar:
         labels = segment(
             stack,

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -31,6 +30,7 @@ from calid.report.case import Case, Missing, Tools, gather
 from calid.report.chapters import with_unit
 from calid.report.comparison import ViewAgreement
 from calid.report.trust import Trust
+from calid.run.logs import tell
 from calid.run.settings import add_flags, from_flags
 from calid.stack import LaxImage, Stack
 
@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         stack, lax = read_stack(options.input, options.series), ()
     for line in told(stack):
-        print(f"calid: {line}", file=sys.stderr)
+        tell(line)
     if options.views is not None:
         lax = read_lax_folder(options.views)
     labels = None if options.labels is None else read_stack(options.labels)  # before the work, not after it

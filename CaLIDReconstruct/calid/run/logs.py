@@ -1,49 +1,88 @@
-"""What is logged, and how: plain sentences for people, lines of JSON for programs."""
+"""What is said on stderr, and how: plain sentences for people, lines of JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import time
 from datetime import datetime, timezone
+from typing import Any
 
 LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+_LOGGERS = ("calid", "py.warnings")  # the second has what libraries warn of, once logging captures it
+
+
+def json_line(level: str, message: str, *, logger: str = "calid", created: float | None = None, **more: Any) -> str:
+    """One JSON object: time (UTC), level, logger, message, and what else there is to tell."""
+    moment = datetime.fromtimestamp(time.time() if created is None else created, timezone.utc)
+    line = {"time": moment.isoformat(timespec="milliseconds"), "level": level, "logger": logger, "message": message}
+    return json.dumps(line | more)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, message."""
+    """Log records as one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        level, message = record.levelname.lower(), record.getMessage()
+        return json_line(level, message, logger=record.name, created=record.created, **more)
 
 
 def set_up_logging(*, verbosity: int = 0, as_json: bool = False) -> None:
-    """Log CaLID's own records to stderr.
+    """Choose how much is said on stderr, and how.
 
     Args:
         verbosity: -1 for errors only, 0 for warnings, 1 for what is done, 2 for everything; beyond is the same.
-        as_json: whether records are lines of JSON.
+        as_json: whether everything is said as lines of JSON.
     """
-    logger = logging.getLogger("calid")
-    logger.setLevel(LEVELS[max(-1, min(verbosity, 2))])
-    for handler in [one for one in logger.handlers if isinstance(one, _Ours)]:
-        logger.removeHandler(handler)
-    if as_json and sys.stderr is not None:
-        handler = _Ours(sys.stderr)
-        handler.setFormatter(JsonLines())
-        logger.addHandler(handler)
-        logger.propagate = False
-    else:
-        logger.propagate = True
+    logging.getLogger("calid").setLevel(LEVELS[max(-1, min(verbosity, 2))])
+    logging.captureWarnings(as_json)
+    for logger in map(logging.getLogger, _LOGGERS):
+        for handler in [one for one in logger.handlers if isinstance(one, _Ours)]:
+            logger.removeHandler(handler)
+        if as_json and sys.stderr is not None:
+            handler = _Ours(sys.stderr)
+            handler.setFormatter(JsonLines())
+            logger.addHandler(handler)
+        logger.propagate = not as_json
+
+
+def chosen_logging() -> dict[str, Any]:
+    """What `set_up_logging` was told, for another process of the same run."""
+    level = logging.getLogger("calid").getEffectiveLevel()
+    return {"verbosity": next((v for v, known in LEVELS.items() if known == level), 0), "as_json": is_json()}
+
+
+def is_json() -> bool:
+    """Whether the user asked for lines of JSON (`--log-json`)."""
+    return any(isinstance(handler, _Ours) for handler in logging.getLogger("calid").handlers)
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for nothing but errors (`-q`)."""
+    return logging.getLogger("calid").level >= logging.ERROR
+
+
+def tell(line: str) -> None:
+    """Say what a user should know of this run, unless nothing but errors is asked for."""
+    if not is_quiet():
+        print(json_line("info", line) if is_json() else f"calid: {line}", file=sys.stderr, flush=True)
+
+
+def tell_error(message: str, *, code: str, remedy: str = "", **more: Any) -> None:
+    """Say what went wrong.
+
+    Args:
+        message: what is wrong, and where.
+        code: stable name of the error.
+        remedy: what the user can do about it.
+        **more: for programs only.
+    """
+    plain = f"calid: error: {message} {remedy}".rstrip()
+    line = json_line("error", message, code=code, remedy=remedy, **more) if is_json() else plain
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Ours(logging.StreamHandler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from calid.errors import Cancelled
+from calid.run.logs import is_json, is_quiet, json_line
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,13 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # noqa: ARG002 (tqdm's own)
         if msg is None and self.n > self.initial and sys.stderr is not None:
-            print(str(self).strip(), file=sys.stderr, flush=True)
+            said = str(self).strip()
+            line = json_line("info", said, fraction=round(self.n / self.total, 4)) if is_json() else said
+            print(line, file=sys.stderr, flush=True)
         return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Lines stay."""
 
     def close(self) -> None:
         self.disable = True
@@ -83,7 +88,7 @@ class _Lines(tqdm):
 def _bar(*, is_silent: bool = False, **options: Any) -> tqdm:
     if is_silent or sys.stderr is None:
         return tqdm(disable=True, **options)
-    return tqdm(**options) if sys.stderr.isatty() else _Lines(**options)
+    return tqdm(**options) if sys.stderr.isatty() and not is_json() else _Lines(**options)
 
 
 def progress_bar(*, is_silent: bool = False) -> tqdm:
@@ -94,11 +99,6 @@ def progress_bar(*, is_silent: bool = False) -> tqdm:
 def case_bar(*, total: int, done: int) -> tqdm:
     """A bar of many cases, some of which were done before, with the time that the others will take."""
     return _bar(is_silent=is_quiet(), total=total, initial=done, bar_format=CASE_BAR)
-
-
-def is_quiet() -> bool:
-    """Whether the user asked for nothing but errors (`-q`)."""
-    return logging.getLogger("calid").level >= logging.ERROR
 
 
 def shown_on(bar: tqdm) -> Callable[[Progress], None]:
