@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled, InputError, ResourceError, is_out_of_memory, out_of_memory
+from calid.errors import CalidError, Cancelled, InputError, is_out_of_memory, out_of_memory
+from calid.run.completion import SHELLS, completion
 from calid.run.logs import is_json, set_up_logging, tell, tell_error
 from calid.run.settings import add_flags, from_flags
 from calid.run.signals import ended_by_signals
@@ -129,7 +130,7 @@ def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
         if typed in (name, "completion"):
             import_module(module).add_arguments(command)
     completion = commands.add_parser("completion", help="print what makes a shell complete calid's words")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=lambda chosen: _completion(parser, chosen.shell))
     return parser
 
@@ -236,11 +237,7 @@ def _tell_of(path: Path, series: str | None) -> dict[str, Any]:
 
 
 def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
-    try:
-        import shtab
-    except ImportError as error:
-        raise ResourceError("no-shtab", "Completion needs the package shtab.", "pip install shtab") from error
-    print(shtab.complete(parser, shell=shell))
+    print(completion(parser, shell))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Containers, the conda recipe and the scripts around them: what they name is there, linters find nothing, their steps work."""
+"""Containers, the conda recipe and scripts: what they name is there, linters find nothing, and their steps work."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_commands_in_comments_scripts_and_the_recipe_are_commands():
         line for test in recipe()["tests"] for line in test.get("script", [])
     ]
     known = build_parser([])._subparsers._group_actions[0].choices
-    typed = re.findall(r"(?:^|[ \"])calid(?::cuda|\.sif)? ([a-z]+)\b(?! in a)", "\n".join(texts), re.MULTILINE)
+    typed = re.findall(r"(?:^|[ \"])calid(?::cuda|\.sif)? ([a-z]+)\b(?![/.])", "\n".join(texts), re.MULTILINE)
     assert len(typed) > 6
     assert set(typed) <= set(known)
 
@@ -218,7 +218,8 @@ def test_the_steps_of_an_image_make_a_calid_that_answers(tmp_path, kind):
             pytest.skip("pip reaches no index")
         assert done.returncode == 0, done.stderr[-2000:]
     calid = str(clean / "bin" / "calid")
-    told = subprocess.run([calid, "info", "--device", "cpu"], env=environment, capture_output=True, text=True, check=True)
+    asked = [calid, "info", "--device", "cpu"]
+    told = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
     assert "calid-2d" in told.stdout
     demo = [calid, "demo", "out", "--every", "25"]
     subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, check=True)

@@ -291,7 +291,8 @@ def test_the_shipped_recipe_cut_short_passes_every_stage_and_its_model_upsamples
     own_hearts(tmp_path / "data" / "own")
     out = tmp_path / "out"
     quick = [*QUICK, "trainer.max_epochs=1", "data.batches=2", "data.batch_size=1", "data.sizes=[64]"]
-    overrides = [f"{stage}:{one}" for stage in stages("shipped", tmp_path) for one in [*quick, "data.size_weights=[1.0]"]]
+    quick += ["data.size_weights=[1.0]"]
+    overrides = [f"{stage}:{one}" for stage in stages("shipped", tmp_path) for one in quick]
     command = ["recipe", "shipped", str(tmp_path / "data"), str(out), "--datasets", "own", "--judged"]
     assert main([*command, "--license", "CC0-1.0", "--alexnet", str(alexnet), "--override", *overrides]) == 0
     done = json.loads((out / "recipe.json").read_text())
@@ -299,7 +300,7 @@ def test_the_shipped_recipe_cut_short_passes_every_stage_and_its_model_upsamples
     assert "code-denoiser-wide" in done
     from calid.__main__ import main as calid
 
+    sparse = str(tmp_path / "data" / "own" / "2-ED.nii.gz")
+    options = ["--factor", "2", "--steps", "1", "--models", str(out / "models"), "--device", "cpu"]
     for model in ("2d", "2d+t"):
-        options = ["--factor", "2", "--steps", "1", "--models", str(out / "models"), "--device", "cpu", "--model", model]
-        dense = tmp_path / f"{model}.nrrd"
-        assert calid(["upsample", str(tmp_path / "data" / "own" / "2-ED.nii.gz"), str(dense), *options]) == 0
+        assert calid(["upsample", sparse, str(tmp_path / f"{model}.nrrd"), *options, "--model", model]) == 0

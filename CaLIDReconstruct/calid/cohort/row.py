@@ -11,10 +11,7 @@ from calid.stack import GUIDED_KEY
 
 _VENTRICLE = ("edv_ml", "esv_ml", "sv_ml", "ef_percent", "edv_index_ml_m2", "esv_index_ml_m2", "sv_index_ml_m2")
 
-FUNCTION_LONG_AXIS_COLUMNS = (*(f"lv_{figure}" for figure in _VENTRICLE), "mass_g", "mass_index_g_m2")
-"""Figures that long-axis images change by showing where the left ventricle ends; nothing is known of the RV's ends."""
-
-COLUMNS = (
+FUNCTION_COLUMNS = (
     "ed_frame",
     "es_frame",
     *(f"{side}_{figure}" for side in ("lv", "rv") for figure in _VENTRICLE),
