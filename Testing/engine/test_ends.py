@@ -1,5 +1,5 @@
-"""The valve plane and the tip of the left ventricle, found in computed long-axis images; volumes to them against the
-phantom's formulas, with an atrium above the base that short-axis labels mistake for the ventricle.
+"""The valve planes and the tip of the left ventricle, found in computed long-axis images; volumes to them against the
+phantom's formulas, with atria above the bases that short-axis labels mistake for the ventricles.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from calid.cohort.store import Store
 from calid.cohort.work import Procedure, do_case
 from calid.heart import figures
 from calid.heart.ends import Ends, find_ends
+from calid.heart.rv_base import BELOW_SEPTUM_MM, RVBase
 from calid.heart.volumes import cardiac_function
 from calid.images.files import write_stack
 from calid.report import tools
@@ -30,6 +31,7 @@ DESCENT_MM = 12.0
 HEART = phantoms.heart_frame(0)
 BASE_LPS = np.array([12.0, -31.0, 7.0])
 ATRIUM_MM = np.array([24.0, 24.0, 30.0])
+RIGHT_ATRIUM_MM, RIGHT_ATRIUM_AT_MM = np.array([30.0, 26.0, 34.0]), np.array([38.0, -20.0, 26.0])
 
 
 def base_mm(contraction: float) -> float:
@@ -38,7 +40,7 @@ def base_mm(contraction: float) -> float:
 
 
 def anatomy(points_lps: np.ndarray, contraction: float) -> np.ndarray:
-    """0 background, 1 LV cavity, 2 LV wall, 3 RV, 4 left atrium, 5 its thin wall, at LPS points."""
+    """0 background, 1 LV cavity, 2 LV wall, 3 RV, 4 left atrium, 5 its thin wall, 6 right atrium, at LPS points."""
     local = (points_lps - BASE_LPS) @ HEART
     base = base_mm(contraction)
     scale = (phantoms.LV_LENGTH_MM + base) / phantoms.LV_LENGTH_MM  # the tip stays, the base descends
@@ -51,7 +53,9 @@ def anatomy(points_lps: np.ndarray, contraction: float) -> np.ndarray:
     above = local - np.array([0, 0, base])
     atrium = (((above / ATRIUM_MM) ** 2).sum(-1) <= 1) & (above[..., 2] > 0)
     around = (((above / (ATRIUM_MM + 1.5)) ** 2).sum(-1) <= 1) & (above[..., 2] > 0)
-    labels[around & (labels == 0)] = 5
+    right = (((above - RIGHT_ATRIUM_AT_MM) / RIGHT_ATRIUM_MM) ** 2).sum(-1) <= 1
+    labels[right & (above[..., 2] > 0) | (labels == 3) & (above[..., 2] > -BELOW_SEPTUM_MM)] = 6
+    labels[around] = 5
     labels[atrium] = 4
     return labels
 
@@ -63,7 +67,7 @@ def lv_volume_ml(contraction: float) -> float:
 
 def seen(stack: Stack, *, wall: float = 60.0) -> np.ndarray:
     """(T, Z, Y, X) intensities, with a little noise: blood and fat bright, muscle dark."""
-    levels = np.array([140.0, 220.0, wall, 210.0, 215.0, 70.0])
+    levels = np.array([140.0, 220.0, wall, 210.0, 215.0, 70.0, 210.0])
     z, y, x = np.indices(stack.voxels.shape[1:])
     places = stack.to_lps(np.stack([x, y, z], axis=-1))
     across = stack.directions_lps[:, 2] * np.linspace(-2, 2, 3)[:, None]
@@ -83,7 +87,7 @@ def labels() -> Stack:
     grid = Stack(np.zeros((1, 9, 96, 110)), matrix)
     z, y, x = np.indices((9, 96, 110))
     places = grid.to_lps(np.stack([x, y, z], axis=-1))
-    mistaken = np.array([0, 1, 2, 3, 1, 2], np.uint8)
+    mistaken = np.array([0, 1, 2, 3, 1, 2, 3], np.uint8)
     return Stack(np.stack([mistaken[anatomy(places, c)] for c in CONTRACTIONS]), matrix, TIMES_MS)
 
 
@@ -133,7 +137,50 @@ def test_volumes_to_the_ends_follow_the_formula_where_labels_follow_the_atrium(l
     ejected = 100 * (1 - lv_volume_ml(CONTRACTIONS[6]) / lv_volume_ml(1.0))
     assert ended.lv.ef_percent == pytest.approx(ejected, abs=3)
     assert abs(ended.lv.ef_percent - ejected) < abs(plain.lv.ef_percent - ejected)
-    np.testing.assert_array_equal(plain.rv.volumes_ml, ended.rv.volumes_ml)
+
+
+def test_the_tricuspid_plane_moves_with_the_end_of_the_septum(ends):
+    base = ends.rv_base
+    assert base.views == ("4ch",)  # the 3ch passes the outflow tract
+    heights = (base.points_lps - BASE_LPS) @ HEART[:, 2]
+    true = np.array([base_mm(c) for c in CONTRACTIONS]) - BELOW_SEPTUM_MM
+    np.testing.assert_allclose(heights, true, atol=4.0)
+    assert np.abs(heights - true).mean() < 2.5
+    assert base.excursion_mm == pytest.approx(DESCENT_MM, abs=3)
+    assert base.normal @ HEART[:, 2] > np.cos(np.deg2rad(10))
+
+
+def test_rv_volumes_to_the_tricuspid_plane_follow_the_anatomy_where_labels_follow_the_atrium(labels, ends):
+    """Against counting the anatomy on a fine grid."""
+    corner, step = np.array([-50.0, -60.0, -75.0]), 2.0
+    fine = np.stack(np.meshgrid(*(np.arange(a, b, step) for a, b in zip(corner, (75, 45, 5), strict=True))), axis=-1)
+    true = np.array([(anatomy(BASE_LPS + fine @ HEART.T, c) == 3).sum() * step**3 / 1000 for c in CONTRACTIONS[::3]])
+    plain, ended = cardiac_function(labels), cardiac_function(labels, ends)
+    errors = [np.abs(one.rv.volumes_ml[::3] - true) / true for one in (plain, ended)]
+    assert errors[0].mean() > 0.1
+    assert errors[1].mean() < 0.05
+    only_lv = cardiac_function(labels, replace(ends, rv_base=None))
+    np.testing.assert_allclose(only_lv.rv.volumes_ml, plain.rv.volumes_ml)
+    np.testing.assert_array_equal(only_lv.lv.volumes_ml, ended.lv.volumes_ml)
+
+
+def test_an_image_that_passes_no_right_atrium_or_shows_no_septum_tells_no_tricuspid_plane(labels, views):
+    found = find_ends(labels, {name: views[name] for name in ("2ch", "3ch")})
+    assert found.rv_base is None
+    assert find_ends(labels, {"pale": view(-30, wall=190.0)}) is None
+
+
+def test_the_tricuspid_plane_leaves_the_outflow_tract_in_front_of_it():
+    voxels = np.zeros((1, 6, 60, 60), np.uint8)
+    voxels[:, 2:, 20:40, 5:15] = 1  # the LV, from slice 2 on
+    voxels[:, 1:, 20:40, 20:40] = 3  # the inflow, one slice of it in the atrium
+    voxels[:, :, 40:50, 20:40] = 3  # the outflow tract in front of it, one slice higher
+    stack = Stack(voxels, np.diag([1.0, 1, 8, 1]))
+    downwards, anterior = np.array([0.0, 0, 1]), np.array([0.0, 1, 0])
+    base = RVBase(np.array([[20.0, 30, 14]]), -downwards, 0.0, np.array([[30.0, 39.5, 14]]), anterior, ("4ch",))
+    ended = cardiac_function(stack, Ends(downwards, rv_base=base))
+    inflow, outflow = 20 * 20 * (44 - 14) / 1000, 20 * 10 * 48 / 1000
+    assert ended.rv.edv_ml == pytest.approx(inflow + outflow, rel=0.03)
 
 
 def test_one_view_that_shows_both_walls_is_enough(labels, views):

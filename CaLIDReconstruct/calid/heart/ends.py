@@ -1,4 +1,4 @@
-"""Where the left ventricle ends, as long-axis images show it: the mitral valve plane, and the tip of the cavity.
+"""Where the ventricles end, as long-axis images show it: mitral valve plane, tip of the LV, tricuspid valve plane.
 
 A short-axis stack ends a ventricle at a slice; the long axis shows where it ends between slices. In a long-axis (LAX)
 image the wall is a dark band on both sides of bright blood, and at the mitral annulus it ends. Levels of blood and wall
@@ -9,7 +9,7 @@ all views, are smoothed over the beat, and a plane is laid through them.
 Where a view does not show it (another contrast, no wall that can be followed, or no end of it in sight) it says
 nothing, and where no view does, nothing is known: no plane and no apex is ever assumed.
 
-The right ventricle's base is not looked for: its wall is as thin as the pixels of these images, and ends beside fat.
+The right ventricle's base is found in `rv_base.py`, from where the septum ends on its side.
 """
 
 from __future__ import annotations
@@ -22,26 +22,24 @@ import numpy as np
 from scipy import ndimage
 
 from calid.heart.anatomy import HeartAxes, heart_axes
-from calid.labels import LV_CAVITY, MYOCARDIUM
-from calid.run.alignment import PROVENANCE_KEY, align
+from calid.heart.annulus import plane_through
+from calid.heart.rv_base import MAX_ANTERIOR, RVBase, find_rv_base
+from calid.heart.straightened import BEYOND_MM, STEP_MM, Straightened, smooth_over_the_beat, straightened
+from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
+from calid.run.alignment import align
 from calid.run.intersections import images_of
-from calid.stack import LaxImage, Stack, acquired_slices, frames_at_phases_of
+from calid.run.shifts import PROVENANCE_KEY
+from calid.stack import LaxImage, Stack, acquired_slices
 
-LV, WALL = LV_CAVITY.value, MYOCARDIUM.value
+LV, WALL, RV = LV_CAVITY.value, MYOCARDIUM.value, RV_CAVITY.value
+SEPTALWARDS_MM = 40.0  # from the LV axis: the middle of a picture of the RV and its base
 
-STEP_MM = 1.0
 MAX_AXIS_OFFSET_MM = 12.0
 """An image that passes the LV axis at a greater distance cuts the ventricle aside, where its wall ends elsewhere."""
 
-BEYOND_MM = 30.0  # of the labels' ends: so far base and apex are looked for
-HALF_WIDTH_MM = 60.0
 MIN_CONTRAST = 1.4  # blood over wall
 MIN_WALL_MM = 3.0  # thinner is an atrium, a valve or the septum between the atria
 WALL_SHARE = 0.5  # of a wall's own thickness below which it has ended
-HINGE_NOISE_MM = 3.0  # of a hinge point, beside its plane
-MAX_TILT = 0.35  # standard deviation of the plane's slope against the LV axis
-MAX_MISFIT_MM = 8.0  # root mean square of the hinge points beside their plane: beyond, they are no annulus
-HARMONICS = 2  # of the beat, that an annulus moves with
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +53,7 @@ class Ends:
         misfit_mm: root mean square of the hinge points beside their planes.
         apex_lps: (T, 3) mm, the tip of the cavity; None where no view shows it.
         base_views, apex_views: names of the images that did.
+        rv_base: the tricuspid valve plane; None where no view shows it.
     """
 
     apexward: np.ndarray
@@ -64,6 +63,7 @@ class Ends:
     apex_lps: np.ndarray | None = None
     base_views: tuple[str, ...] = ()
     apex_views: tuple[str, ...] = ()
+    rv_base: RVBase | None = None
 
     @property
     def excursion_mm(self) -> float | None:
@@ -76,6 +76,8 @@ class Ends:
     def words(self) -> str:
         """What is seen, and in which images."""
         seen = [("mitral valve plane", self.base_views), ("tip of the cavity", self.apex_views)]
+        if self.rv_base is not None:
+            seen.append(("tricuspid valve plane", self.rv_base.views))
         return " and ".join(f"the {what} ({', '.join(views)})" for what, views in seen if views)
 
     def as_json(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Ends:
             if self.base_points_lps is None
             else {"views": list(self.base_views), "misfit_mm": self.misfit_mm, "excursion_mm": self.excursion_mm},
             "apex": None if self.apex_lps is None else {"views": list(self.apex_views)},
+            "tricuspid_plane": None if self.rv_base is None else self.rv_base.as_json(),
         }
 
 
@@ -118,208 +121,146 @@ def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
         InputError: if the heart's axes cannot be told.
     """
     axes = heart_axes(labels)
-    seen = {name: _seen(labels, view, axes) for name, view in views.items() if view.num_slices == 1}
+    seen = {name: _along_the_axis(labels, view, axes) for name, view in views.items() if view.num_slices == 1}
     told = {name: view for name, view in seen.items() if view is not None}
-    hinges = {name: view.hinges() for name, view in told.items()}
+    hinges = {name: _hinges(view) for name, view in told.items()}
     hinges = {name: found for name, found in hinges.items() if np.isfinite(found).any()}
-    apices = {name: found for name, found in ((n, v.tips()) for n, v in told.items()) if np.isfinite(found).all()}
+    apices = {name: found for name, found in ((n, _tips(v)) for n, v in told.items()) if np.isfinite(found).all()}
     apex = np.median(np.stack(list(apices.values())), axis=0) if apices else None
-    plane = _plane(np.concatenate(list(hinges.values()), axis=1), axes) if hinges else None
-    apex_views = tuple(apices)
-    if plane is None:
-        return None if apex is None else Ends(axes.apexward, apex_lps=apex, apex_views=apex_views)
-    points, normals, misfit = plane
-    return Ends(axes.apexward, points, normals, misfit, apex, tuple(hinges), apex_views)
+    plane = plane_through(np.concatenate(list(hinges.values()), axis=1), axes) if hinges else None
+    found = Ends(axes.apexward, apex_lps=apex, apex_views=tuple(apices), rv_base=_rv_base(labels, views, axes))
+    if plane is not None:
+        points, normals, misfit = plane
+        found = replace(found, base_points_lps=points, base_normals=normals, misfit_mm=misfit, base_views=tuple(hinges))
+    return None if plane is None and apex is None and found.rv_base is None else found
 
 
-def _plane(hinges_lps: np.ndarray, axes: HeartAxes) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Planes through hinge points (T, N, 3), NaN where unknown: points on the axis, normals, misfit; None without.
-
-    Heights along the axis are a constant and a slope each frame; the slope is that of all frames, for an annulus
-    tilts little while it descends by a centimetre.
-    """
-    across = np.stack([axes.septal, axes.anterior], axis=1)
-    places = (hinges_lps - axes.center_lps) @ across  # (T, N, 2)
-    heights = -(hinges_lps - axes.center_lps) @ axes.apexward
-    known = np.isfinite(heights)
-    if not known.any(axis=1).all() or known.any(axis=0).sum() < 2:
-        return None
-    frames = len(heights)
-    frame, _ = np.nonzero(known)
-    design = np.concatenate([np.eye(frames)[frame], places[known]], axis=1)
-    prior = np.diag([0.0] * frames + [(HINGE_NOISE_MM / MAX_TILT) ** 2] * 2)
-    weight = np.ones(len(frame))
-    for _ in range(10):
-        weighed = design * weight[:, None]
-        found = np.linalg.solve(weighed.T @ design + prior, weighed.T @ heights[known])
-        rest = heights[known] - design @ found
-        weight = 1 / (1 + (rest / (2 * HINGE_NOISE_MM)) ** 2)
-    misfit = float(np.sqrt(np.average(rest**2, weights=weight)))
-    if misfit > MAX_MISFIT_MM:
-        return None
-    points = axes.center_lps - found[:frames, None] * axes.apexward
-    normal = -axes.apexward - across @ found[frames:]
-    return points, np.tile(normal / np.linalg.norm(normal), (frames, 1)), misfit
+def _rv_base(labels: Stack, views: Mapping[str, Stack], axes: HeartAxes) -> RVBase | None:
+    """The tricuspid plane, from the images that pass the LV axis and the inflow of the RV."""
+    found, smooth = {}, {}
+    for name, view in views.items():
+        seen = _along_the_axis(labels, view, axes, RV, SEPTALWARDS_MM) if view.num_slices == 1 else None
+        if seen is None:
+            continue
+        towards_rv = 1 if seen.side @ axes.septal > 0 else -1
+        if towards_rv * float(seen.side @ axes.anterior) > MAX_ANTERIOR:
+            continue
+        hinges = np.stack([_hinge(seen, frame, -towards_rv, RV) for frame in range(len(seen.pictures))])
+        course = smooth_over_the_beat(hinges)
+        if np.isfinite(course).all():
+            found[name], smooth[name] = seen.lps(hinges), seen.lps(course)
+    return find_rv_base(found, smooth, axes)
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """A long-axis image straightened along the LV axis.
+def _along_the_axis(
+    labels: Stack, view: Stack, axes: HeartAxes, blood_label: int = LV, septalwards_mm: float = 0.0
+) -> Straightened | None:
+    """A view along the LV axis; None where it passes aside, or does not tell blood from wall.
 
     Args:
-        pictures: (T, U, V) at the labels' phases; rows run along the axis from base to apex, columns across it.
-        labels: (T, U, V) of the slices there, 0 also where there are none.
-        origin_lps: (3,) mm of row 0, column 0.
-        down, side: (3,) unit vectors along rows' growing numbers and columns'.
-        middle: intensity half-way between the medians of blood and wall.
+        labels: of the slices.
+        view: long-axis image.
+        axes: of the heart.
+        blood_label: the cavity whose blood is told from the wall.
+        septalwards_mm: so far from the axis the middle of the straightened view lies.
     """
+    if abs(float((axes.center_lps - view.origin_lps) @ view.directions_lps[:, 2])) > MAX_AXIS_OFFSET_MM:
+        return None
+    found = straightened(labels, view, axes, axes.center_lps + septalwards_mm * axes.septal)
+    if found is None:
+        return None
+    blood, wall = (found.level(label) for label in (blood_label, WALL))
+    if blood is None or wall is None or blood < MIN_CONTRAST * wall:
+        return None
+    return replace(found, middle=(blood + wall) / 2)
 
-    pictures: np.ndarray
-    labels: np.ndarray
-    origin_lps: np.ndarray
-    down: np.ndarray
-    side: np.ndarray
-    middle: float
 
-    def hinges(self) -> np.ndarray:
-        """(T, 2, 3) LPS mm where the wall ends on both sides, smooth over the beat; NaN where it is not seen."""
-        found = np.full((len(self.pictures), 2, 2), np.nan)
-        for frame in range(len(self.pictures)):
-            for side in (0, 1):
-                found[frame, side] = self._hinge(frame, -1 if side == 0 else 1)
-        smooth = np.stack([_smooth_over_the_beat(found[:, side]) for side in (0, 1)], axis=1)
-        return self._lps(smooth)
+def _hinges(view: Straightened) -> np.ndarray:
+    """(T, 2, 3) LPS mm where the wall ends on both sides, smooth over the beat; NaN where it is not seen."""
+    found = np.full((len(view.pictures), 2, 2), np.nan)
+    for frame in range(len(view.pictures)):
+        for side in (0, 1):
+            found[frame, side] = _hinge(view, frame, -1 if side == 0 else 1, LV)
+    smooth = np.stack([smooth_over_the_beat(found[:, side]) for side in (0, 1)], axis=1)
+    return view.lps(smooth)
 
-    def tips(self) -> np.ndarray:
-        """(T, 3) LPS mm of the cavity's end, smooth over the beat; NaN where it is not seen in most frames."""
-        found = np.stack([self._tip(frame) for frame in range(len(self.pictures))])
-        return self._lps(_smooth_over_the_beat(found))
 
-    def _lps(self, places: np.ndarray) -> np.ndarray:
-        return self.origin_lps + STEP_MM * (places[..., :1] * self.down + places[..., 1:] * self.side)
+def _tips(view: Straightened) -> np.ndarray:
+    """(T, 3) LPS mm of the cavity's end, smooth over the beat; NaN where it is not seen in most frames."""
+    found = np.stack([_tip(view, frame) for frame in range(len(view.pictures))])
+    return view.lps(smooth_over_the_beat(found))
 
-    def _hinge(self, frame: int, sign: int) -> np.ndarray:
-        """(row, column) of the basal end of the wall on one side, or NaN."""
-        nothing = np.full(2, np.nan)
-        picture, labels = self.pictures[frame], self.labels[frame]
-        both = np.flatnonzero((labels == LV).any(axis=1) & ((labels == WALL).sum(axis=1) * STEP_MM >= 6))
-        if both.size < 20:
-            return nothing
-        start = both[0] + round(0.25 * np.ptp(both))
-        inside = np.flatnonzero(labels[start] == LV)
-        border = inside.max() if sign > 0 else inside.min()
-        thick: list[float] = []
-        row, last, place = start, (start, int(border)), border
-        for row in range(start, -1, -1):
-            place, run = self._border(picture[row], place, sign)
-            if place is None:
-                break
-            if len(thick) < 15:
-                thick.append(run)
-                if len(thick) == 15 and np.median(thick) < MIN_WALL_MM:
-                    return nothing
-                last = row, place
-                continue
-            if run < max(MIN_WALL_MM, WALL_SHARE * float(np.median(thick))):
-                if last[0] - row >= 3 or row == 0:
-                    break
-                continue
-            last = row, place
-        if len(thick) < 15 or last[0] <= 1:
-            return nothing
-        return np.array([last[0], last[1]], float)
 
-    def _border(self, line: np.ndarray, near: int, sign: int) -> tuple[int | None, float]:
-        """The inner border of the wall within 3 mm of where it was one row before, and the wall's thickness there."""
-        best, place = -np.inf, None
-        for candidate in range(near - 3, near + 4):
-            outwards = candidate + sign * np.arange(-4, 5)
-            if outwards.min() < 0 or outwards.max() >= len(line):
-                continue
-            step = line[outwards[:4]].mean() - line[outwards[5:]].mean() - 0.02 * abs(candidate - near) * self.middle
-            if step > best:
-                best, place = step, candidate
+def _hinge(view: Straightened, frame: int, sign: int, cavity: int) -> np.ndarray:
+    """(row, column) of the basal end of the wall on one side of a cavity, or NaN."""
+    nothing = np.full(2, np.nan)
+    picture, labels = view.pictures[frame], view.labels[frame]
+    both = np.flatnonzero((labels == cavity).any(axis=1) & ((labels == WALL).sum(axis=1) * STEP_MM >= 6))
+    if both.size < 20:
+        return nothing
+    start = both[0] + round(0.25 * np.ptp(both))
+    inside = np.flatnonzero(labels[start] == cavity)
+    border = inside.max() if sign > 0 else inside.min()
+    thick: list[float] = []
+    row, last, place = start, (start, int(border)), border
+    for row in range(start, -1, -1):
+        place, run = _border(view, picture[row], place, sign)
         if place is None:
-            return None, 0.0
-        outwards = place + sign * np.arange(0, 15)
-        outwards = outwards[(outwards >= 0) & (outwards < len(line))]
-        dark = line[outwards] < self.middle
-        first = int(np.argmax(dark)) if dark[:3].any() else 0
-        return place, float(np.argmin(np.append(dark[first:], False))) * STEP_MM
-
-    def _tip(self, frame: int) -> np.ndarray:
-        """(row, column) of the apical end of the blood, or NaN."""
-        nothing = np.full(2, np.nan)
-        labels = self.labels[frame]
-        rows = np.flatnonzero((labels == LV).any(axis=1))
-        if rows.size < 20:
-            return nothing
-        inside = np.flatnonzero(labels[rows[-1]] == LV)
-        bright = self.pictures[frame] > self.middle
-        bright[:, : max(0, inside.min() - 5)] = False
-        bright[:, inside.max() + 6 :] = False
-        bright = ndimage.binary_opening(bright, np.ones((3, 3)))
-        components, _ = ndimage.label(bright)
-        middle = components[rows[-1] - 8 : rows[-1] - 3, inside.min() : inside.max() + 1]
-        own = np.bincount(middle.ravel(), minlength=2)
-        if own[1:].sum() == 0:
-            return nothing
-        cavity = components == 1 + own[1:].argmax()
-        last = int(np.flatnonzero(cavity.any(axis=1)).max())
-        if last > rows[-1] + BEYOND_MM / STEP_MM - 3 or last < rows[-1] - 15:
-            return nothing
-        return np.array([last + 0.5, np.flatnonzero(cavity[last]).mean()])
+            break
+        if len(thick) < 15:
+            thick.append(run)
+            if len(thick) == 15 and np.median(thick) < MIN_WALL_MM:
+                return nothing
+            last = row, place
+            continue
+        if run < max(MIN_WALL_MM, WALL_SHARE * float(np.median(thick))):
+            if last[0] - row >= 3 or row == 0:
+                break
+            continue
+        last = row, place
+    if len(thick) < 15 or last[0] <= 1:
+        return nothing
+    return np.array([last[0], last[1]], float)
 
 
-def _seen(labels: Stack, view: Stack, axes: HeartAxes) -> _View | None:
-    """A view along the LV axis; None where it passes aside, or does not tell blood from wall."""
-    normal = view.directions_lps[:, 2]
-    offset = float((axes.center_lps - view.origin_lps) @ normal)
-    lean = float(axes.apexward @ normal)
-    if abs(offset) > MAX_AXIS_OFFSET_MM or abs(lean) > 0.5:
-        return None
-    down = axes.apexward - lean * normal
-    down /= np.linalg.norm(down)
-    side = np.cross(normal, down)
-    on_plane = axes.center_lps - offset * normal
-    ends = np.array([labels.to_lps(np.array([0, 0, index])) for index in (0, labels.num_slices - 1)])
-    heights = np.sort((ends - on_plane) @ labels.directions_lps[:, 2] * np.sign(down @ labels.directions_lps[:, 2]))
-    rows = int((np.ptp(heights) + 2 * BEYOND_MM) / STEP_MM) + 1
-    columns = int(2 * HALF_WIDTH_MM / STEP_MM) + 1
-    origin = on_plane + (heights[0] - BEYOND_MM) * down - HALF_WIDTH_MM * side
-    row, column = np.indices((rows, columns))
-    points = origin + STEP_MM * (row[..., None] * down + column[..., None] * side)
-    x, y, _ = np.moveaxis(view.to_index(points), -1, 0)
-    frames = frames_at_phases_of(view, labels)
-    pictures = np.stack(
-        [ndimage.map_coordinates(view.voxels[f, 0], [y, x], np.float32, order=1, mode="nearest") for f in frames]
-    )
-    x, y, z = np.moveaxis(labels.to_index(points), -1, 0)
-    shown = np.stack(
-        [ndimage.map_coordinates(one, [z, y, x], order=0, mode="constant", cval=0) for one in labels.voxels]
-    )
-    blood, wall = (pictures[ndimage.binary_erosion(shown == label, np.ones((1, 3, 3)))] for label in (LV, WALL))
-    if min(blood.size, wall.size) < 50 or np.median(blood) < MIN_CONTRAST * np.median(wall):
-        return None
-    middle = float(np.median(blood) + np.median(wall)) / 2
-    return _View(pictures, shown, origin, down, side, middle)
+def _border(view: Straightened, line: np.ndarray, near: int, sign: int) -> tuple[int | None, float]:
+    """The inner border of the wall within 3 mm of where it was one row before, and the wall's thickness there."""
+    best, place = -np.inf, None
+    for candidate in range(near - 3, near + 4):
+        outwards = candidate + sign * np.arange(-4, 5)
+        if outwards.min() < 0 or outwards.max() >= len(line):
+            continue
+        step = line[outwards[:4]].mean() - line[outwards[5:]].mean() - 0.02 * abs(candidate - near) * view.middle
+        if step > best:
+            best, place = step, candidate
+    if place is None:
+        return None, 0.0
+    outwards = place + sign * np.arange(0, 15)
+    outwards = outwards[(outwards >= 0) & (outwards < len(line))]
+    dark = line[outwards] < view.middle
+    first = int(np.argmax(dark)) if dark[:3].any() else 0
+    return place, float(np.argmin(np.append(dark[first:], False))) * STEP_MM
 
 
-def _smooth_over_the_beat(places: np.ndarray) -> np.ndarray:
-    """(T, 2) places as a course of few harmonics, outliers with less weight; NaN if most frames say nothing."""
-    frames = len(places)
-    known = np.isfinite(places).all(axis=1)
-    if known.sum() < max(1, frames / 2):
-        return np.full_like(places, np.nan)
-    if frames < 4 * HARMONICS + 2:
-        return places
-    phase = 2 * np.pi * np.arange(frames) / frames
-    waves = [f(k * phase) for k in range(1, HARMONICS + 1) for f in (np.cos, np.sin)]
-    design = np.stack([np.ones(frames), *waves], axis=1)
-    weight = known.astype(float)
-    for _ in range(10):
-        root = np.sqrt(weight[known])[:, None]
-        found = np.linalg.lstsq(design[known] * root, places[known] * root, rcond=None)[0]
-        rest = np.linalg.norm(places[known] - design[known] @ found, axis=1)
-        weight[known] = 1 / (1 + (rest / 4) ** 2)
-    return design @ found
+def _tip(view: Straightened, frame: int) -> np.ndarray:
+    """(row, column) of the apical end of the blood, or NaN."""
+    nothing = np.full(2, np.nan)
+    labels = view.labels[frame]
+    rows = np.flatnonzero((labels == LV).any(axis=1))
+    if rows.size < 20:
+        return nothing
+    inside = np.flatnonzero(labels[rows[-1]] == LV)
+    bright = view.pictures[frame] > view.middle
+    bright[:, : max(0, inside.min() - 5)] = False
+    bright[:, inside.max() + 6 :] = False
+    bright = ndimage.binary_opening(bright, np.ones((3, 3)))
+    components, _ = ndimage.label(bright)
+    middle = components[rows[-1] - 8 : rows[-1] - 3, inside.min() : inside.max() + 1]
+    own = np.bincount(middle.ravel(), minlength=2)
+    if own[1:].sum() == 0:
+        return nothing
+    cavity = components == 1 + own[1:].argmax()
+    last = int(np.flatnonzero(cavity.any(axis=1)).max())
+    if last > rows[-1] + BEYOND_MM / STEP_MM - 3 or last < rows[-1] - 15:
+        return nothing
+    return np.array([last + 0.5, np.flatnonzero(cavity[last]).mean()])

@@ -24,7 +24,7 @@ from calid.heart.wall import SEGMENTS, wall_thickness
 from calid.images import whole_file
 from calid.images.body import Body, read_body
 from calid.images.checks import Finding
-from calid.run.alignment import PROVENANCE_KEY
+from calid.run.shifts import PROVENANCE_KEY
 from calid.stack import LaxImage, Stack
 
 FIGURES_VERSION = 1
@@ -37,7 +37,7 @@ NOT_SEGMENTED = "The stack was not segmented."
 NO_BODY = "Height and weight are not known; give them with --height and --weight."
 NO_VIEWS = "There are no long-axis images."
 PAPILLARY_MUSCLES = "as labeled; the bundled segmenter labels them cavity"
-NO_ENDS = "No long-axis image shows where the left ventricle ends."
+NO_ENDS = "No long-axis image shows where the ventricles end."
 NOT_ALIGNED = "Nobody asked how far the slices are shifted."
 NOT_TRIED = "The model was not tried on left-out slices."
 
@@ -64,7 +64,7 @@ def document(
         stack: the stack the figures are about.
         function: volumes over the cycle from the stack's labels.
         function_acquired: the same from the labels of the acquired slices alone.
-        function_long_axis: as `function`, with the LV's ends as long-axis images show them.
+        function_long_axis: as `function`, with the ventricles' ends as long-axis images show them.
         wall_thickness: mm in each AHA segment, at end-diastole (`ed_mm`) and end-systole (`es_mm`).
         long_axis: agreement with each acquired long-axis image, by view and by what is compared.
         trust: errors of the model on left-out slices.
@@ -106,7 +106,7 @@ def document(
 
 
 def function_to_the_ends(labels: Stack, stack: Stack, lax: Iterable[LaxImage]) -> Function | str:
-    """Volumes of cleaned labels to the LV's ends as long-axis images show them, or why there are none.
+    """Volumes of cleaned labels to the ventricles' ends as long-axis images show them, or why there are none.
 
     Args:
         labels: of the stack.

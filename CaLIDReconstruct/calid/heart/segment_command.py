@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         dest="views",
-        help="folder of long-axis images, which show where the left ventricle ends; by default those of INPUT",
+        help="folder of long-axis images, which show where the ventricles end; by default those of INPUT",
     )
     parser.add_argument("--raw", action="store_true", help="leave each slice as the network sees it, without clean-up")
     add_flags(parser, ["device"])

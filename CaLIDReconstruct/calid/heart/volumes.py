@@ -5,8 +5,9 @@ them as well, in a sparse stack (as in clinical practice) and in the dense stack
 compared.
 
 Where long-axis images show the ends of the left ventricle (`ends.py`), the mitral valve plane cuts its cavity and its
-wall, whatever is labeled beyond it, and the cavity reaches to its tip. Papillary muscles and trabeculae count as what
-they are labeled as; the bundled segmenter labels them cavity.
+wall, whatever is labeled beyond it, and the cavity reaches to its tip. The tricuspid valve plane (`rv_base.py`) cuts
+the inflow of the RV, and not its outflow tract beside it. Papillary muscles and trabeculae count as what they are
+labeled as; the bundled segmenter labels them cavity.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from calid.errors import InputError
 from calid.heart.ends import Ends
-from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM
+from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
 
 MYOCARDIAL_DENSITY_G_PER_ML = 1.05
@@ -84,7 +85,7 @@ def cardiac_function(labels: Stack, ends: Ends | None = None) -> Function:
     """
     lv, myocardium, rv = (label_volumes_ml(labels, label.value) for label in LABELS)
     if ends is not None and lv.any():
-        lv, myocardium = ended_volumes_ml(labels, ends)
+        lv, myocardium, rv = ended_volumes_ml(labels, ends)
     if not lv.any():
         raise InputError(
             "no-left-ventricle",
@@ -137,55 +138,105 @@ def _acquired_gap_mm(labels: Stack) -> float:
     return spacing * float(np.diff(acquired).min()) if acquired.size > 1 else spacing
 
 
-def ended_volumes_ml(labels: Stack, ends: Ends) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) volumes of the LV cavity and wall that end where long-axis images show it, as far as they do.
+def ended_volumes_ml(labels: Stack, ends: Ends) -> np.ndarray:
+    """(3, T) volumes of LV cavity, LV wall and RV cavity that end where long-axis images show it, as far as they do.
 
     Every labeled pixel is a column along the slices' normal. At the base, columns end at the valve plane: those
-    labeled beyond it are cut, and those of the last labeled slice go on to it, by an acquired gap at most. At the
-    apex, the cavity narrows from its last labeled slice to its tip like a paraboloid, likewise. Where an end was not
-    seen, slices stand for the tissue halfway to their neighbors, as in `label_volumes_ml`.
+    labeled beyond it are cut, and those of the last labeled slice go on to it, by an acquired gap at most. The
+    tricuspid plane ends the columns of the RV's inflow; its outflow tract, in front of the annulus, ends where its
+    labels do. At the apex, the LV's cavity narrows from its last labeled slice to its tip like a paraboloid, likewise.
+    Where an end was not seen, slices stand for the tissue halfway to their neighbors, as in `label_volumes_ml`.
     """
-    gap = _acquired_gap_mm(labels)
-    normal = labels.directions_lps[:, 2]
-    towards_apex = float(np.sign(normal @ ends.apexward))
-    # Heights in mm along the slices' normal, turned so that they grow from apex to base.
-    heights = -towards_apex * labels.spacing_mm[2] * np.arange(labels.num_slices)
-    extents = slice_extents_mm(labels)
-    lower, upper = heights - labels.spacing_mm[2] / 2, heights + labels.spacing_mm[2] / 2
-    beyond = extents - labels.spacing_mm[2]  # of the stack's first and last slice
+    slabs = _slabs(labels, ends.apexward)
+    pixel_mm2 = float(np.prod(labels.spacing_mm[:2]))
+    columns_mm = [
+        (*_lv_columns_mm(labels, frame, ends, slabs), _rv_columns_mm(labels, frame, ends, slabs))
+        for frame in range(labels.num_frames)
+    ]
+    return pixel_mm2 / 1000 * np.array(columns_mm).T
+
+
+@dataclass(frozen=True, eq=False)
+class _Slabs:
+    """Heights in mm along the slices' normal, turned so that they grow from apex to base.
+
+    Args:
+        upwards: the normal's direction, 1 if it points to the base, else -1.
+        heights: (Z,) of the slices.
+        lower, upper: (Z,) between which each stands for the tissue.
+        gap: of the acquired slices.
+    """
+
+    upwards: float
+    heights: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    gap: float
+
+
+def _slabs(labels: Stack, apexward: np.ndarray) -> _Slabs:
+    upwards, spacing = -float(np.sign(labels.directions_lps[:, 2] @ apexward)), float(labels.spacing_mm[2])
+    heights = upwards * spacing * np.arange(labels.num_slices)
+    lower, upper = heights - spacing / 2, heights + spacing / 2
+    beyond = slice_extents_mm(labels) - spacing  # of the stack's first and last slice
     lower[heights.argmin()] -= beyond[heights.argmin()]
     upper[heights.argmax()] += beyond[heights.argmax()]
-    pixel_mm2 = float(np.prod(labels.spacing_mm[:2]))
-    volumes = np.zeros((2, labels.num_frames))
-    for frame, image in enumerate(labels.voxels):
-        slices = np.flatnonzero((image == LV_CAVITY.value).any(axis=(1, 2)))
-        if not slices.size:
-            continue
-        basal = slices[heights[slices].argmax()]
-        apical = slices[heights[slices].argmin()]
-        top = upper.copy()
-        plane = None
-        if ends.base_points_lps is not None and ends.base_normals is not None:
-            plane = _plane_heights(labels, ends.base_points_lps[frame], ends.base_normals[frame], -towards_apex)
-            top[basal] = max(top[basal], heights[basal] + gap)
-        for row, label in enumerate((LV_CAVITY.value, MYOCARDIUM.value)):
-            for index in np.flatnonzero((image == label).any(axis=(1, 2))):
-                inside = image[index] == label
-                reach = top[index] if plane is None else np.minimum(top[index], plane[inside])
-                start, taper = lower[index], 0.0
-                if label == LV_CAVITY.value and index == apical and ends.apex_lps is not None:
-                    start = heights[index]
-                    tip = -towards_apex * float((ends.apex_lps[frame] - labels.origin_lps) @ normal)
-                    taper = float(np.clip(start - tip, 0, gap)) / 2
-                columns = np.broadcast_to(np.maximum(reach - start, 0), inside.sum())
-                volumes[row, frame] += pixel_mm2 * float((columns + taper * (columns > 0)).sum()) / 1000
-    return volumes[0], volumes[1]
+    return _Slabs(upwards, heights, lower, upper, _acquired_gap_mm(labels))
+
+
+def _lv_columns_mm(labels: Stack, frame: int, ends: Ends, slabs: _Slabs) -> tuple[float, float]:
+    """Summed lengths of the columns of the LV's cavity and wall."""
+    image, heights = labels.voxels[frame], slabs.heights
+    slices = np.flatnonzero((image == LV_CAVITY.value).any(axis=(1, 2)))
+    if not slices.size:
+        return 0.0, 0.0
+    basal, apical = slices[heights[slices].argmax()], slices[heights[slices].argmin()]
+    top, plane = slabs.upper.copy(), None
+    if ends.base_points_lps is not None and ends.base_normals is not None:
+        plane = _plane_heights(labels, ends.base_points_lps[frame], ends.base_normals[frame], slabs.upwards)
+        top[basal] = max(top[basal], heights[basal] + slabs.gap)
+    sums = [0.0, 0.0]
+    for row, label in enumerate((LV_CAVITY.value, MYOCARDIUM.value)):
+        for index in np.flatnonzero((image == label).any(axis=(1, 2))):
+            inside = image[index] == label
+            reach = top[index] if plane is None else np.minimum(top[index], plane[inside])
+            start, taper = slabs.lower[index], 0.0
+            if label == LV_CAVITY.value and index == apical and ends.apex_lps is not None:
+                start = heights[index]
+                normal = labels.directions_lps[:, 2]
+                tip = slabs.upwards * float((ends.apex_lps[frame] - labels.origin_lps) @ normal)
+                taper = float(np.clip(start - tip, 0, slabs.gap)) / 2
+            columns = np.broadcast_to(np.maximum(reach - start, 0), inside.sum())
+            sums[row] += float((columns + taper * (columns > 0)).sum())
+    return sums[0], sums[1]
+
+
+def _rv_columns_mm(labels: Stack, frame: int, ends: Ends, slabs: _Slabs) -> float:
+    """Summed lengths of the columns of the RV's cavity."""
+    cavity = labels.voxels[frame] == RV_CAVITY.value
+    tops = np.broadcast_to(slabs.upper[:, None, None], cavity.shape).copy()
+    if ends.rv_base is not None:
+        base = ends.rv_base
+        plane = _plane_heights(labels, base.points_lps[frame], base.normal, slabs.upwards)
+        inflow = (_columns_at(labels, plane, slabs.upwards) - base.front_lps[frame]) @ base.anterior <= 0
+        slices = np.flatnonzero((cavity & inflow).any(axis=(1, 2)))
+        if slices.size:
+            basal = slices[slabs.heights[slices].argmax()]
+            tops[basal, inflow] = max(slabs.upper[basal], slabs.heights[basal] + slabs.gap)
+        tops[:, inflow] = np.minimum(tops[:, inflow], plane[inflow])
+    return float(np.maximum(tops - slabs.lower[:, None, None], 0)[cavity].sum())
+
+
+def _columns_at(labels: Stack, heights_mm: np.ndarray, upwards: float) -> np.ndarray:
+    """(Y, X, 3) LPS mm: the points at a height (Y, X) of the line through each pixel along the slices' normal."""
+    rows, columns = np.indices(labels.voxels.shape[2:])
+    first = labels.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1))
+    return first + upwards * heights_mm[..., None] * labels.directions_lps[:, 2]
 
 
 def _plane_heights(labels: Stack, point_lps: np.ndarray, normal_lps: np.ndarray, sign: float) -> np.ndarray:
     """(Y, X) where the line through each pixel along the slices' normal meets a plane: mm, times `sign`."""
-    rows, columns = np.indices(labels.voxels.shape[2:])
-    first = labels.to_lps(np.stack([columns, rows, np.zeros_like(rows)], axis=-1))
+    first = _columns_at(labels, np.zeros(labels.voxels.shape[2:]), sign)
     return sign * ((point_lps - first) @ normal_lps) / float(labels.directions_lps[:, 2] @ normal_lps)
 
 

@@ -23,7 +23,7 @@ from calid.report.comparison import (
 )
 from calid.report.sheet import derived_movie, derived_sheet, lax_movie, lax_sheet, upright_plane
 from calid.report.trust import Trust
-from calid.run.alignment import PROVENANCE_KEY
+from calid.run.shifts import PROVENANCE_KEY
 from calid.stack import WINDOW_PERCENTILES, Stack
 
 _MIN_MOVIE_FRAMES = 5
@@ -210,7 +210,12 @@ def _how_measured(ended: Function | Missing) -> str:
         )
     if ends.apex_lps is not None:
         sentences += f"Below its last labeled slice the cavity narrows to its tip ({', '.join(ends.apex_views)}). "
-    return f"{sentences}The RV's base is where its labels end."
+    if ends.rv_base is None:
+        return f"{sentences}No image shows the tricuspid valve plane: the RV's base is where its labels end."
+    return (
+        f"{sentences}The tricuspid valve plane ({', '.join(ends.rv_base.views)}) cuts the RV's inflow; the "
+        "outflow tract, in front of its annulus, ends where its labels do."
+    )
 
 
 def _curves(dense: Function, sparse: Function | Missing, ended: Function | Missing) -> str:
