@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from . import Inputs, Installation
+from . import Inputs, Installation, LongAxisFiles
 from .EngineClient import EngineClient
 from .EngineProcess import EngineNotStarted, EngineProcess, EngineTransport, engineCommand
 from .Job import JobListener, UpsampleJob
@@ -224,7 +224,12 @@ class Reconstruction:
         try:
             files.write_stack(part, path)
             request = settings.request(path, roi=roi)
-            fields = {"uncertainty": settings.uncertainty, "num_frames": stack.num_frames}
+            views = LongAxisFiles.viewsOf(chosen.volume or chosen.reference)
+            fields = {
+                "uncertainty": settings.uncertainty,
+                "num_frames": stack.num_frames,
+                "num_views": len(views),
+            }
             return self.ask("estimate", answered, **fields, **request)
         except BaseException:
             workspace.remove()

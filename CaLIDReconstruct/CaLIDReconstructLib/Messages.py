@@ -246,6 +246,7 @@ def stageText(stage: str) -> str:
     words = {
         "starting": _("Starting"),
         "inverting the acquired slices": _("Reading the acquired slices"),
+        "comparing breath-holds": _("Comparing slices with long-axis images"),
         "interpolating": _("Interpolating"),
         "segmenting": _("Finding the ventricles"),
         "surfaces": _("Making 3D surfaces"),

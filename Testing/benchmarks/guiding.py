@@ -41,7 +41,7 @@ def main() -> None:
     guide = guide_of(sax, views, found, run.preparation, run.plan)
     if guide is None:
         raise SystemExit("no view crosses the slices")
-    watch = Watch(run.work + sax.num_frames * run.plan.num_generated, None, None)
+    watch = Watch(1)
     corrections_by(guide, run.interpolator, sax.voxels, watch, is_periodic=spans_the_cycle(sax))
     clocks.append(_clocks())
     print(f"{len(frames)} phases, {run.plan.num_generated} new slices each, load {os.getloadavg()[0]:.1f}")

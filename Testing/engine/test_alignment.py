@@ -13,8 +13,9 @@ import phantoms
 import pytest
 from calid.__main__ import main
 from calid.images.files import read_stack, write_stack
-from calid.run.alignment import NOTICEABLE_MM, PRIOR_MM, align, moved
+from calid.run.alignment import align
 from calid.run.intersections import crossing, images_of, landscape
+from calid.run.shifts import NOTICEABLE_MM, PRIOR_MM, moved
 from calid.stack import Stack
 from scipy import ndimage
 

@@ -78,6 +78,17 @@ def test_one_frame_stands_for_a_whole_cine(random_models):
     assert whole["memory_bytes"] > one["memory_bytes"]
 
 
+def test_what_long_axis_images_cost_is_told_where_they_are_used(random_models):
+    def seconds(views: int, **changes) -> float:
+        chosen = quick(factor=4, **changes)
+        return estimate(cine(frames=2), chosen, models_folder=random_models, num_frames=400, num_views=views)["seconds"]
+
+    alone, guided = seconds(0), seconds(5)
+    assert guided > 1.2 * alone
+    assert seconds(5, lax="off") < guided
+    assert seconds(5, align="off") < guided
+
+
 def test_an_estimate_can_be_cancelled(random_models):
     with pytest.raises(Cancelled):
         estimate(cine(frames=1), quick(), models_folder=random_models, is_cancelled=lambda: True)

@@ -8,14 +8,15 @@ import numpy as np
 import phantoms
 import pytest
 import torch
+from calid.errors import Cancelled
 from calid.method.bisection import plan_bisection
 from calid.method.guidance import CHANNELS, Lines, corrected, grid_shape, reflected, swapped
 from calid.method.motion import Fields, moved_by
-from calid.run.alignment import Alignment, Shift
 from calid.run.guidance import guide_of
 from calid.run.preparation import plan_preparation
 from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
+from calid.run.shifts import Alignment, Shift
 from calid.stack import LaxImage, Stack
 
 SIZE = 128
@@ -310,3 +311,30 @@ def test_the_bundled_motion_is_corrected_towards_what_the_views_show():
         made = upsample(stack, settings(mode="fidelity", samples=1), lax=lax).stack.voxels[0, 1:10:2]
         errors.append(np.square(made - truth).mean())
     assert errors[1] < 0.97 * errors[0]
+
+
+def test_alignment_and_guidance_are_counted_and_told_step_by_step(random_models):
+    stack, views = heart()
+    told = []
+    upsample(stack, settings(), lax=views, models_folder=random_models, progress=told.append)
+    stages = list(dict.fromkeys(one.stage for one in told))
+    assert stages == ["comparing breath-holds", "guided by long-axis images, level 1 of 1", "level 1 of 1"]
+    fractions = [one.fraction for one in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-2] < fractions[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("stage", ["comparing", "guided"])
+def test_a_run_can_be_cancelled_while_it_aligns_and_while_it_guides(random_models, stage):
+    stack, views = heart()
+    told = []
+
+    def is_cancelled() -> bool:
+        return bool(told) and told[-1].stage.startswith(stage)
+
+    with pytest.raises(Cancelled):
+        upsample(
+            stack, settings(), lax=views, models_folder=random_models, progress=told.append, is_cancelled=is_cancelled
+        )
+    assert told[-1].stage.startswith(stage)
+    assert sum(one.stage.startswith(stage) for one in told) == 1

@@ -230,10 +230,14 @@ def test_labels_come_with_closed_surfaces_of_every_frame(engine, tmp_path):
         {"command": "upsample", "input": "a.nrrd", "output": "x.nrrd", "overwrite": "no"},
         {"command": "estimate", "input": "a.nrrd", "num_frames": 100_000_000},
         {"command": "estimate", "input": "a.nrrd", "num_frames": "8"},
+        {"command": "estimate", "input": "a.nrrd", "num_views": -1},
         {"command": ["upsample"]},
         {"command": {}},
     ],
-    ids=["no input", "misspelt", "no path", "null", "surrogate", "no flag", "too many", "text", "list", "object"],
+    ids=[
+        *("no input", "misspelt", "no path", "null", "surrogate", "no flag", "too many", "text", "negative", "list"),
+        "object",
+    ],
 )
 def test_a_request_that_makes_no_sense_says_so(engine, request_):
     engine.send(id=1, **request_)

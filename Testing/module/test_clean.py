@@ -135,7 +135,12 @@ def test_errors_look_like_errors(opened):
 
 @pytest.mark.parametrize(
     ("stage", "words"),
-    [("level 2 of 4", "round 2 of 4"), ("segmenting", "ventricles"), ("inverting the acquired slices", "acquired")],
+    [
+        ("level 2 of 4", "round 2 of 4"),
+        ("segmenting", "ventricles"),
+        ("inverting the acquired slices", "acquired"),
+        ("comparing breath-holds", "long-axis"),
+    ],
 )
 def test_stages_are_told_in_words(stage, words):
     assert words in Messages.stageText(stage)

@@ -12,7 +12,7 @@ import scripted
 import slicer
 import vtk
 from calid.images import files
-from calid.run.alignment import Alignment, Shift
+from calid.run.shifts import Alignment, Shift
 from CaLIDReconstructLib import Inputs, LaxLayout, LaxPlanes, LongAxisFiles, Nodes, Results, RunResult
 from CaLIDReconstructLib.Shifts import shiftsOf
 from scene_files import saveAndReload
@@ -74,9 +74,11 @@ def test_shifts_are_told_as_the_engine_judges_them(shifts, uncertainty):
 def test_the_long_axis_images_of_the_scene_go_along_under_names_of_their_own(opened):
     nodes = addViews()
     sax, _ = hearts.addPicture(FRAMES)
-    seen = {}
+    seen, counted = {}, []
 
     def script(request: dict) -> list[dict]:
+        if request["command"] == "estimate":
+            counted.append(request["num_views"])
         if request["command"] == "upsample":
             seen.update(request)
             seen["stacks"] = {path.name: files.read_stack(path) for path in Path(request["views"]).iterdir()}
@@ -84,7 +86,9 @@ def test_the_long_axis_images_of_the_scene_go_along_under_names_of_their_own(ope
 
     panel = opened(script)
     panel.parameters.inputNode = sax
+    panel.until(lambda: counted)
     panel.run()
+    assert counted[-1] == 2
     assert (seen["align"], seen["lax"]) == ("report", "auto")
     assert sorted(seen["stacks"]) == ["long axis 1.seq.nrrd", "long axis 2.seq.nrrd"]
     original = Nodes.stackFromSequence(Inputs.resolve(nodes[0]).sequence)

@@ -23,7 +23,7 @@ intensity that is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,8 +97,18 @@ def swapped(correction: torch.Tensor) -> torch.Tensor:
     return torch.cat([after, before, -share, added], dim=-3)
 
 
+def _untold() -> None:
+    """The tick of work that nobody watches."""
+
+
 def corrected(
-    before: torch.Tensor, after: torch.Tensor, fields: torch.Tensor, lines: Lines, *, is_periodic: bool
+    before: torch.Tensor,
+    after: torch.Tensor,
+    fields: torch.Tensor,
+    lines: Lines,
+    *,
+    is_periodic: bool,
+    tick: Callable[[], None] = _untold,
 ) -> torch.Tensor:
     """The correction of fields under which the moved mean agrees with the lines.
 
@@ -107,6 +117,7 @@ def corrected(
         fields: (frames, gaps, 4, H, W) of the motion.
         lines: what is known.
         is_periodic: whether the last frame is followed by the first.
+        tick: called at each of the `NEWTON_STEPS`, if there are lines; may raise to stop the work.
 
     Returns:
         (frames, gaps, 6, h, w), zero without lines.
@@ -121,6 +132,7 @@ def corrected(
     places = _places(lines, fields)
     slopes = [_with_slopes(images) for images in (before, after)]
     for _ in range(NEWTON_STEPS):
+        tick()
         moves, residual, slope = _residual(correction, basis, slopes, places, lines)
         weights = lines.weights / (1 + lines.weights * residual.square() / OUTLIER**2)
         wanted = _from_points((weights * (residual + (slope * moves).sum(dim=2)))[:, :, None] * slope, basis, shape)

@@ -11,7 +11,8 @@ from calid.errors import OutputError
 from calid.images.files import check_fits, check_output, read_heart, write_stack
 from calid.images.whole_file import check_output as check_any_output
 from calid.images.whole_file import whole_file
-from calid.run.alignment import Alignment, Shift, align, moved
+from calid.run.alignment import align
+from calid.run.shifts import Alignment, Shift, moved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,19 +22,21 @@ from scipy import ndimage
 
 from calid.geometry import heart_center
 from calid.method.bisection import Bisection, Gap
-from calid.method.guidance import CHANNELS, Lines, corrected, grid_shape
+from calid.method.guidance import CHANNELS, NEWTON_STEPS, Lines, corrected, grid_shape
 from calid.method.motion import Fields, moved_by
-from calid.run.alignment import Alignment
 from calid.run.batches import Interpolator
 from calid.run.intersections import RADIUS_MM, TAPER_MM, Crossing, Image, crossing, images_of
 from calid.run.preparation import Preparation
 from calid.run.progress import Watch
+from calid.run.shifts import Alignment
 from calid.stack import Stack
 
 SAMPLES = 5  # across a slab
 NOISE_FLOOR = 0.1  # of intensities in [-1, 1]: what a view misses at its best
 INDEPENDENT_PIXELS = 1.7  # weighs a line against the prior: chosen by left-out views and triplets
 OTHERWISE_MM = 6.0  # along a line, over which its difference from acquired slices is smoothed
+STEP_EVALUATIONS = 2  # what one step of the correction of a slice costs in network evaluations
+CORRECTING_EVALUATIONS = STEP_EVALUATIONS * NEWTON_STEPS
 HELD_BYTES = 512 * 2**20  # of what gaps that are corrected together take at most
 _BYTES_PER_PIXEL = 96
 
@@ -243,7 +246,7 @@ def corrections_by(
         guide: the long-axis images.
         interpolator: its motion is corrected.
         voxels: (frames, Z, Y, X) of the acquired slices.
-        watch: told of every evaluation of the motion.
+        watch: told of every evaluation of the motion and every step of a correction.
         is_periodic: whether the frames show one whole cardiac cycle.
     """
     plan, frames = guide.plan, len(voxels)
@@ -275,9 +278,10 @@ def _correct(
     before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
     pair = images[:, before], images[:, after]
     fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in pair), tick=watch.tick)
+    tick = partial(watch.tick, STEP_EVALUATIONS * len(images) * len(gaps))
     with torch.inference_mode():
         fields = fields.unflatten(0, pair[0].shape[:2])
-        correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic)
+        correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic, tick=tick)
         found[:, target] = correction.to(found.dtype)
         left, right = (side.flatten(0, 1)[:, None] for side in pair)
         first, last = moved_by(Fields(*fields.flatten(0, 1).split(2, dim=1)), left, right, correction.flatten(0, 1))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,18 @@ from calid.images.files import (
 )
 from calid.images.memory import free_system_bytes
 from calid.images.overview import told
-from calid.method.bisection import Bisection, plan_bisection
+from calid.method.bisection import Bisection
 from calid.method.weights import ModelEntry, check_file, read_manifest
-from calid.run.batches import Interpolator
 from calid.run.device import Device, choose_device
-from calid.run.generation import Generation
 from calid.run.progress import Progress, Watch
-from calid.run.reconstruct import Reconstruction, RunPlan, plan_run, upsample
+from calid.run.reconstruct import Reconstruction, plan_run, upsample
 from calid.run.settings import Settings
+from calid.run.trial import expected_seconds
 from calid.stack import LaxImage, Stack
 
 LOG = logging.getLogger("calid")
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-TRIAL_SLICES, TRIAL_FRAMES, TRIAL_STEPS = 3, 4, 8
 RESULT_COPIES = 2  # the dense stack, and once more while it is written
 SEQUENCE_BYTES_PER_PIXEL = 800  # of the denoiser, for every frame of a sequence
 HELD_BYTES = 17  # for each pixel of every slice of the frames that are made together: images, starts, draws summed up
@@ -191,6 +188,7 @@ def estimate(
     uncertainty: bool = False,
     models_folder: Path | None = None,
     num_frames: int | None = None,
+    num_views: int = 0,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Seconds, memory and slices of a run; the seconds measured by a trial run of a few slices of its size.
@@ -201,32 +199,27 @@ def estimate(
         uncertainty: the run also makes the standard deviation.
         models_folder: where the manifest lies; None takes the bundled models.
         num_frames: of the whole input, where `stack` is a part of it.
+        num_views: long-axis images that the slices are compared with, and guided by.
         is_cancelled: asked at every network evaluation.
     """
-    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, num_frames=num_frames)
+    run = plan_run(
+        stack,
+        settings,
+        uncertainty=uncertainty,
+        models_folder=models_folder,
+        num_frames=num_frames,
+        num_views=num_views,
+    )
     facts: dict[str, Any] = {"factor": run.plan.factor, "slices": run.plan.num_slots, "frames": run.num_frames}
     memory = partial(expected_memory, stack, run.plan, frames=run.num_frames, draws=run.draws)
     interpolator = run.interpolator
     if interpolator is None:
         return facts | memory(choose_device("cpu"), pixels=0) | {"seconds": 0.1 * run.num_frames, "device": "CPU"}
-    seconds = run.work * _seconds_per_evaluation(run, interpolator, Watch(1, is_cancelled=is_cancelled))
+    seconds = expected_seconds(run, interpolator, Watch(1, is_cancelled=is_cancelled))
     together = max(len(window.frames) for window in run.windows(interpolator))
     facts |= memory(interpolator.device, pixels=run.pixels, together=together)
     facts |= {"device": interpolator.device.reason, "model": interpolator.entry.name}
     return facts | {"seconds": round(seconds, 1)}
-
-
-def _seconds_per_evaluation(run: RunPlan, interpolator: Interpolator, watch: Watch) -> float:
-    """What a unit of `Run.work` takes, by a small run that has all parts of the whole one."""
-    slices, frames = min(TRIAL_SLICES, run.plan.num_acquired), TRIAL_FRAMES if interpolator.is_over_time else 1
-    settings = replace(run.settings, steps=min(run.settings.steps, TRIAL_STEPS))
-    trial = replace(run, settings=settings, plan=plan_bisection(slices, 2), draws=1, num_frames=frames)
-    generation = Generation(interpolator, trial.preparation, trial.plan, settings, 1, watch, trial.is_periodic)
-    voxels = run.stack.voxels[[0] * frames, :slices]
-    for _ in range(2):  # the first is slow
-        start = time.perf_counter()
-        list(generation.frames(voxels))
-    return (time.perf_counter() - start) / trial.work
 
 
 def expected_memory(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,22 @@ from calid import STANDING_NOTE, __version__
 from calid.errors import SettingsError
 from calid.images.checks import check_stack, warnings
 from calid.method.bisection import Bisection, linear_slices, plan_bisection, resolve_factor
-from calid.run.alignment import PROVENANCE_KEY, Alignment, align, moved
+from calid.run.alignment import align
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
 from calid.run.generation import Frame, Generation, windows_of, work
-from calid.run.guidance import Guide, corrections_by, guide_of
+from calid.run.guidance import CORRECTING_EVALUATIONS, Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
 from calid.run.region import checked_box, heart_box
 from calid.run.settings import Settings
+from calid.run.shifts import PROVENANCE_KEY, Alignment, moved
 from calid.run.windows import Window, spans_the_cycle
 from calid.stack import GUIDED_KEY, LaxImage, Stack
 
 LOG = logging.getLogger("calid")
+
+FRAMES_PER_EVALUATION = 3  # of a slice and a view that are compared in the time of one network evaluation
 
 RUN_FACTS = (
     *("calid", "method", "mode", "factor", "roi", "frames", "acquired_slices", "acquired_spacing_mm", "note", "input"),
@@ -77,8 +80,8 @@ def upsample(
             not used.
         models_folder: where the manifest lies; None takes the bundled models.
         uncertainty: also return the standard deviation over the draws.
-        progress: told after every network evaluation.
-        is_cancelled: asked at every network evaluation.
+        progress: told after every network evaluation, and after every step of alignment and guidance.
+        is_cancelled: asked as often.
         on_plan: given what will be made, whole but for its voxels, before the first slice; what it raises ends the run.
         on_frame: given (index, dense static stack) as soon as a frame is complete, in order.
         source: how errors name the input.
@@ -89,8 +92,12 @@ def upsample(
         WeightsError, ResourceError: if the model or the device is not usable.
         Cancelled: if `is_cancelled` said so.
     """
-    run = plan_run(stack, settings, uncertainty=uncertainty, models_folder=models_folder, source=source)
-    run = _aligned(run, lax)
+    views = {view.name: view.stack for view in lax if view.stack.num_slices == 1}
+    run = plan_run(
+        stack, settings, uncertainty=uncertainty, models_folder=models_folder, num_views=len(views), source=source
+    )
+    watch = Watch(run.work, progress, is_cancelled)
+    run = _aligned(run, views, watch)
     planned = _planned(run, uncertainty=uncertainty)
     if on_plan is not None:
         on_plan(planned)
@@ -98,7 +105,7 @@ def upsample(
         LOG.warning("%s %s", finding.message, finding.remedy)
     voxels = np.empty(planned.stack.voxels.shape, run.stack.voxels.dtype)
     spread = np.zeros(voxels.shape, np.float32) if planned.uncertainty is not None else None
-    for index, (values, deviation) in enumerate(_dense_frames(run, Watch(run.work, progress, is_cancelled))):
+    for index, (values, deviation) in enumerate(_dense_frames(run, watch)):
         voxels[index] = _as_dtype(values, voxels.dtype)
         voxels[index, :: run.plan.factor] = run.stack.voxels[index]  # acquired slices stay as they came
         if spread is not None and deviation is not None:
@@ -121,6 +128,7 @@ class RunPlan:
         preparation: how the stack is shown to the networks.
         draws: of every slice.
         num_frames: of the whole run, more than the stack's where that is a sample of it.
+        num_views: long-axis images that the slices are compared with.
         interpolator: the model, or None for linear interpolation.
         model_choice: why it is that one.
         is_periodic: whether the frames show one whole cardiac cycle, and the model makes use of it.
@@ -134,6 +142,7 @@ class RunPlan:
     preparation: Preparation
     draws: int
     num_frames: int
+    num_views: int = 0
     interpolator: Interpolator | None = None
     model_choice: str = ""
     is_periodic: bool = False
@@ -148,13 +157,40 @@ class RunPlan:
     @property
     def work(self) -> int:
         """The cost in network evaluations of one slice; of linear interpolation in frames."""
+        return self.aligning + self.guiding + self.generating
+
+    @property
+    def generating(self) -> int:
+        """The part of the work that makes the slices."""
         if self.interpolator is None:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
-        guiding = self.num_frames * self.plan.num_generated if self.guide is not None else 0
         in_region = self.preparation.region is not None
-        return guiding + work(
-            self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region
+        return work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region)
+
+    @property
+    def aligning(self) -> int:
+        """The part that compares slices with long-axis images."""
+        return self.num_views * self.plan.num_acquired * self.comparing
+
+    @property
+    def comparing(self) -> int:
+        """The part of one slice and one image."""
+        return -(-self.num_frames // FRAMES_PER_EVALUATION)
+
+    @property
+    def guiding(self) -> int:
+        """The part that corrects the motion by long-axis images."""
+        if not self.can_guide or self.interpolator is None:
+            return 0
+        evaluations = self.interpolator.moving_evaluations + CORRECTING_EVALUATIONS
+        return self.num_frames * self.plan.num_generated * evaluations
+
+    @property
+    def can_guide(self) -> bool:
+        """Whether there are long-axis images, and they may guide a model that moves slices."""
+        return bool(
+            self.num_views and self.settings.lax != "off" and self.interpolator is not None and self.interpolator.moves
         )
 
     def windows(self, interpolator: Interpolator) -> list[Window]:
@@ -176,6 +212,7 @@ def plan_run(
     uncertainty: bool = False,
     models_folder: Path | None = None,
     num_frames: int | None = None,
+    num_views: int = 0,
     source: str = "",
 ) -> RunPlan:
     """Check the input and the settings against each other and load the model.
@@ -186,6 +223,7 @@ def plan_run(
         uncertainty: whether the standard deviation over the draws is asked for.
         models_folder: where the manifest lies; None takes the bundled models.
         num_frames: of the whole input, where `stack` is one frame of it.
+        num_views: long-axis images of the same heart.
         source: how errors name the input.
 
     Raises:
@@ -207,6 +245,7 @@ def plan_run(
         preparation=plan_preparation(stack),
         draws=settings.draws(uncertainty=uncertainty),
         num_frames=num_frames,
+        num_views=0 if settings.align == "off" else num_views,
     )
     if settings.method == "linear":
         return run
@@ -221,12 +260,12 @@ def plan_run(
     return run if box is None else replace(run, preparation=run.preparation.within(box))
 
 
-def _aligned(run: RunPlan, lax: Sequence[LaxImage]) -> RunPlan:
+def _aligned(run: RunPlan, views: Mapping[str, Stack], watch: Watch) -> RunPlan:
     """The run with its slices' shifts told or, if asked for, undone; then its long-axis images may guide it."""
     if run.settings.align == "off":
         return run
-    views = {view.name: view.stack for view in lax if view.stack.num_slices == 1}
-    alignment = align(run.stack, views)
+    watch.stage = "comparing breath-holds"
+    alignment = align(run.stack, views, tick=partial(watch.tick, run.comparing))
     if run.settings.align == "on":
         stack, alignment = moved(run.stack, alignment)
         run = replace(run, stack=stack.with_voxels(stack.voxels, provenance=run.stack.provenance))
@@ -234,9 +273,12 @@ def _aligned(run: RunPlan, lax: Sequence[LaxImage]) -> RunPlan:
     elif alignment.is_noticeable:
         LOG.warning("%s Choose --align on to correct it.", alignment.summary)
     run = replace(run, alignment=alignment)
-    if run.settings.lax == "off" or run.interpolator is None or not run.interpolator.moves:
+    if not run.can_guide:
         return run
-    return replace(run, guide=guide_of(run.stack, views, alignment, run.preparation, run.plan))
+    guide = guide_of(run.stack, views, alignment, run.preparation, run.plan)
+    if guide is None:
+        watch.tick(run.guiding)
+    return replace(run, guide=guide)
 
 
 @lru_cache(maxsize=2)

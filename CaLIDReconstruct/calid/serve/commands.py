@@ -21,7 +21,7 @@ SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
 SETTINGS = tuple(OPTIONS)
 COHORT_SETTINGS = ("factor", "method", "model", "mode", "samples", "steps", "seed", "device", "align", "lax")
 FLAGS = ("overwrite", "raw", "segment", "uncertainty")
-MAX_FRAMES = 10_000  # of a cine whose length an estimate is told
+COUNTS = {"num_frames": (1, 10_000), "num_views": (0, 100)}  # of a heart that an estimate is told a part of
 Request = dict[str, Any]
 Emit = Callable[..., None]
 Answer = Callable[[Request, Callable[[], bool], Emit], dict[str, Any]]
@@ -78,9 +78,9 @@ class Command:
         elif key in FLAGS:
             if not isinstance(value, bool):
                 raise bad_request(f"'{key}' is neither true nor false: {str(value)[:200]!r}.", "Send one of both.")
-        elif key == "num_frames" and not (type(value) is int and 1 <= value <= MAX_FRAMES):
-            message = f"'num_frames' is {str(value)[:200]!r}."
-            raise bad_request(message, f"Send a whole number from 1 to {MAX_FRAMES}.")
+        elif key in COUNTS and not (type(value) is int and COUNTS[key][0] <= value <= COUNTS[key][1]):
+            least, most = COUNTS[key]
+            raise bad_request(f"'{key}' is {str(value)[:200]!r}.", f"Send a whole number from {least} to {most}.")
 
 
 def _is_file_name(text: str) -> bool:
@@ -223,6 +223,7 @@ def _estimate(request: Request, is_cancelled: Callable[[], bool], _: Emit) -> di
         uncertainty=bool(request.get("uncertainty")),
         models_folder=_path(request, "models"),
         num_frames=request.get("num_frames"),
+        num_views=request.get("num_views") or 0,
         is_cancelled=is_cancelled,
     )
 
@@ -347,7 +348,7 @@ COMMANDS = {
         _estimate,
         required=("input",),
         reads=("input", "models"),
-        others=("uncertainty", "num_frames", "series", *SETTINGS),
+        others=("uncertainty", "num_frames", "num_views", "series", *SETTINGS),
     ),
     "dicom": Command(
         _dicom,

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from calid.geometry import heart_center
 from calid.images.study import read_study
-from calid.run.alignment import Alignment, align, align_images, moved
+from calid.run.alignment import align, align_images
 from calid.run.intersections import Image, images_of
+from calid.run.shifts import Alignment, moved
 from calid.stack import LaxImage, Stack
 from calid_training.prepare import load_cases
 from scipy import ndimage
