@@ -20,7 +20,7 @@ from calid import __version__
 from calid.errors import ResourceError
 from calid.geometry import plane_of
 from calid.images import whole_file
-from calid.images.dicom import DicomImage
+from calid.images.dicom import MAKER, DicomImage
 from calid.images.dicom_out import Sources, check_folder, header_of, new_folder
 from calid.labels import LABELS, Label
 from calid.stack import Stack
@@ -29,8 +29,8 @@ SEGMENTATION_SERIES, MAP_SERIES = 9001, 9002
 FILE_SUFFIX = ".dcm"
 
 _MAKER = {
-    "manufacturer": "CaLID",
-    "manufacturer_model_name": "CaLID",
+    "manufacturer": MAKER,
+    "manufacturer_model_name": MAKER,
     "software_versions": __version__,
     "device_serial_number": __version__,
 }
@@ -151,7 +151,16 @@ def _map(spread: Stack, sources: Sources, frame: int, series: str) -> Dataset:
             **_common(hd, spread, sources, frame),
         )
     made.SeriesDescription = "CaLID uncertainty"
+    made.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_heart(hd)]
     return made
+
+
+def _heart(hd: Any) -> Dataset:
+    """The macro that every Parametric Map must have: what the frames show."""
+    anatomy = Dataset()
+    anatomy.FrameLaterality = "U"  # unpaired
+    anatomy.AnatomicRegionSequence = [hd.sr.CodedConcept("80891009", "SCT", "Heart")]
+    return anatomy
 
 
 def _segmentation(labels: Stack, sources: Sources, frame: int, series: str) -> Dataset:
@@ -187,6 +196,7 @@ def _common(hd: Any, stack: Stack, sources: Sources, frame: int) -> dict[str, An
         "sop_instance_uid": generate_uid(),
         "instance_number": frame + 1,
         "content_description": moment[:64],
+        "content_creator_name": f"{MAKER}^",  # a person's name has two parts
         **_geometry(hd, stack),
         **_MAKER,
     }

@@ -49,6 +49,15 @@ SCAN = (
 )
 EQUIPMENT = ("Manufacturer", "InstitutionName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
 
+DEMANDED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("ReferringPhysicianName", "AccessionNumber", "PositionReferenceIndicator"),
+)
+"""What every object has, be it empty."""
+HEART = "HEART"
+GATING = ("CG", "PPG")
+"""Scan options of which one is there where trigger times are: cardiac gating, peripheral pulse gating."""
+
 _DESCRIPTION_CHARACTERS = 64
 _SIXTEEN_BITS = 2**16
 
@@ -269,22 +278,24 @@ def header_of(image: DicomImage) -> Dataset:
     for keyword in (*PERSON, *STUDY, *PLACE, *SCAN):
         if keyword in whole:
             setattr(header, keyword, whole[keyword].value)
-    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
+    for keyword in DEMANDED:
         if keyword not in header:
             setattr(header, keyword, "")
-    for keyword in ("ReferringPhysicianName", "AccessionNumber", "PositionReferenceIndicator"):
-        if keyword not in header:
-            setattr(header, keyword, "")
+    header.BodyPartExamined = header.get("BodyPartExamined") or HEART
+    header.ContributingEquipmentSequence = [_scanner_of(whole)]
+    header.SpecificCharacterSet = whole.get("SpecificCharacterSet") or "ISO_IR 192"
+    return header
+
+
+def _scanner_of(whole: Dataset) -> Dataset:
+    """What made a source image."""
     scanner = Dataset()
+    scanner.Manufacturer = ""
     for keyword in EQUIPMENT:
         if whole.get(keyword):
             setattr(scanner, keyword, whole[keyword].value)
-    if "Manufacturer" not in scanner:
-        scanner.Manufacturer = ""
     scanner.PurposeOfReferenceCodeSequence = [_code("109101", "DCM", "Acquisition Equipment")]
-    header.ContributingEquipmentSequence = [scanner]
-    header.SpecificCharacterSet = whole.get("SpecificCharacterSet") or "ISO_IR 192"
-    return header
+    return scanner
 
 
 def _image(stack: Stack, sources: Sources, series: _Series, frame: int, index: int) -> FileDataset:
@@ -337,10 +348,17 @@ def _set_time(file: Dataset, stack: Stack, frame: int, index: int, source: Dicom
     file.InstanceNumber = frame * stack.num_slices + index + 1
     if stack.num_frames > 1:
         file.TriggerTime = format_number_as_ds(float(stack.frame_times_ms[frame]))
+        options = [option for option in _values(file.get("ScanOptions")) if option]
+        file.ScanOptions = options if set(options) & set(GATING) else [*options, GATING[0]]
         file.CardiacNumberOfImages = stack.num_frames
         file.TemporalPositionIdentifier, file.NumberOfTemporalPositions = frame + 1, stack.num_frames
         if source.interval_ms > 0:
             file.NominalInterval = round(source.interval_ms)
+
+
+def _values(value: object) -> list[str]:
+    """The values of an element that may have none, one or several."""
+    return [] if value is None else [value] if isinstance(value, str) else [str(one) for one in value]  # type: ignore[attr-defined]
 
 
 def _set_pixels(file: Dataset, pixels: np.ndarray, series: _Series) -> None:
