@@ -36,6 +36,7 @@ from calid.stack import WINDOW_PERCENTILES, Stack
 PERSON = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
     *("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
+    "DeidentificationMethodCodeSequence",
 )
 STUDY = (
     *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
