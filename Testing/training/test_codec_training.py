@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from calid.images.files import read_stack, write_stack
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.weights import below, read_codec
+from calid_benchmark.evaluate import main as evaluate
 from calid_training.codec import Judge, code_divergence, strengths
 from calid_training.lpips import lpips_network
 from calid_training.train import main
@@ -53,6 +55,18 @@ def codec_run(hearts, alexnet, random_models, tmp_path_factory) -> Path:
     ]
     train("codec", hearts, run, options, epochs=3)
     return run
+
+
+def test_the_gate_curve_asks_the_codec_of_a_run_again(codec_run, hearts, all_random_models, tmp_path):
+    places = ["--prepared", str(hearts), "--datasets", "phantom", "--models", str(all_random_models)]
+    asked = ["gate-curve", str(codec_run), *places, "--split", "validation", "--quick", "1", "--out", str(tmp_path)]
+    assert evaluate(asked) == 0
+    record = json.loads((tmp_path / "gate-curve.json").read_text())
+    (line,) = record["gates"]
+    assert line[:2] == [codec_run.name, "180"]
+    assert line[3] == "code 0"
+    assert 5 < float(line[4]) < 50
+    assert [row["step"] for row in record["epochs"][codec_run.name]] == [59, 119, 179]
 
 
 @pytest.fixture(scope="module")

@@ -125,9 +125,21 @@ def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | 
     return found, cells
 
 
+COMMON_MM = 7
+"""Slices of a clinical short axis lie 8 to 10 mm apart; closer ones are another question."""
+
+
 def asked_for(options: Namespace) -> list[StackQuestion]:
-    """The questions about stacks whose slices lie as far apart as is common."""
-    return [question for question in asked_of(options) if question.spacing_mm > 8]
+    """The questions about stacks whose slices lie as far apart as is common.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [question for question in asked_of(options) if question.spacing_mm > COMMON_MM]
+    if not found:
+        sets = ", ".join(options.datasets)
+        raise ValueError(f"{options.prepared} has no stack of {sets} whose slices lie more than {COMMON_MM} mm apart")
+    return found
 
 
 def ways_of(options: Namespace) -> dict[str, Way]:
