@@ -10,7 +10,7 @@ import pytest
 import torch
 from calid.errors import Cancelled
 from calid.method.bisection import plan_bisection
-from calid.method.guidance import CHANNELS, Lines, corrected, grid_shape, reflected, swapped
+from calid.method.guidance import CHANNELS, GAP_MM, Lines, corrected, grid_shape, reflected, swapped
 from calid.method.motion import Fields, moved_by
 from calid.run.guidance import guide_of
 from calid.run.preparation import plan_preparation
@@ -56,9 +56,9 @@ def moved_mean(before: torch.Tensor, after: torch.Tensor, correction: torch.Tens
     return ((first + last) / 2)[0, 0]
 
 
-def guided(before: torch.Tensor, after: torch.Tensor, lines: Lines) -> torch.Tensor:
+def guided(before: torch.Tensor, after: torch.Tensor, lines: Lines, gap_mm: float = GAP_MM) -> torch.Tensor:
     fields = torch.zeros(1, 1, 4, SIZE, SIZE)
-    return corrected(before[None, None], after[None, None], fields, lines, is_periodic=False)
+    return corrected(before[None, None], after[None, None], fields, lines, gap_mm=gap_mm, is_periodic=False)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -86,6 +86,13 @@ def test_without_lines_nothing_is_corrected():
     none = spokes(ring(24), 3)
     none = replace(none, weights=torch.zeros_like(none.weights))
     assert not guided(ring(26), ring(22), none).any()
+
+
+def test_a_slice_between_near_neighbors_follows_those_more_than_the_lines():
+    lines = spokes(ring(24), 3)
+    wide, near = (guided(ring(27), ring(23), lines, gap_mm) for gap_mm in (18.0, 3.0))
+    assert near.abs().max() < 0.6 * wide.abs().max()
+    assert near[0, :, 5].abs().max() < 0.6 * wide[0, :, 5].abs().max()
 
 
 def test_far_from_every_line_next_to_nothing_changes():
@@ -121,7 +128,7 @@ def test_a_course_of_time_is_corrected_evenly():
     values[2] = warped_at((before + after) / 2, lines.places[0]).mean(dim=1)
     stacked = [image[None, None].repeat(5, 1, 1, 1) for image in (before, after)]
     fields = torch.zeros(5, 1, 4, SIZE, SIZE)
-    found = corrected(*stacked, fields, replace(lines, values=values), is_periodic=True)
+    found = corrected(*stacked, fields, replace(lines, values=values), gap_mm=GAP_MM, is_periodic=True)
     assert found[2].abs().mean() > 0.2 * found[0].abs().mean()
 
 

@@ -12,7 +12,8 @@ what the one before cannot explain:
 
 Fields and shares are a maximum of the posterior, by Gauss-Newton steps whose normal equations are solved by conjugate
 gradients: residuals on the lines against noise, with less weight the larger they are; corrections against their size,
-and against their differences from node to node, frame to frame and slice to slice. Where no line is near, and where the
+and against their differences from node to node, frame to frame and slice to slice, the more the nearer both neighbors
+are. Where no line is near, and where the
 lines say what the motion says, nothing changes.
 
 Shapes: images are (frames, gaps, H, W) in [-1, 1]; corrections (frames, gaps, 6, h, w): rows and columns of the field
@@ -32,6 +33,10 @@ import torch.nn.functional as F
 NODE_PIXELS = 8  # between nodes of fields and shares
 TOLD_PIXELS = 2  # between nodes of what is handed out
 CHANNELS = 6
+GAP_MM = 18.0
+"""Of both neighbors, for which the precisions and deviations below hold. The motion errs in proportion to the gap, and so
+the prior is as wide as it: slices made late, between near ones, follow those and leave no rungs in the blood."""
+
 SIZE_PRECISION = 0.03  # per node and square pixel
 SMOOTHNESS_PRECISION = 0.5  # of differences between neighboring nodes
 FRAME_PRECISION = 0.5  # of differences between neighboring frames of a cine
@@ -107,6 +112,7 @@ def corrected(
     fields: torch.Tensor,
     lines: Lines,
     *,
+    gap_mm: float,
     is_periodic: bool,
     tick: Callable[[], None] = _untold,
 ) -> torch.Tensor:
@@ -116,6 +122,7 @@ def corrected(
         before, after: images (frames, gaps, H, W).
         fields: (frames, gaps, 4, H, W) of the motion.
         lines: what is known.
+        gap_mm: distance of both images.
         is_periodic: whether the last frame is followed by the first.
         tick: called at each of the `NEWTON_STEPS`, if there are lines; may raise to stop the work.
 
@@ -136,11 +143,12 @@ def corrected(
         moves, residual, slope = _residual(correction, basis, slopes, places, lines)
         weights = lines.weights / (1 + lines.weights * residual.square() / OUTLIER**2)
         wanted = _from_points((weights * (residual + (slope * moves).sum(dim=2)))[:, :, None] * slope, basis, shape)
-        correction = _solved(correction, wanted, slope, weights, basis, is_periodic)
+        correction = _solved(correction, wanted, slope, weights, basis, gap_mm, is_periodic)
     _, residual, _ = _residual(correction, basis, slopes, places, lines)
     smooth = at_pixels(correction.flatten(0, 1), told).unflatten(0, (frames, gaps))
     smooth[:, :, 4] = (SHARE * smooth[:, :, 4]).clamp(-0.5, 0.5)
-    return torch.cat([smooth, _added(residual, lines, told, (rows, columns))[:, :, None]], dim=2)
+    added = _added(residual, lines, told, (rows, columns), ADDED_DEVIATION * gap_mm / GAP_MM)
+    return torch.cat([smooth, added[:, :, None]], dim=2)
 
 
 def _residual(
@@ -169,7 +177,9 @@ def _residual(
     return moves, residual, torch.cat(slope, dim=2)
 
 
-def _added(residual: torch.Tensor, lines: Lines, shape: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def _added(
+    residual: torch.Tensor, lines: Lines, shape: tuple[int, int], size: tuple[int, int], deviation: float
+) -> torch.Tensor:
     """(frames, gaps, h, w) intensities: the mean of a Gaussian process, given residuals (frames, gaps, points)."""
     axes = [torch.linspace(0, pixels - 1, nodes) for pixels, nodes in zip(size, shape, strict=True)]
     nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
@@ -181,14 +191,14 @@ def _added(residual: torch.Tensor, lines: Lines, shape: tuple[int, int], size: t
             continue
         places = lines.places[gap, known].mean(dim=1)
         noise = torch.diag(ADDED_NOISE / weights[known])
-        shares = torch.linalg.solve(_alike(places, places) + noise, residual[:, gap, known].T)
-        found[:, gap] = (_alike(nodes, places) @ shares).T.unflatten(1, shape)
+        shares = torch.linalg.solve(_alike(places, places, deviation) + noise, residual[:, gap, known].T)
+        found[:, gap] = (_alike(nodes, places, deviation) @ shares).T.unflatten(1, shape)
     return found
 
 
-def _alike(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _alike(first: torch.Tensor, second: torch.Tensor, deviation: float) -> torch.Tensor:
     """(A, B) covariance of intensities at places (A, 2) and (B, 2)."""
-    return ADDED_DEVIATION**2 * torch.exp(-torch.cdist(first, second).square() / (2 * ADDED_PIXELS**2))
+    return deviation**2 * torch.exp(-torch.cdist(first, second).square() / (2 * ADDED_PIXELS**2))
 
 
 def _solved(
@@ -197,13 +207,15 @@ def _solved(
     slope: torch.Tensor,
     weights: torch.Tensor,
     basis: torch.Tensor,
+    gap_mm: float,
     is_periodic: bool,
 ) -> torch.Tensor:
     """Conjugate gradients for the normal equations of one Gauss-Newton step; the prior couples gaps and frames."""
 
     def applied(correction: torch.Tensor) -> torch.Tensor:
         along = (slope * _at_points(correction, basis)).sum(dim=2, keepdim=True) * weights[:, :, None]
-        return _from_points(along * slope, basis, correction.shape[-2:]) + _prior(correction, is_periodic)
+        pulled = _from_points(along * slope, basis, correction.shape[-2:])
+        return pulled + (GAP_MM / gap_mm) ** 2 * _prior(correction, is_periodic)
 
     found = start
     rest = wanted - applied(found)

@@ -278,10 +278,11 @@ def _correct(
     before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
     pair = images[:, before], images[:, after]
     fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in pair), tick=watch.tick)
+    gap_mm = (after[0] - before[0]) * guide.preparation.slice_mm / guide.plan.factor
     tick = partial(watch.tick, STEP_EVALUATIONS * len(images) * len(gaps))
     with torch.inference_mode():
         fields = fields.unflatten(0, pair[0].shape[:2])
-        correction = corrected(*pair, fields, guide.lines(target), is_periodic=is_periodic, tick=tick)
+        correction = corrected(*pair, fields, guide.lines(target), gap_mm=gap_mm, is_periodic=is_periodic, tick=tick)
         found[:, target] = correction.to(found.dtype)
         left, right = (side.flatten(0, 1)[:, None] for side in pair)
         first, last = moved_by(Fields(*fields.flatten(0, 1).split(2, dim=1)), left, right, correction.flatten(0, 1))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from calid.method.bisection import plan_bisection
-from calid.method.guidance import Lines, corrected
+from calid.method.guidance import GAP_MM, Lines, corrected
 from calid.run.batches import Interpolator
 from calid.run.generation import Generation
 from calid.run.guidance import SAMPLES
@@ -72,8 +72,8 @@ def _compare(run: RunPlan) -> None:
 
 def _correct(run: RunPlan, watch: Watch) -> None:
     """One slice between two, in all frames at hand, by lines through its middle."""
-    pair = run.preparation.prepare(run.stack.voxels[:, :2].reshape(-1, *run.stack.voxels.shape[2:]))
-    before, after = pair.unflatten(0, (-1, 2)).split(1, dim=1)
+    images = run.preparation.prepare(run.stack.voxels[:, :2].reshape(-1, *run.stack.voxels.shape[2:]))
+    before, after = images.unflatten(0, (-1, 2)).split(1, dim=1)
     rows, columns = before.shape[-2:]
     reach = RADIUS_MM / float(np.mean(run.stack.spacing_mm[:2]))
     angles = torch.arange(run.num_views) * torch.pi / run.num_views
@@ -87,4 +87,5 @@ def _correct(run: RunPlan, watch: Watch) -> None:
     )
     fields = torch.zeros(len(before), 1, 4, rows, columns)
     with torch.inference_mode():
-        corrected(before[:, :, 0], after[:, :, 0], fields, lines, is_periodic=False, tick=lambda: watch.tick(0))
+        pair = before[:, :, 0], after[:, :, 0]
+        corrected(*pair, fields, lines, gap_mm=GAP_MM, is_periodic=False, tick=lambda: watch.tick(0))

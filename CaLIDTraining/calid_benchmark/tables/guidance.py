@@ -119,6 +119,7 @@ def moved_means(interpolator: Interpolator, question: StackQuestion, rng: np.ran
                 after[None, n : n + 1, 0],
                 fields[None, n : n + 1],
                 Lines(lines.places[n : n + 1], lines.values[:, n : n + 1], lines.weights[n : n + 1]),
+                gap_mm=2 * question.spacing_mm,
                 is_periodic=False,
             )[0]
             for n in range(len(before))
