@@ -34,8 +34,8 @@ NODE_PIXELS = 8  # between nodes of fields and shares
 TOLD_PIXELS = 2  # between nodes of what is handed out
 CHANNELS = 6
 GAP_MM = 18.0
-"""Of both neighbors, for which the precisions and deviations below hold. The motion errs in proportion to the gap, and so
-the prior is as wide as it: slices made late, between near ones, follow those and leave no rungs in the blood."""
+"""Of both neighbors, for which the precisions and deviations below hold. The motion errs in proportion to the gap, and
+so the prior is as wide as it: slices made late, between near ones, follow those and leave no rungs in the blood."""
 
 SIZE_PRECISION = 0.03  # per node and square pixel
 SMOOTHNESS_PRECISION = 0.5  # of differences between neighboring nodes
