@@ -26,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = _commands()
     if not arguments or arguments[0] not in commands:
-        print(f"usage: calid-train {{{','.join(commands)}}} ...\n\n{__doc__}", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        is_asked = arguments[:1] in (["-h"], ["--help"])
+        told = f"usage: calid-train {{{','.join(commands)}}} ...\n\n{__doc__}"
+        print(told, file=sys.stdout if is_asked else sys.stderr)
+        return 0 if is_asked else 2
     return commands[arguments[0]](arguments[1:])
 
 
