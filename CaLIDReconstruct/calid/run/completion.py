@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from calid.errors import ResourceError
 from calid.run.settings import OPTIONS
@@ -29,8 +30,13 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell=shell)
 
 
-def _tell_values(parser: argparse.ArgumentParser, *, files: dict[str, str]) -> None:
-    """Tell of each argument what it can be; the parser only completes from now on, since it would refuse numbers."""
+def _tell_values(parser: argparse.ArgumentParser, *, files: Any) -> None:
+    """Tell of each argument what it can be; the parser only completes from now on, since it would refuse numbers.
+
+    Args:
+        parser: the parser.
+        files: what shtab takes for names of files.
+    """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
