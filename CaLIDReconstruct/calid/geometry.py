@@ -1,4 +1,4 @@
-"""Planes in patient space, their order and gaps, and affines: pure maths, and the only place where LPS becomes RAS.
+"""Planes in patient space, their order and gaps, and affines: pure maths.
 
 Points are LPS millimeters (x to the patient's Left, y to Posterior, z to Superior), pixel indices count from 0 at the
 pixel's center, and an affine maps (column, row, slice, 1) to LPS.
@@ -14,8 +14,10 @@ import numpy as np
 from calid.stack import Stack
 
 PARALLEL_TOLERANCE_DEGREES = 0.5
-LONG_AXIS_DEGREES = 45.0  # an image tilted by at least this against the short-axis slices is a long-axis view
 """Half a degree lifts a pixel 60 mm from the center by half a millimeter, less than half a pixel."""
+
+LONG_AXIS_DEGREES = 45.0
+"""An image tilted by at least this against the short-axis slices is a long-axis view."""
 
 GAP_TOLERANCE = 0.05
 """Gaps may differ from their median by this share of it; scanners write positions to about 0.001 mm."""
@@ -232,7 +234,7 @@ def straightened(affine: np.ndarray, num_slices: int) -> np.ndarray:
 
     Args:
         affine: (column, row, slice, 1) -> LPS mm.
-        num_slices: of the stack.
+        num_slices: number of slices of the stack.
 
     Returns:
         `affine` itself where it misses a right angle by more than `PARALLEL_TOLERANCE_DEGREES`, or where the last slice

@@ -10,10 +10,10 @@ class Label:
     """One labeled structure.
 
     Args:
-        value: of its voxels.
-        key: short and stable, for identifiers and file names.
-        name: as people read it.
-        rgb: 0 to 255: red for the left side, blue for the right, the wall neutral, as cardiologists draw them.
+        value: value of its voxels.
+        key: short and stable name, for identifiers and file names.
+        name: name as people read it.
+        rgb: color, 0 to 255: red for the left side, blue for the right, the wall neutral, as cardiologists draw them.
         snomed: its SNOMED CT code.
         meaning: the code's meaning in the terminology.
     """
@@ -41,3 +41,4 @@ LV_CAVITY = Label(1, "LV", "Left ventricle", (204, 51, 47), "87878005", "Left ve
 MYOCARDIUM = Label(2, "MYO", "LV myocardium", (189, 178, 166), "74281007", "Myocardium")
 RV_CAVITY = Label(3, "RV", "Right ventricle", (52, 113, 196), "53085002", "Right ventricle")
 LABELS = (LV_CAVITY, MYOCARDIUM, RV_CAVITY)
+KEYS = {label.value: label.key for label in LABELS}

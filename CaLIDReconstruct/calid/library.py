@@ -192,10 +192,9 @@ def surfaces(labels: Stack, frame: int = 0) -> dict[str, vtkPolyData]:
         >>> calid.write(meshes["LV"], folder / "lv.stl")
     """
     from calid.heart import surfaces as closed
-    from calid.labels import LABELS
+    from calid.labels import KEYS
 
-    keys = {label.value: label.key for label in LABELS}
-    return {keys[value]: mesh for value, mesh in closed.surfaces(labels, frame).items()}
+    return {KEYS[value]: mesh for value, mesh in closed.surfaces(labels, frame).items()}
 
 
 def write(made: Stack | vtkPolyData, path: str | Path, *, overwrite: bool = False) -> None:

@@ -1,8 +1,8 @@
 """`Stack`, the one type that travels through the engine: parallel slices, one or many frames, in patient space.
 
 Index order is always (frame, slice, row, column). The affine maps (column, row, slice, 1) at voxel centers to LPS
-millimeters, the convention of DICOM and ITK. RAS is spoken outside only: NIfTI's reader and the Slicer module change
-the signs where they take voxels in and give them out.
+millimeters, the convention of DICOM and ITK. RAS is spoken outside only: the readers of NIfTI and NRRD and the Slicer
+module change the signs where they take voxels in and give them out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ WINDOW_PERCENTILES = (1.0, 99.5)
 
 BEAT_KEY, TIMES_KEY = "beat_ms", "frame_times"
 """What a stack's history calls its beat, and the way in which its frame times were guessed."""
-
 
 GUIDED_KEY = "guided_by"
 """What provenance calls the names of the long-axis images that guided a result: they are no independent proof of it."""
@@ -170,11 +169,17 @@ def acquired_slices(dense: Stack) -> Stack | None:
 
 # --- frames in the heart cycle ----------------------------------------------------------------------------------------
 
+BEAT_LIMITS_MS = (250.0, 2000.0)
+"""How long a heart beat lasts: 240 to 30 beats per minute."""
 
-_SAME_HEART_CYCLE_RATIO = 4 / 3
-_MAX_FRAMES_OFF = 2.5  # by which a whole cine may miss the noted beat: one is left out at either end, and beats vary
-_NUMBERED_MS = 1.0  # frames that are one millisecond apart are numbered, not timed
-_LONGEST_BEAT_MS = 2000.0
+BEAT_RATIO = 4 / 3
+"""A beat lasts at most so many times as long in one breath-hold as in another one of the same heart."""
+
+MAX_FRAMES_OFF = 2.5
+"""By so many frames a cine of a whole beat may miss the noted beat: one is left out at either end, and beats vary."""
+
+NUMBERED_MS = 1.0
+"""Frames that are one millisecond apart are numbered, not timed."""
 
 
 def nearest_frames(
@@ -234,17 +239,17 @@ def _beat(times_ms: np.ndarray, noted_ms: float | None) -> float:
     span = step * times_ms.size
     if not noted_ms or _is_numbered(times_ms):
         return span
-    return noted_ms if abs(span - noted_ms) <= _MAX_FRAMES_OFF * step else 0.0
+    return noted_ms if abs(span - noted_ms) <= MAX_FRAMES_OFF * step else 0.0
 
 
 def _is_one_heart(beat_ms: float, other_ms: float) -> bool:
-    return max(beat_ms, other_ms) <= _SAME_HEART_CYCLE_RATIO * min(beat_ms, other_ms)
+    return max(beat_ms, other_ms) <= BEAT_RATIO * min(beat_ms, other_ms)
 
 
 def _is_numbered(times_ms: np.ndarray) -> bool:
-    return times_ms.size > 2 and float(times_ms[-1] - times_ms[0]) <= _NUMBERED_MS * (times_ms.size - 1)
+    return times_ms.size > 2 and float(times_ms[-1] - times_ms[0]) <= NUMBERED_MS * (times_ms.size - 1)
 
 
 def _after_r_wave(times_ms: np.ndarray) -> np.ndarray:
     """Times of which the first lies beyond any heart's beat count from elsewhere, and here from the first frame."""
-    return times_ms - times_ms[0] if times_ms.size and times_ms[0] > _LONGEST_BEAT_MS else times_ms
+    return times_ms - times_ms[0] if times_ms.size and times_ms[0] > BEAT_LIMITS_MS[1] else times_ms

@@ -9,7 +9,7 @@ import phantoms
 import pytest
 from calid.__main__ import main
 from calid.errors import InputError
-from calid.heart import meshes
+from calid.heart import meshes, surfaces
 from calid.images.files import write_labels, write_stack
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonDataModel import vtkPolyData
@@ -77,7 +77,7 @@ def test_gltf_has_the_head_up_and_the_chest_to_the_front(tmp_path):
 
 def test_the_wall_of_both_ventricles_is_one_closed_surface_with_all_tags_where_they_belong(wall):
     assert open_edges(wall) == 0
-    points, triangles = meshes._arrays(wall)
+    points, triangles = surfaces.points_and_triangles(wall)
     tags = vtk_to_numpy(wall.GetCellData().GetArray("tag"))
     assert set(tags) == set(meshes.TAGS.values())
     corners = points[triangles]
@@ -98,7 +98,7 @@ def test_the_wall_of_both_ventricles_is_one_closed_surface_with_all_tags_where_t
 
 def test_the_cavity_that_the_wall_encloses_keeps_its_volume(wall):
     """By the divergence theorem over the endocardium, with the plane of the base as the lid."""
-    points, triangles = meshes._arrays(wall)
+    points, triangles = surfaces.points_and_triangles(wall)
     tags = vtk_to_numpy(wall.GetCellData().GetArray("tag"))
     apexward, base = meshes._base_plane(HEART, 0)
     corners = points[triangles[tags == meshes.TAGS["lv_endo"]]] - base

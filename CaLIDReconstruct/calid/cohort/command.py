@@ -127,8 +127,8 @@ def do_cohort(
         mine: cases of this run; None takes all.
         workers: number of processes on this machine; None chooses by its GPUs and cores.
         scheduler: address of a Dask cluster that does the work instead.
-        on_done: told the name of each case as it ends, and whether it is "done" or "failed".
-        is_cancelled: asked twice a second; the cases under way are given up then.
+        on_done: function given the name of each case as it ends, and "done" or "failed".
+        is_cancelled: function asked twice a second whether to stop; the cases under way are given up then.
 
     Raises:
         CalidError: the folder or the models cannot be used, or one worker after another dies.

@@ -64,8 +64,8 @@ def run_here(
         workers: number of processes.
         threads: number of processor threads that each may use.
         gpus: names of the GPUs that workers take in turn, as CUDA knows them; none leaves the choice to the settings.
-        on_done: told the name of each case as it ends, and whether it is "done" or "failed".
-        is_cancelled: asked twice a second.
+        on_done: function given the name of each case as it ends, and "done" or "failed".
+        is_cancelled: function asked twice a second whether to stop.
 
     Raises:
         Cancelled: if `is_cancelled` said so; what was under way is given up.

@@ -57,7 +57,7 @@ def row_of(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the columns; empty where there is nothing to tell.
 
     Args:
-        name: of the case.
+        name: name of the case.
         figures: the case's document, `docs/figures.md`.
     """
     stack, provenance = figures["stack"], figures["provenance"]

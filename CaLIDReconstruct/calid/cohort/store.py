@@ -50,7 +50,7 @@ class Store:
 
         Args:
             asked: what is to be done, JSON values.
-            names: of all cases, in the order of the table.
+            names: names of all cases, in the order of the table.
 
         Raises:
             SettingsError: "other-cohort" if the folder holds results of other settings.

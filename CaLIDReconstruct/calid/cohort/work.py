@@ -186,13 +186,12 @@ def _moments(labels: Stack) -> dict[str, int]:
 
 def _keep_meshes(labels: Stack, folder: Path) -> None:
     from calid.heart.surfaces import surfaces, write_surface
-    from calid.labels import LABELS
+    from calid.labels import KEYS
 
-    keys = {label.value: label.key for label in LABELS}
     folder.mkdir()
     for frame in range(labels.num_frames):
         for value, mesh in surfaces(labels, frame).items():
-            write_surface(mesh, folder / f"frame{frame:04d}-{keys[value]}.vtp")
+            write_surface(mesh, folder / f"frame{frame:04d}-{KEYS[value]}.vtp")
 
 
 def without_names(text: str, case: CohortCase) -> str:

@@ -109,9 +109,9 @@ def function_to_the_ends(labels: Stack, stack: Stack, lax: Iterable[LaxImage]) -
     """Volumes of cleaned labels to the ventricles' ends as long-axis images show them, or why there are none.
 
     Args:
-        labels: of the stack.
-        stack: whose provenance tells how far the images are shifted, if that was asked.
-        lax: the images.
+        labels: cleaned labels of the stack.
+        stack: stack whose provenance tells how far the images are shifted, if that was asked.
+        lax: long-axis images.
     """
     views = where_the_slices_want_them(stack, lax)
     if not views:

@@ -12,26 +12,31 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray, vtk_to_numpy
-from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
+from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+from vtkmodules.vtkCommonCore import vtkPoints
 from vtkmodules.vtkCommonDataModel import (
     VTK_TETRA,
     vtkCellArray,
-    vtkImageData,
     vtkMultiBlockDataSet,
     vtkPolyData,
     vtkUnstructuredGrid,
 )
-from vtkmodules.vtkFiltersCore import vtkFlyingEdges3D, vtkImplicitPolyDataDistance
 from vtkmodules.vtkIOGeometry import vtkGLTFWriter
 from vtkmodules.vtkIOXML import vtkXMLUnstructuredGridWriter
 
 from calid.errors import InputError, OutputError, ResourceError, SettingsError
 from calid.heart.anatomy import heart_axes
-from calid.heart.surfaces import surfaces, write_surface
+from calid.heart.surfaces import (
+    heights_mm,
+    largest_piece,
+    points_and_triangles,
+    surfaces,
+    write_surface,
+    zero_level,
+)
 from calid.images.files import read_stack
 from calid.images.whole_file import whole_file
-from calid.labels import LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
+from calid.labels import KEYS, LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
 
 RV_WALL_MM = 3.0
@@ -63,7 +68,7 @@ def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
         message = f"Frame {frame} has no surface of {' and '.join(missing)}."
         raise InputError("label-missing", message, "Choose a frame in which both ventricles and the wall are labeled.")
     origin, step, shape, places = _grid(closed)
-    lv, wall, rv = (_depth(closed[label.value], places) for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY))
+    lv, wall, rv = (-heights_mm(closed[label.value], places) for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY))
     apexward, base = _base_plane(labels, frame)
     fields = {
         "lv_endo": -lv,
@@ -72,7 +77,7 @@ def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
         "base": (places - base) @ apexward,
     }
     grids = {name: values.reshape(shape) for name, values in fields.items()}
-    mesh = _zero_level(_largest_piece(np.minimum.reduce(list(grids.values()))), origin, step)
+    mesh = zero_level(largest_piece(np.minimum.reduce(list(grids.values()))), origin, step)
     return _tagged(mesh, grids, origin, step)
 
 
@@ -86,15 +91,6 @@ def _grid(closed: Mapping[int, vtkPolyData]) -> tuple[np.ndarray, float, tuple[i
     return low, GRID_MM, shape, low + GRID_MM * np.stack([x, y, z], axis=-1).reshape(-1, 3)
 
 
-def _depth(mesh: vtkPolyData, places: np.ndarray) -> np.ndarray:
-    """(N,) mm of the points below a closed surface, negative outside."""
-    distance = vtkImplicitPolyDataDistance()
-    distance.SetInput(mesh)
-    found = vtkDoubleArray()
-    distance.EvaluateFunction(numpy_to_vtk(places, deep=True), found)
-    return -vtk_to_numpy(found)
-
-
 def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """Normal of the slices, pointing to the apex, and a point of the plane that cuts the wall off."""
     found = np.flatnonzero((labels.voxels[frame] == LV_CAVITY.value).any(axis=(1, 2)))
@@ -105,33 +101,9 @@ def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
     return apexward, basal + BASE_CUT_MM * apexward
 
 
-def _largest_piece(field: np.ndarray) -> np.ndarray:
-    """The field with everything but its largest positive region made negative."""
-    parts, count = ndimage.label(field > 0)
-    if count < 2:
-        return field
-    largest = 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    return np.where((parts > 0) & (parts != largest), -1e-3, field)
-
-
-def _zero_level(field: np.ndarray, origin: np.ndarray, step: float) -> vtkPolyData:
-    image = vtkImageData()
-    image.SetDimensions(*field.shape[::-1])
-    image.SetOrigin(*origin)
-    image.SetSpacing(step, step, step)
-    image.GetPointData().SetScalars(numpy_to_vtk(field.ravel(), deep=True))
-    edges = vtkFlyingEdges3D()
-    edges.SetInputData(image)
-    edges.SetValue(0, 0.0)
-    edges.ComputeNormalsOff()
-    edges.ComputeScalarsOff()
-    edges.Update()
-    return edges.GetOutput()
-
-
 def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarray, step: float) -> vtkPolyData:
     """The mesh with the tag of the nearest border on each triangle."""
-    points, triangles = _arrays(mesh)
+    points, triangles = points_and_triangles(mesh)
     where = ((points[triangles].mean(axis=1) - origin) / step).T[::-1]
     away = [np.abs(ndimage.map_coordinates(grids[name], where, order=1)) for name in TAGS]
     tags = np.array(list(TAGS.values()), np.int32)[np.argmin(away, axis=0)]
@@ -139,12 +111,6 @@ def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarr
     carried.SetName("tag")
     mesh.GetCellData().AddArray(carried)
     return mesh
-
-
-def _arrays(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 3) points and (N, 3) point indices."""
-    points = vtk_to_numpy(mesh.GetPoints().GetData()).astype(float)
-    return points, vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
 
 
 def tetrahedra(mesh: vtkPolyData) -> vtkUnstructuredGrid:
@@ -157,7 +123,7 @@ def tetrahedra(mesh: vtkPolyData) -> vtkUnstructuredGrid:
         import tetgen
     except ImportError as error:
         raise ResourceError("no-tetgen", "TetGen is not installed.", "pip install calid[mesh]") from error
-    points, triangles = _arrays(mesh)
+    points, triangles = points_and_triangles(mesh)
     made = tetgen.TetGen(points, triangles.astype(np.int32)).tetrahedralize(order=1, mindihedral=10, minratio=1.5)
     nodes, cells = np.asarray(made[0], float), np.asarray(made[1], np.int64)
     grid, carried, array = vtkUnstructuredGrid(), vtkPoints(), vtkCellArray()
@@ -196,7 +162,7 @@ def write_gltf(meshes: Mapping[str, vtkPolyData], path: Path, *, overwrite: bool
 
 def _in_gltf_axes(mesh: vtkPolyData) -> vtkPolyData:
     """Left, head and front as x, y and z; meters."""
-    points, _ = _arrays(mesh)
+    points, _ = points_and_triangles(mesh)
     turned, moved = vtkPolyData(), vtkPoints()
     turned.DeepCopy(mesh)
     moved.SetData(numpy_to_vtk((points[:, [0, 2, 1]] * [1, 1, -1] / _MM_PER_M).astype(np.float32), deep=True))
@@ -258,8 +224,7 @@ def _units(form: str) -> str:
 
 def _write_frame(labels: Stack, frame: int, options: argparse.Namespace) -> int:
     """Write what is asked for of one frame; returns the number of files."""
-    keys = {label.value: label.key for label in LABELS}
-    meshes = {keys[value]: mesh for value, mesh in surfaces(labels, frame).items()}
+    meshes = {KEYS[value]: mesh for value, mesh in surfaces(labels, frame).items()}
     stem, kept = f"frame{frame:04d}", {"overwrite": options.overwrite}
     for key, mesh in meshes.items():
         path = options.output / f"{stem}-{key}.{options.format}"

@@ -125,7 +125,7 @@ class Segmenter:
         model: images (B, 1, rows, columns) -> logits (B, 4, rows, columns); in evaluation mode, on the device.
         device: where it runs.
         pixel_mm: the pixel size it was trained at.
-        mirrored: average every prediction with that of the mirrored image, at twice the cost.
+        mirrored: whether every prediction is averaged with that of the mirrored image, at twice the cost.
         entry: what the manifest says of the weights, None for a network still in training.
     """
 
@@ -238,9 +238,9 @@ def segment(
         stack: short-axis slices, sparse or dense, static or cine, in any intensity units.
         device: "auto", "cpu", "cuda" or "mps".
         models_folder: where the manifest lies; None takes the bundled models.
-        progress: told after every batch.
-        is_cancelled: asked at every batch.
-        source: how errors name the input.
+        progress: function told after every batch how far the run is.
+        is_cancelled: function asked at every batch whether to stop.
+        source: name of the input in error messages.
 
     Returns:
         The stack with uint8 voxels: 0 background, 1 LV cavity, 2 LV myocardium, 3 RV cavity.

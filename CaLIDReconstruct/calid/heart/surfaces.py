@@ -120,15 +120,20 @@ def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.
         (N, 3) triangle centers in LPS mm, (N,) distance of each to `other` in mm, (N,) triangle areas in mm^2, by which
         means are weighted.
     """
-    points, triangles = _points_and_triangles(mesh)
+    points, triangles = points_and_triangles(mesh)
     corners = points[triangles]
     centers = corners.mean(axis=1)
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    return centers, np.abs(heights_mm(other, centers)), areas
+
+
+def heights_mm(mesh: vtkPolyData, points_lps: np.ndarray) -> np.ndarray:
+    """(N,) mm by which points (N, 3) lie above a closed surface, negative inside."""
     distance = vtkImplicitPolyDataDistance()
-    distance.SetInput(other)
+    distance.SetInput(mesh)
     found = vtkDoubleArray()
-    distance.EvaluateFunction(numpy_to_vtk(centers, deep=True), found)
-    return centers, np.abs(vtk_to_numpy(found)), areas
+    distance.EvaluateFunction(numpy_to_vtk(points_lps, deep=True), found)
+    return vtk_to_numpy(found)
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -152,7 +157,7 @@ class _Fields:
         """(Z, Y, X) how much deeper a point is in label `index` than in any other, each made deeper by its offset."""
         depths = self.depths_mm + offsets_mm[:, None, None, None]
         others = np.concatenate([np.delete(depths, index, axis=0), self.outside_mm[None]])
-        return _one_piece(depths[index] - others.max(axis=0))
+        return _bordered(largest_piece(depths[index] - others.max(axis=0)))
 
 
 def _smooth_fields(labels: Stack, image: np.ndarray, present: list[int], scales_mm: tuple[float, float]) -> _Fields:
@@ -210,14 +215,19 @@ def _depth_slices(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     return depths
 
 
-def _one_piece(margin: np.ndarray) -> np.ndarray:
-    """The field with everything but its largest positive region, and the grid's border, made negative."""
-    inside, count = ndimage.label(margin > 0)
-    if count > 1:
-        largest = 1 + np.argmax(np.bincount(inside.ravel())[1:])
-        margin = np.where((inside > 0) & (inside != largest), -1e-3, margin)
-    closed = np.full(np.array(margin.shape) + 2, min(-1.0, float(margin.min())), np.float32)
-    closed[1:-1, 1:-1, 1:-1] = margin
+def largest_piece(field: np.ndarray) -> np.ndarray:
+    """The field with everything but its largest positive region made negative."""
+    inside, count = ndimage.label(field > 0)
+    if count < 2:
+        return field
+    largest = 1 + np.argmax(np.bincount(inside.ravel())[1:])
+    return np.where((inside > 0) & (inside != largest), -1e-3, field)
+
+
+def _bordered(field: np.ndarray) -> np.ndarray:
+    """The field with one cell of negative border around it, so that its surface is closed."""
+    closed = np.full(np.array(field.shape) + 2, min(-1.0, float(field.min())), np.float32)
+    closed[1:-1, 1:-1, 1:-1] = field
     return closed
 
 
@@ -250,7 +260,8 @@ def _with_volumes(
 def _meshes_at(fields: _Fields, offsets_mm: np.ndarray) -> tuple[list[vtkPolyData], np.ndarray]:
     """The surfaces in grid indices, and their volumes in ml."""
     cell_ml = abs(np.linalg.det(fields.affine[:3, :3])) / 1000
-    meshes = [_evened(_isosurface(fields.margin(index, offsets_mm))) for index in range(len(offsets_mm))]
+    margins = (fields.margin(index, offsets_mm) for index in range(len(offsets_mm)))
+    meshes = [_evened(zero_level(margin, (-1, -1, -1), 1.0)) for margin in margins]
     return meshes, np.array([abs(_signed_volume(mesh)) * cell_ml for mesh in meshes])
 
 
@@ -268,11 +279,12 @@ def _evened(mesh: vtkPolyData) -> vtkPolyData:
     return smoother.GetOutput()
 
 
-def _isosurface(field: np.ndarray) -> vtkPolyData:
-    """Triangles of the zero level in (column, row, slice) indices; `field` carries one cell of border."""
+def zero_level(field: np.ndarray, origin: Sequence[float] | np.ndarray, step: float) -> vtkPolyData:
+    """Triangles on which a field (z, y, x) is zero, whose first value lies at `origin` and the others `step` apart."""
     image = vtkImageData()
     image.SetDimensions(*field.shape[::-1])
-    image.SetOrigin(-1, -1, -1)
+    image.SetOrigin(*origin)
+    image.SetSpacing(step, step, step)
     image.GetPointData().SetScalars(numpy_to_vtk(field.ravel(), deep=True))
     edges = vtkFlyingEdges3D()
     edges.SetInputData(image)
@@ -283,7 +295,7 @@ def _isosurface(field: np.ndarray) -> vtkPolyData:
     return edges.GetOutput()
 
 
-def _points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
+def points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
     """(P, 3) points and (N, 3) point indices."""
     if not mesh.GetNumberOfPolys():
         return np.zeros((0, 3)), np.zeros((0, 3), int)
@@ -293,7 +305,7 @@ def _points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
 
 def _signed_volume(mesh: vtkPolyData) -> float:
     """Volume by the divergence theorem, positive where the triangles face outwards."""
-    points, triangles = _points_and_triangles(mesh)
+    points, triangles = points_and_triangles(mesh)
     a, b, c = (points[triangles[:, corner]] for corner in range(3))
     return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
 
@@ -302,7 +314,7 @@ def _finished(mesh: vtkPolyData, affine: np.ndarray) -> vtkPolyData:
     """The mesh in LPS, its triangles facing outwards, with point normals."""
     moved = vtkPolyData()
     moved.DeepCopy(mesh)
-    points, _ = _points_and_triangles(mesh)
+    points, _ = points_and_triangles(mesh)
     in_lps = vtkPoints()
     in_lps.SetData(numpy_to_vtk(points @ affine[:3, :3].T + affine[:3, 3], deep=True))
     moved.SetPoints(in_lps)
@@ -346,6 +358,6 @@ def arrays(meshes: Mapping[int, vtkPolyData]) -> dict[int, tuple[np.ndarray, np.
     """Points (P, 3) float32 in LPS mm and triangles (N, 3) int32 of each label, for drawing elsewhere."""
     result = {}
     for label, mesh in meshes.items():
-        points, triangles = _points_and_triangles(mesh)
+        points, triangles = points_and_triangles(mesh)
         result[label] = points.astype(np.float32), triangles.astype(np.int32)
     return result

@@ -41,8 +41,8 @@ class Segment:
         number: 1 to 17, as the American Heart Association counts.
         name: such as "basal anterior".
         ring: "basal", "mid", "apical" or "apex".
-        angle_deg: of its middle about the LV axis, from the middle of the septum towards the anterior wall.
-        width_deg: of the part of its ring that it covers.
+        angle_deg: angle of its middle about the LV axis, from the middle of the septum towards the anterior wall.
+        width_deg: angle that it covers of its ring.
     """
 
     number: int
@@ -168,9 +168,9 @@ def _apex_thickness(labels: Stack, frame: np.ndarray, found: np.ndarray, axes: H
 
     Args:
         labels: gives the geometry.
-        frame: (Z, Y, X).
+        frame: (Z, Y, X) labels.
         found: indices of the slices with a cavity, from base to apex.
-        axes: of the heart.
+        axes: the heart's axes.
     """
     if labels.spacing_mm[2] > MAX_APEX_SPACING_MM:
         return np.nan

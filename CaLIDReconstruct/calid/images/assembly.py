@@ -15,6 +15,7 @@ import numpy as np
 from calid import geometry
 from calid.geometry import Plane
 from calid.images.checks import MIN_EVEN_FRAMES, Finding, holes
+from calid.stack import BEAT_RATIO
 
 MIN_STEP_MS = 1.0
 MIN_CINE_STEPS = 7
@@ -24,9 +25,6 @@ PHASE_TOLERANCE = 0.5
 
 STILL_TOLERANCE_MS = 50.0
 """Still slices further apart in the heart beat than this show the heart in different phases."""
-
-BEAT_RATIO = 4 / 3
-"""A heart beat lasts at most so many times as long in one breath-hold as it usually does in the others."""
 
 
 def plane_findings(planes: Sequence[Plane], names: Sequence[str]) -> list[Finding]:

@@ -56,8 +56,8 @@ class Choice:
     """What was chosen of a study.
 
     Args:
-        verdicts: on every group, in the order of their series.
-        reasons: for the short axis, in words.
+        verdicts: what every group is taken for, in the order of their series.
+        reasons: why that one is the short axis, in words.
         confidence: "high" where the views prove it or nothing else could be meant, "low" where it is a guess.
         doubt: the error that says why there is no short axis; None where there is one.
     """

@@ -41,9 +41,9 @@ def fits(codestream: bytes, pixels: np.ndarray, stored_bits: int) -> bool:
     """Whether a codestream can be that of these pixels; True where nothing can be told.
 
     Args:
-        codestream: of one image.
+        codestream: compressed bytes of one image.
         pixels: (rows, columns) integers, as decoded.
-        stored_bits: of a pixel, as the header says; a decoder may have spread its sign over more.
+        stored_bits: bits of a pixel, as the header says; a decoder may have spread its sign over more.
     """
     if pixels.dtype.kind == "u" and (pixels >> stored_bits).any():
         return False

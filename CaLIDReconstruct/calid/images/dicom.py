@@ -47,29 +47,29 @@ class DicomImage:
 
     Args:
         path: the file.
-        name: of the file, for messages.
-        index: of the image in its file, 0 but for enhanced multi-frame files.
+        name: name of the file, for messages.
+        index: place of the image in its file, 0 but for enhanced multi-frame files.
         place: where its pixels lie; None where the header does not say.
         size: (columns, rows).
-        thickness_mm: of the slice; NaN where the header does not say.
+        thickness_mm: thickness of the slice; NaN where the header does not say.
         when: every element that tells images apart in time, those of `PHASE_TIMES` in ms after the R wave, those of
             `CLOCKS` in ms of the day or era, numbers as they are; only those that are given.
-        interval_ms: of the heart beat; NaN where the header does not say.
-        num_phases: images of one heart beat, as the header says; NaN where it does not.
-        kind: modality, magnitude or phase or other, scanning sequence.
+        interval_ms: length of the heart beat; NaN where the header does not say.
+        num_phases: number of images of one heart beat, as the header says; NaN where it does not.
+        kind: modality, frame type (magnitude, phase or another), scanning sequence.
         sequence: pulse sequence: its variants that change the contrast, and the family of its name.
         contrast: echo time, flip angle, inversion time; NaN where not given.
-        image_type: all words of it.
-        uid: of the object; de-identified files may share one.
-        series: number and UID.
-        acquisition: its number in the series; NaN where not given.
-        description: of the series.
+        image_type: all words of the image type.
+        uid: UID of the object; de-identified files may share one.
+        series: number and UID of the series.
+        acquisition: number of the acquisition in the series; NaN where not given.
+        description: description of the series.
         scale: (slope, intercept) from stored to real values.
         is_color: whether pixels have red, green and blue.
         is_generated: whether a model of CaLID made it, as `dicom_out` writes it.
-        patient: identifier, only to be compared.
-        reference: frame of reference, only to be compared.
-        field_strength_t: Tesla; NaN where the header does not say.
+        patient: identifier of the patient, only to be compared.
+        reference: UID of the frame of reference, only to be compared.
+        field_strength_t: field strength in tesla; NaN where the header does not say.
     """
 
     path: Path

@@ -119,8 +119,8 @@ def _need_pixels(file: BinaryIO, size: int, name: str, native: Dataset | None) -
 
     Args:
         file: the open file.
-        size: bytes of the whole file.
-        name: of the file, for messages.
+        size: number of bytes of the whole file.
+        name: name of the file, for messages.
         native: the elements before pixels that are not compressed, whose length the size of the image must explain.
     """
     start = file.read(12).ljust(12, b"\0")

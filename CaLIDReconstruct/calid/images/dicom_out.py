@@ -114,7 +114,7 @@ def find_sources(source: Path, stack: Stack, series: str | None = None) -> Sourc
     Args:
         source: DICOM folder or file.
         stack: as it was read from there; slices that were generated before have no source.
-        series: with which it was read.
+        series: series with which the stack was read, if one was named.
 
     Raises:
         InputError: "no-source" if an acquired slice has none; or as for `study.look`.
@@ -156,7 +156,7 @@ def write_series(
     """Write a stack as a derived MR series; the folder appears whole or not at all.
 
     Args:
-        stack: dense or sparse stack, integers of 16 bits; others are scaled to 16 bits.
+        stack: dense or sparse stack; voxels that are no integers of 16 bits are scaled to such.
         sources: where its acquired slices come from.
         folder: new folder, or an earlier one of this kind to replace.
         description: series description.

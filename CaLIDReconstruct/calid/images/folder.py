@@ -26,7 +26,7 @@ def look(folder: Path, series: str | None = None) -> Overview:
     """What a folder and its subfolders hold, by their headers alone.
 
     Args:
-        folder: with DICOM files.
+        folder: folder of DICOM files.
         series: number or UID of a series that belongs to the short axis; None leaves the choice to the evidence.
 
     Raises:

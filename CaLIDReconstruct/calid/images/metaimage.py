@@ -145,9 +145,9 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[byt
     """The pieces of a zlib-compressed MetaImage file, 3D or 4D with milliseconds along the fourth axis.
 
     Args:
-        stack: in each row of the transform matrix stands the direction of one axis.
+        stack: stack to write; each row of the transform matrix is the direction of one axis.
         entries: free key-value pairs, no value longer than `LONGEST_VALUE`.
-        level: compression, 1 (fast) to 9 (small).
+        level: level of compression, 1 (fast) to 9 (small).
     """
     frames, slices, rows, columns = stack.voxels.shape
     axes = 4 if frames > 1 else 3

@@ -234,7 +234,7 @@ def written(stack: Stack, entries: Mapping[str, str]) -> Iterator[bytes]:
     """The pieces of a NIfTI file, 3D or 4D, with the entries in a header extension.
 
     Args:
-        stack: its matrix is kept as it is; the quaternion, which can say nothing else, gets the nearest right angles.
+        stack: stack to write; its matrix is kept as it is, the quaternion gets the nearest right angles.
         entries: free key-value pairs.
     """
     yield _packed(stack, entries)

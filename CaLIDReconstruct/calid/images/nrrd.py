@@ -238,9 +238,9 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator
     """The pieces of a gzip-encoded NRRD file: a volume, or a cine with its frames as a list.
 
     Args:
-        stack: one frame gives a 3D file, several a 4D one.
+        stack: stack to write; one frame gives a 3D file, several a 4D one.
         entries: free key-value pairs; the frames' index values are not among them, they come from the stack.
-        level: compression, 1 (fast) to 9 (small).
+        level: level of compression, 1 (fast) to 9 (small).
     """
     yield ("\n".join(header_lines(stack, entries)) + "\n\n").encode("utf-8")
     voxels = np.moveaxis(stack.voxels, 0, -1) if stack.num_frames > 1 else stack.voxels[0]

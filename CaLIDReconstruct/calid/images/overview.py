@@ -27,17 +27,17 @@ class Series:
     """One series of a study, or the part of it that lies in one direction.
 
     Args:
-        number, uid, description: of the series; the description without identifiers of the patient.
+        number, uid, description: what the headers call the series, without identifiers of the patient.
         role: "short axis", "long axis" or "left out".
         kind: what it shows, in words.
-        slices: its positions.
-        phases: images at each position.
-        spacing_mm: from slice to slice of its stack; None for a single plane.
-        pixel_mm: between columns and between rows.
+        slices: number of its positions.
+        phases: number of images at each position.
+        spacing_mm: distance from slice to slice of its stack; None for a single plane.
+        pixel_mm: distances between columns and between rows.
         size: (columns, rows).
-        times_ms: of the first and the last phase after the R wave; None where the headers do not say.
-        tilt_degrees: of its planes against the short axis; None where there is none.
-        reason: for its role, in words.
+        times_ms: times of the first and the last phase after the R wave; None where the headers do not say.
+        tilt_degrees: angle of its planes against the short axis; None where there is none.
+        reason: why it is taken for that, in words.
     """
 
     number: int

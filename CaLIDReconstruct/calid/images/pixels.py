@@ -75,7 +75,7 @@ def _right_aligned(pixels: np.ndarray, dataset: Dataset, stored: int, high: int,
         dataset: the header.
         stored: how many bits hold a value.
         high: the last of these, counted from 0.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
         InputError: "bit-positions", if there is something in bits where nothing should be, but for overlays above.

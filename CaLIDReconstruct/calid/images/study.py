@@ -130,8 +130,8 @@ def _short_axis(overview: Overview, *, is_asked: bool = False) -> Stack:
     """The chosen group as a stack.
 
     Args:
-        overview: of the study.
-        is_asked: the user named a series of it; what could continue it is then left out.
+        overview: what the study holds.
+        is_asked: whether the user named a series of it; what could continue it is then left out.
 
     Raises:
         InputError: no one can tell the short axis, a slice of it is lost or crooked, or its slices do not fit together.

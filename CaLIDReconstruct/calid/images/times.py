@@ -16,13 +16,11 @@ from calid.errors import InputError
 from calid.geometry import typical_gap
 from calid.images.checks import FRAME_LIMITS_MS, HOLE_STEPS
 from calid.images.dicom import CLOCKS, LAST_NUMBER, PHASE_NUMBERS, PHASE_SHARE, PHASE_TIMES, DicomImage
+from calid.stack import BEAT_LIMITS_MS
 
 Motion = Literal["cine", "phases", "unclear", "still", "repeats"]
 """What the images of one place show: a heart beat; two phases of one; several images of which no one says when they
 were taken; one image; the same moment again, beat after beat or with another contrast."""
-
-LONGEST_BEAT_MS = 2000.0
-"""A heart beats at least 30 times a minute; images over a longer time are of several beats."""
 
 MIN_PHASES_MS = 10.0
 """Two images nearer in time than this are one phase, taken twice."""
@@ -56,7 +54,7 @@ def in_milliseconds(images: Sequence[DicomImage]) -> tuple[list[DicomImage], lis
                 by_place.setdefault(place, []).append(image.when[key])
         times = [np.sort(found) for found in by_place.values()]
         cines = [found for found in times if len(found) >= MIN_TELLING_IMAGES]
-        is_short = all(found[0] >= 0 and 1000 * found[-1] <= LONGEST_BEAT_MS for found in times)
+        is_short = all(found[0] >= 0 and 1000 * found[-1] <= BEAT_LIMITS_MS[1] for found in times)
         if cines and is_short and all(map(_is_cine_in_seconds, cines)):
             notes.append(f"{key} is in seconds and not in milliseconds, and was taken for such.")
             left = [
@@ -103,7 +101,7 @@ def motion_of(images: Sequence[DicomImage]) -> Motion:
     if times is None:
         moments = {image.when.get(key) for image in images for key in PHASE_TIMES} - {None, 0.0}
         return "cine" if is_said else "repeats" if moments else "unclear"
-    if np.ptp(times) > LONGEST_BEAT_MS or len(np.unique(times)) < 0.75 * len(times):
+    if np.ptp(times) > BEAT_LIMITS_MS[1] or len(np.unique(times)) < 0.75 * len(times):
         return "repeats"
     if len(images) < MIN_CINE_IMAGES:
         return "phases" if np.ptp(times) >= MIN_PHASES_MS else "repeats"
@@ -210,7 +208,7 @@ def _guessed_times(phases: Sequence[Sequence[DicomImage]], keys: Sequence[str]) 
     for key in (key for key in keys if key in CLOCKS):
         times = [values_of(phase, key) for phase in phases]
         since_first = [found - found[0] for found in times if found is not None]
-        if len(since_first) == len(phases) and max(map(np.ptp, since_first)) <= LONGEST_BEAT_MS:
+        if len(since_first) == len(phases) and max(map(np.ptp, since_first)) <= BEAT_LIMITS_MS[1]:
             return since_first, f"from {key}"
     intervals = [image.interval_ms for phase in phases for image in phase if image.interval_ms > 0]
     beat_ms = float(np.median(intervals)) if intervals else np.nan

@@ -41,16 +41,16 @@ class Header:
 
     Args:
         name: the file's name, for messages.
-        sizes: voxels along each axis as stored, the fastest first; the channels of a pixel are not an axis.
+        sizes: number of voxels along each axis as stored, the fastest first; the channels of a pixel are not an axis.
         spacing_mm: distances between voxels along the spatial axes, in their stored order.
-        dtype: of a stored voxel, with its byte order.
+        dtype: type of a stored voxel, with its byte order.
         affine: (4, 4), indices along the spatial axes in their stored order -> LPS mm; None if the header has no place.
         frame_axis: which of the axes is time, None if all are spatial.
         pixels: what a pixel is.
         scale: slope and intercept that make real values of stored ones.
         frame_start: time of the first frame, in `frame_unit`.
-        frame_step: time between frames where the header says so, likewise.
-        frame_values: the time of each frame where they are listed (sequences of Slicer), likewise.
+        frame_step: time between frames, in `frame_unit`; None where the header does not say.
+        frame_values: time of each frame, in `frame_unit`, where they are listed (sequences of Slicer).
         frame_unit: "s", "ms" or "us", "" where the header does not say.
         entries: free key-value pairs.
     """
@@ -144,7 +144,7 @@ def _vet_space(header: Header) -> None:
     if not np.isfinite(header.affine).all():
         raise fault("bad-placement", header.name, "the orientation or origin in the header is not a number.", remedy)
     if np.abs(header.affine).max() > _FARTHEST_MM:
-        raise fault("bad-placement", header.name, "the header places the image more than a kilometre away.", remedy)
+        raise fault("bad-placement", header.name, "the header places the image more than a kilometer away.", remedy)
     axes = header.affine[:3, :3]
     is_flat = abs(np.linalg.det(axes / np.linalg.norm(axes, axis=0))) < 1e-6
     if is_flat or abs(np.linalg.det(axes)) < _SMALLEST_VOXEL_MM3:

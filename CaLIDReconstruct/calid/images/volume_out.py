@@ -71,9 +71,10 @@ def write_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
     """Write a stack with its frame times, generated marks and provenance, whole or not at all.
 
     Args:
-        stack: voxels are written as they are.
-        path: the extension says the format: .nii, .nii.gz, .nrrd, .seq.nrrd, .mha, or .seg.nrrd for labels.
-        overwrite: replace what exists.
+        stack: stack to write, its voxels as they are.
+        path: name of the file, whose extension says the format: .nii, .nii.gz, .nrrd, .seq.nrrd, .mha, or .seg.nrrd for
+            labels.
+        overwrite: whether what exists may be replaced.
 
     Raises:
         OutputError: the file cannot be written there; nothing is left behind.
@@ -116,7 +117,7 @@ def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
     Args:
         stack: uint8 voxels with the values of `labels.LABELS`.
         path: .seg.nrrd, or any extension of `write_stack`.
-        overwrite: replace what exists.
+        overwrite: whether what exists may be replaced.
 
     Raises:
         OutputError: the voxels are no labels, or the file cannot be written there; nothing is left behind.

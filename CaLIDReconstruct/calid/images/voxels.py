@@ -148,7 +148,7 @@ def inflated_chunks(file: BinaryIO, name: str, window_bits: int) -> Iterator[byt
     A gzip file may be several streams one after the other, as bgzip and joined files are.
 
     Args:
-        file: open at the start of the compressed data.
+        file: file that stands at the start of the compressed data.
         name: the file's name, for messages.
         window_bits: 15 for zlib, 31 for gzip, as in `zlib.decompressobj`.
 

@@ -32,8 +32,8 @@ def check_output(
     """Return if a result can be written to `path`; to be asked before a long run.
 
     Args:
-        path: of the file to be.
-        suffixes: what its name may end in, `files.SUFFIXES` for volumes.
+        path: name of the file to be.
+        suffixes: endings that its name may have, `files.SUFFIXES` for volumes.
         overwrite: whether it may replace what exists.
         sources: files and folders that the run reads; the result may neither replace one nor lie in one.
 
@@ -109,8 +109,8 @@ def whole_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False) 
     What a process that was killed left in the folder vanishes as well.
 
     Args:
-        path: of the file to be.
-        suffixes: what its name may end in.
+        path: name of the file to be.
+        suffixes: endings that its name may have.
         overwrite: whether it may replace what exists.
 
     Raises:

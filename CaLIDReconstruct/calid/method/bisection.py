@@ -1,7 +1,7 @@
 """Which slice is made from which neighbors, level by level (paper, Section III-B, "Autoregressive Generation").
 
 Slots number the slices of the dense stack: slot `factor * n` is acquired slice n. A plan is a value that can be
-printed, counted and tested; who makes the slices is `reconstruct.py`'s business.
+printed, counted and tested; the slices are made in `calid.run.generation`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Gap:
 
 @dataclass(frozen=True)
 class Bisection:
-    """A bisection.
+    """The plan of a whole stack: which slices are made, in which order, from which neighbors.
 
     Args:
-        num_acquired: slices of the sparse stack.
-        factor: 2, 4, 8 or 16.
+        num_acquired: number of slices of the sparse stack.
+        factor: number of gaps that each gap becomes: 2, 4, 8 or 16.
         levels: gaps in the order in which they can be made; those of one level do not depend on each other.
     """
 

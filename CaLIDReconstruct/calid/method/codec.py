@@ -35,7 +35,7 @@ class CodecConfig:
 
     Args:
         channels: feature maps per level, finest (half of the image's size) first.
-        code_channels: of the code.
+        code_channels: channels of the code.
         num_res_blocks: residual blocks on each level, finest first.
         norm_num_groups: groups of every group norm; divides all channels.
     """

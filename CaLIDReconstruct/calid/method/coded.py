@@ -74,7 +74,7 @@ class CodedCaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: codes to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: (N,) distances between both neighbors.
-            correction: of the motion by what is known of the slices between, see `guidance`; None is none.
+            correction: correction of the motion by what is known of the slices between (`guidance.py`), or None.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: whether a single step stands for `mean_of_moved`.

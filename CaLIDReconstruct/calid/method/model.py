@@ -101,7 +101,7 @@ class CaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: latents to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: not read; networks that know how far apart the neighbors are, are in `coded`.
-            correction: of the motion by what is known of the slices between, see `guidance`; None is none.
+            correction: correction of the motion by what is known of the slices between (`guidance.py`), or None.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: what is done beside the paper.

@@ -331,7 +331,7 @@ class Denoiser(nn.Module):
 
         Args:
             before, after: images (N, 1, *size) or (N, 1, frames, *size).
-            latents: of both, (N, C, *size / f) or (N, C, frames, *size / f); an anchored model needs them.
+            latents: latents of both, (N, C, *size / f) or (N, C, frames, *size / f); an anchored model needs them.
         """
         dims = self.config.spatial_dims
         z_c = frame_by_frame(self.tau1, torch.cat([before, after], dim=1), dims=dims)
@@ -350,7 +350,7 @@ class Denoiser(nn.Module):
 
         Args:
             z_t, z_c: (N, C, *size / f), or (N, C, frames, *size / f) for a temporal model.
-            t: (N,), the same for all frames.
+            t: (N,) times, the same for all frames.
             is_periodic: whether the frames span the cardiac cycle, so that the last is followed by the first. 3D
                 convolutions see zeros beyond the ends in any case: give them a cycle with more around it.
         """

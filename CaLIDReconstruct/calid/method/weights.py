@@ -44,13 +44,13 @@ class ModelEntry:
 
     Args:
         name: how it is asked for.
-        file: below the folder of the manifest.
-        sha256, bytes: of the file.
+        file: path of the weights below the folder of the manifest.
+        sha256, bytes: checksum and size of that file.
         license: SPDX identifier of the weights.
         config: everything needed to build the networks; of a model that extends another, what differs.
         trained_on: the data, in words.
-        figures: measured on data it never saw.
-        card: model card below the folder of the manifest.
+        figures: figures measured on data it never saw.
+        card: path of the model card below the folder of the manifest.
         base, base_sha256: the model that this one extends, and the SHA-256 of the very file; empty if it is whole.
     """
 

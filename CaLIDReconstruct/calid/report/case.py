@@ -63,14 +63,14 @@ class Case:
         dense: the stack the report is about.
         sparse: its acquired slices; None where the stack came without any generated ones.
         lax: acquired long-axis images.
-        labels: cleaned, on the dense stack's grid.
-        function: from the dense labels.
-        sparse_function: from the acquired slices' labels alone.
-        trust: acquired slices predicted from their neighbors.
+        labels: cleaned labels on the dense stack's grid.
+        function: volumes by the dense labels.
+        sparse_function: volumes by the acquired slices' labels alone.
+        trust: how well acquired slices were predicted from their neighbors.
         left_out_views: what guidance does for a long-axis image that takes no part in it; empty without guidance.
         long_axis_function: as `function`, with the LV's ends as long-axis images show them.
         method: name of the model.
-        seconds: the upsampling took; None where the stack came dense.
+        seconds: time that the upsampling took; None where the stack came dense.
     """
 
     dense: Stack

@@ -41,8 +41,8 @@ def long_axis(case: Case, folder: Path) -> tuple[list[str], list[ViewAgreement]]
     """The long-axis chapter, and its figures.
 
     Args:
-        case: with or without acquired long-axis images.
-        folder: for pictures on their way into the page.
+        case: heart with or without acquired long-axis images.
+        folder: folder for pictures on their way into the page.
     """
     columns, figures = _columns(case), view_agreements(case)
     if figures:

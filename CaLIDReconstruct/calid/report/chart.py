@@ -18,11 +18,11 @@ class Curve:
     """One line of the chart.
 
     Args:
-        name: written at its end.
-        times_ms: (T,).
-        values: (T,).
-        color: CSS.
-        dashed: for what is only compared with.
+        name: word at its end.
+        times_ms: (T,) moments after the R wave.
+        values: (T,) values at these moments.
+        color: color in CSS.
+        dashed: whether it is dashed, as what others are compared with.
     """
 
     name: str

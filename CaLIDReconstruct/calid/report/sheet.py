@@ -150,7 +150,7 @@ def lax_sheet(
         path: where the PNG goes.
         moment_ms: cardiac phase shown, the last column's first frame by default.
         title: heading.
-        figures: from `compare_views`, where they are known already.
+        figures: figures by `compare_views`, where they are known already.
 
     Returns:
         The figures written under the pictures, over all phases (see `compare_views`).

@@ -42,7 +42,7 @@ def paint(bodies: Sequence[Solid], *, size: tuple[int, int], ground: tuple[int, 
     """Bodies seen along -z with y up, in parallel projection, filling the picture.
 
     Args:
-        bodies: their points in the viewer's frame: x to the right, y up, z towards the viewer.
+        bodies: surfaces with points in the viewer's frame: x to the right, y up, z towards the viewer.
         size: (columns, rows).
         ground: color behind them.
     """
@@ -111,7 +111,7 @@ def _fragments(
     Args:
         placed: (P, 3) points; x and y in pixels, within the picture.
         triangles: (N, 3) point indices.
-        columns: of the picture.
+        columns: number of columns of the picture.
 
     Yields:
         For each pixel of each triangle: the triangle's corners (K, 3), the barycentric weights (K, 3), the index into

@@ -28,7 +28,7 @@ class SliceTrust:
     """One left-out slice.
 
     Args:
-        index: of the slice among the acquired ones.
+        index: number of the slice among the acquired ones.
         level: one of LEVELS, or "slice" where base and apex are not known.
         model_rmse: root mean square error of the prediction, in per cent of the stack's contrast.
         linear_rmse: the same for linear interpolation.
@@ -75,9 +75,9 @@ class LeftOutView:
     """Edge agreement with one long-axis image that took no part.
 
     Args:
-        view: its name.
-        guided: of the stack that the other images guided.
-        alone: of the stack that none guided.
+        view: name of the image.
+        guided: edge agreement of the stack that the other images guided.
+        alone: edge agreement of the stack that none guided.
     """
 
     view: str
@@ -93,7 +93,7 @@ def left_out_views(
     Args:
         sparse: acquired slices.
         lax: long-axis images; two or more.
-        guided: makes the dense stack that some of them guide.
+        guided: function that makes the dense stack which some of them guide.
     """
     if len(lax) < 2:
         return ()

@@ -98,7 +98,7 @@ class Picture:
     """A long-axis picture that stands in the scene.
 
     Args:
-        name: of its check box.
+        name: label of its check box.
         plane: one-slice stack, whose grid is the picture's.
         values: (T, Y, X) as from `cut`, NaN where transparent.
         window: intensities shown as black and as white.

@@ -100,8 +100,8 @@ class Interpolator:
 
         Args:
             before, after: images.
-            correction: of the motion's fields, or nothing.
-            tick: told of every evaluation of the motion.
+            correction: correction of the motion's fields, or nothing.
+            tick: function told of every evaluation of the motion.
         """
 
         def moved(*images: torch.Tensor) -> torch.Tensor:
@@ -126,9 +126,9 @@ class Interpolator:
 
         Args:
             run: function of batches.
-            *tensors: what is cut into batches along the first axis.
+            *tensors: tensors that are cut into batches along the first axis.
             magnification: how many times as wide as the first of the tensors the images of a batch are.
-            tick: told of every evaluation of a network.
+            tick: function told of every evaluation of a network.
         """
         pixels = tensors[0][0, 0].numel() * magnification ** (tensors[0].ndim - 2)
         size, start, done = self.device.batch_size(pixels), 0, []
@@ -222,7 +222,7 @@ def choose_model(choice: Model, *, frames: int, models_folder: Path | None = Non
 
     Args:
         choice: "2d", "2d+t", or "auto": 2D+T for a cine where it is installed.
-        frames: of the stack.
+        frames: number of frames of the stack.
         models_folder: where the manifest lies; None takes the bundled models.
     """
     if choice != "auto":

@@ -50,15 +50,15 @@ def windows_of(
 ) -> list[Window]:
     """Which frames go through the levels together.
 
-    What a 2D+T model makes of a frame depends on its window, and so the windows on nothing but the frames. Those of a
-    2D model fill a batch.
+    A 2D+T model makes another slice of a frame in another window. Its windows therefore depend on the frames alone, so
+    that the memory of a machine does not decide about voxels. Windows of a 2D model fill a batch.
 
     Args:
         interpolator: the model.
         plan: which slices it makes.
-        frames: of the stack.
-        pixels: of an image.
-        draws: of every slice.
+        frames: number of frames of the stack.
+        pixels: number of pixels of an image.
+        draws: number of draws of every slice.
         is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
     """
     if interpolator.is_over_time:
@@ -76,8 +76,8 @@ def work(
         interpolator: the model.
         plan: which slices it makes.
         settings: method, mode and steps.
-        frames: that are made; those that windows share are made in each of them.
-        draws: of every slice.
+        frames: number of frames that are made; those that windows share are made in each of them.
+        draws: number of draws of every slice.
         in_region: whether codec and denoiser work in a region only, around which neighbors are moved as well.
     """
     new = plan.num_generated * draws
@@ -100,8 +100,8 @@ class Generation:
         preparation: how the stack is shown to it.
         plan: which slices it makes from which.
         settings: method, mode, steps and seed.
-        draws: of every slice.
-        watch: told of every network evaluation.
+        draws: number of draws of every slice.
+        watch: what counts every network evaluation.
         is_periodic: whether the frames show one whole cardiac cycle; for a 2D+T model.
         corrections: (frames, slots, 6, h, w) of the motion by long-axis images (`guidance.py`), or None.
     """
@@ -146,7 +146,7 @@ class Generation:
         )
 
     def _together(self, images: int) -> int:
-        """How many of what brings so many images into a level fill a batch of the networks."""
+        """Number of draws, or of gaps, that fill one batch of the networks if each adds so many images to it."""
         return max(1, self.interpolator.device.batch_size(self._pixels) // images)
 
     def _drawn(self, voxels: np.ndarray, window: Window) -> list[Draws]:

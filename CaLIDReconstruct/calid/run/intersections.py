@@ -42,7 +42,7 @@ class Image:
     Args:
         pixels: (T, Y, X) float32.
         affine: (4, 4), (column, row, 0, 1) -> LPS mm.
-        thickness_mm: of the slab that it averages over.
+        thickness_mm: thickness of the slab that it averages over.
         frame_times_ms: (T,) milliseconds after the R wave.
         beat_ms: length of the heart beat that the scanner noted, or None.
     """
@@ -97,7 +97,7 @@ def images_of(stack: Stack, thickness_mm: float | None = None) -> list[Image]:
 
     Args:
         stack: short-axis stack or long-axis view.
-        thickness_mm: of a slice; by default the distance of slices, at most `TYPICAL_SLAB_MM`.
+        thickness_mm: thickness of a slice; by default the distance of slices, at most `TYPICAL_SLAB_MM`.
     """
     if thickness_mm is None:
         thickness_mm = min(float(stack.spacing_mm[2]), TYPICAL_SLAB_MM)
@@ -172,7 +172,7 @@ class Landscape:
         crossing: the line.
         correlation: (2 n + 1, 2 n + 1, 2 n + 1) over the three numbers of `Crossing.effect`, -n to n times `STEP_MM`;
             0 where the images do not overlap enough to tell.
-        length_mm: of the line as far as both images show it, weighed.
+        length_mm: length of the line as far as both images show it, weighed.
     """
 
     crossing: Crossing

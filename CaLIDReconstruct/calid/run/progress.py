@@ -28,8 +28,8 @@ class Watch:
 
     Args:
         total: work of the whole run, in any unit.
-        progress: told after every piece of work.
-        is_cancelled: asked before every piece of work is counted.
+        progress: function told after every piece of work how far the run is.
+        is_cancelled: function asked before every piece of work is counted whether to stop.
     """
 
     def __init__(

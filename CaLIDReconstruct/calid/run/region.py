@@ -38,7 +38,7 @@ class Region:
     """Where codec and denoiser work: half-open rows and columns of the networks' grid, multiples of `GRID_MULTIPLE`.
 
     Args:
-        rows, columns: of the region.
+        rows, columns: first and last + 1 of the region.
         shape: (rows, columns) of the whole grid.
     """
 

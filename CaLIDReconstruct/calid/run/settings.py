@@ -45,7 +45,7 @@ class Option:
         low, high: limits of a whole number, or of each one in a list.
         count: how many whole numbers a list has; 0 for a value that is no list.
         metavar: how the command line writes a list, such as "A:B".
-        unit: of the numbers.
+        unit: unit of the numbers.
     """
 
     help: str
@@ -81,7 +81,8 @@ class Settings:
             the uncertainty is asked for too, it is the mean of `samples` whole draws, and so another result.
         samples: draws for "fidelity" and for the uncertainty; None is 1 where one is enough, else 8.
         steps: DDIM steps.
-        seed: of all noise. A model without a codec starts the first draw of CaLID+ from its neighbors' latents alone.
+        seed: number from which all noise follows. A model without a codec starts the first draw of CaLID+ from its
+            neighbors' latents alone.
         roi: where codec and denoiser work: "heart" is where a cine moves, "all" the whole image, or (x0, x1, y0, y1)
             half-open columns and rows. Around it slices are the mean of their moved neighbors.
         frames: (first, last + 1) frames to keep; None keeps all.
@@ -125,7 +126,9 @@ class Settings:
     steps: int = field(default=2, metadata=_told("DDIM steps", low=1, high=MAX_STEPS))
     seed: int = field(
         default=0,
-        metadata=_told("of all noise; the first draw of calid+ uses none with a model without a codec", high=MAX_SEED),
+        metadata=_told(
+            "start of all random noise; the first draw of calid+ uses none with a model without a codec", high=MAX_SEED
+        ),
     )
     roi: Literal["heart", "all"] | tuple[int, int, int, int] = field(
         default="heart",

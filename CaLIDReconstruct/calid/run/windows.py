@@ -7,12 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from calid.stack import Stack
+from calid.stack import BEAT_LIMITS_MS, MAX_FRAMES_OFF, NUMBERED_MS, Stack
 
 MIN_CINE_FRAMES = 8  # fewer are phases, end-diastole and end-systole say: the heart goes far from one to the next
-BEAT_LIMITS_MS = (250.0, 2000.0)  # 240 and 30 beats per minute
-MAX_INTERVALS_OFF = 2.5  # by which frames may miss the noted beat: one is left out at either end, and beats vary
-NUMBERED_MS = 1.0  # frames that are one millisecond apart are numbered, not timed
 CLOSING_LIMIT = 1.25  # of the largest difference of frames that follow each other
 CONTEXT_FRAMES = 4  # seen on both sides of a window, and made again in the next
 WINDOW_FRAMES = 64  # made together at most: a whole beat (50 in the UK Biobank), and what networks can halve six times
@@ -43,7 +40,7 @@ def _is_one_beat(interval_ms: float, frames: int, *, noted_ms: float | None) -> 
     if interval_ms <= NUMBERED_MS:  # numbers say nothing of time
         return True
     if noted_ms:
-        return abs(length - noted_ms) <= MAX_INTERVALS_OFF * interval_ms
+        return abs(length - noted_ms) <= MAX_FRAMES_OFF * interval_ms
     return BEAT_LIMITS_MS[0] <= length <= BEAT_LIMITS_MS[1]
 
 
@@ -90,10 +87,10 @@ def window_at(
 
     Args:
         start: the first frame to keep.
-        num_frames: of the cine.
-        size: frames that can be made together, a multiple of `multiple`.
+        num_frames: number of frames of the cine.
+        size: number of frames that can be made together, a multiple of `multiple`.
         is_periodic: whether the last frame is followed by the first.
-        context: frames to see on both sides, at most a quarter of `size`.
+        context: number of frames to see on both sides, at most a quarter of `size`.
         multiple: what the number of frames has to be a multiple of, for networks that halve time and cannot be told
             that a window is a whole cycle; 1 for those that take any number and can.
 

@@ -32,7 +32,7 @@ class Command:
     """What a request may ask, field by field.
 
     Args:
-        answer: does it.
+        answer: function that does it.
         required: the fields it cannot do without.
         reads: paths of files and folders that are read.
         writes: paths of files and folders that are written.
@@ -149,7 +149,7 @@ class _Throttled:
     """Progress events, at most ten a second, the last one always.
 
     Args:
-        emit: sends them.
+        emit: function that sends them.
         part: the beginning and the end of this work in the whole request's progress.
     """
 
