@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from calid.method.diffusion import Model, sample
+from calid.method.diffusion import EpsTheta, sample
 from calid.method.motion import halfway
 from calid.method.networks import DenoiserConfig, folded, unfolded
 from calid.method.weights import below, config_from, read_tensors
@@ -93,7 +93,7 @@ class CineCodeStage(CodeDenoiserStage):
         z_c = self.network.tau1(sight.features[-1])
         return unfolded(z_0, frames=frames), unfolded(z_c, frames=frames), sight
 
-    def over_time(self, batch: dict[str, torch.Tensor], z_c: torch.Tensor) -> Model:
+    def over_time(self, batch: dict[str, torch.Tensor], z_c: torch.Tensor) -> EpsTheta:
         """The network under the condition z_c of clips."""
         return lambda z, t: self.network(z, t, z_c, is_periodic=bool(batch["is_periodic"]))
 

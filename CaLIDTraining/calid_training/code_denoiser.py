@@ -16,7 +16,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from calid.method.codec import Codec, Sight
-from calid.method.diffusion import Model, Schedule, sample
+from calid.method.diffusion import EpsTheta, Schedule, sample
 from calid.method.motion import halfway
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import below, read_codec, read_motion, read_tensors
@@ -145,7 +145,7 @@ class CodeDenoiserStage(L.LightningModule):
         *_, z_0 = sample(self.schedule, self.model(z_c), z_T, steps=self.draw_steps)
         return z_0
 
-    def model(self, z_c: torch.Tensor) -> Model:
+    def model(self, z_c: torch.Tensor) -> EpsTheta:
         """The network under the condition z_c."""
         return lambda z, t: self.network(z, t, z_c)
 

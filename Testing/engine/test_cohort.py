@@ -20,7 +20,7 @@ import pytest
 import torch
 from calid.__main__ import main
 from calid.cohort import command, crew, work
-from calid.cohort.manifest import CohortCase, read_manifest, shard
+from calid.cohort.manifest import CohortCase, cases_of, shard
 from calid.cohort.store import Store
 from calid.cohort.work import Procedure, do_case
 from calid.errors import CalidError, InputError, SettingsError
@@ -132,7 +132,7 @@ def test_models_are_loaded_once_for_all_cases_of_a_process(tmp_path, random_mode
     load = reconstruct.load_interpolator
     monkeypatch.setattr(reconstruct, "load_interpolator", lambda *a, **k: loads.append(1) or load(*a, **k))
     reconstruct.warm_interpolator.cache_clear()
-    cases = read_manifest(hearts(tmp_path / "in", 3))
+    cases = cases_of(hearts(tmp_path / "in", 3))
     procedure = Procedure(
         Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
     )
@@ -147,7 +147,7 @@ def test_settings_of_a_line_win_over_those_of_the_cohort(tmp_path):
     (tmp_path / "list.csv").write_text(
         "case,path,factor,frames,height_cm,weight_kg\nA,heart.seq.nrrd,4,,,\nB,heart.seq.nrrd,,1:2,180,80\n"
     )
-    cases = read_manifest(tmp_path / "list.csv")
+    cases = cases_of(tmp_path / "list.csv")
     rows = done_one_by_one(cases, BARE, tmp_path / "out")
     assert [(row["case"], row["slices"], row["frames"]) for row in rows] == [("A", "25", "2"), ("B", "13", "1")]
     assert read_figures(tmp_path / "out" / "cases" / "B" / "figures.json")["body"]["bsa_m2"] == pytest.approx(2)
@@ -165,14 +165,14 @@ def test_views_of_a_case_guide_its_slices_unless_its_line_says_otherwise(tmp_pat
     procedure = Procedure(
         Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
     )
-    rows = done_one_by_one(read_manifest(tmp_path / "list.csv"), procedure, tmp_path / "out")
+    rows = done_one_by_one(cases_of(tmp_path / "list.csv"), procedure, tmp_path / "out")
     assert [(row["guides"], row["long_axis_views"]) for row in rows] == [("3", "3"), ("0", "3"), ("0", "0")]
     assert rows[0]["long_axis_agreement"] == ""
     assert float(rows[1]["long_axis_agreement"]) > 0
 
 
 def test_the_example_of_a_table_of_cases_can_be_read():
-    cases = read_manifest(Path(__file__).parents[2] / "examples" / "cases.csv")
+    cases = cases_of(Path(__file__).parents[2] / "examples" / "cases.csv")
     assert [case.name for case in cases] == ["P001", "P002", "P003"]
     assert cases[1].views == Path(__file__).parents[2] / "examples" / "studies" / "second" / "long-axis"
     assert cases[1].settings == {"factor": 8}
@@ -198,7 +198,7 @@ def test_no_name_but_the_cases_own_is_told_anywhere(tmp_path):
 
 
 def test_an_error_that_nobody_thought_of_stops_one_case_only(tmp_path, monkeypatch):
-    cases = read_manifest(hearts(tmp_path / "in", 2))
+    cases = cases_of(hearts(tmp_path / "in", 2))
     do = work._do
 
     def broken(case, *rest):
@@ -214,7 +214,7 @@ def test_an_error_that_nobody_thought_of_stops_one_case_only(tmp_path, monkeypat
 
 
 def test_other_settings_do_not_mix_into_a_cohort(tmp_path):
-    cases = read_manifest(hearts(tmp_path / "in", 1))
+    cases = cases_of(hearts(tmp_path / "in", 1))
     done_one_by_one(cases, BARE, tmp_path / "out")
     store = Store(tmp_path / "out")
     with pytest.raises(SettingsError, match="other settings"):
@@ -320,15 +320,15 @@ def test_the_tasks_of_the_slurm_script_do_all_cases_once_and_a_failed_case_is_no
 def test_a_manifest_that_cannot_be_used_is_refused_by_line(tmp_path, text, said):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(CalidError, match=said):
-        read_manifest(tmp_path / "list.csv")
+        cases_of(tmp_path / "list.csv")
 
 
 def test_a_manifest_that_is_no_text_or_not_there_is_refused(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"case,path\nA,\xff\xfe.nrrd\n")
     with pytest.raises(InputError, match="no CSV file in UTF-8"):
-        read_manifest(tmp_path / "list.csv")
+        cases_of(tmp_path / "list.csv")
     with pytest.raises(InputError, match="does not exist"):
-        read_manifest(tmp_path / "none.csv")
+        cases_of(tmp_path / "none.csv")
 
 
 def test_shards_are_all_cases_once():
@@ -348,7 +348,7 @@ def cohort(tmp_path_factory, random_models) -> tuple[Path, Procedure, list[dict[
     procedure = Procedure(
         Settings(factor=2, method="calid", steps=1, device="cpu"), is_segmented=False, models_folder=random_models
     )
-    whole = done_one_by_one(read_manifest(hearts(folder / "in", NUM_HEARTS)), procedure, folder / "whole")
+    whole = done_one_by_one(cases_of(hearts(folder / "in", NUM_HEARTS)), procedure, folder / "whole")
     assert len({row["trust"] for row in whole}) == NUM_HEARTS  # figures that could differ
     return folder / "in", procedure, whole
 
@@ -409,7 +409,7 @@ def until(holds, seconds: float = 300) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="fork")
 def test_a_case_that_kills_its_workers_fails_and_the_others_go_on(tmp_path, monkeypatch):
-    cases = read_manifest(hearts(tmp_path / "in", 3))
+    cases = cases_of(hearts(tmp_path / "in", 3))
     monkeypatch.setattr(crew, "_SPAWN", multiprocessing.get_context("fork"))  # so that the patch is inherited
     do = work._do
     monkeypatch.setattr(work, "_do", lambda case, *r: os._exit(9) if case.name == "heart01" else do(case, *r))
@@ -427,7 +427,7 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
     from calid.cohort.on_dask import run_on_dask
 
     folder, procedure, whole = cohort
-    cases = read_manifest(folder)
+    cases = cases_of(folder)
     out, ended = tmp_path / "out", []
     store = Store(out)
     store.begin(procedure.as_json(), [case.name for case in cases])

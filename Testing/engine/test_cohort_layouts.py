@@ -9,7 +9,7 @@ import file_phantoms
 import numpy as np
 import pytest
 from calid.cohort.layouts import CaseImages, read_case, unpacked
-from calid.cohort.manifest import CohortCase, read_manifest
+from calid.cohort.manifest import CohortCase, cases_of
 from calid.errors import InputError
 from calid.images.body import Body
 from calid.images.files import write_stack
@@ -47,7 +47,7 @@ def test_uk_biobank_zips_are_read_without_unpacking_by_hand(tmp_path):
     folder.mkdir()
     zipped(tmp_path / "sax", folder / "1000012_20209_2_0.zip", more={"manifest.csv": "patient,name\n"})
     zipped(tmp_path / "lax", folder / "1000012_20208_2_0.zip")
-    (case,) = read_manifest(folder)
+    (case,) = cases_of(folder)
     assert case.name == "1000012_2_0"
     found = read(tmp_path, case)
     np.testing.assert_array_equal(found.sax.voxels, CINE.voxels)
@@ -60,7 +60,7 @@ def test_a_folder_with_the_zips_of_one_subject_is_a_case_too(tmp_path):
     folder = tmp_path / "in" / "subject"
     folder.mkdir(parents=True)
     zipped(tmp_path / "sax", folder / "7_20209_2_0.zip")
-    (case,) = read_manifest(tmp_path / "in")
+    (case,) = cases_of(tmp_path / "in")
     np.testing.assert_array_equal(read(tmp_path, case).sax.voxels, CINE.voxels)
 
 
@@ -71,7 +71,7 @@ def test_converted_uk_biobank_and_mms_folders_give_their_short_axis_and_views(tm
         write_stack(CINE, folder / sax)
         write_stack(view(), folder / lax)
     write_stack(CINE, tmp_path / "in" / "case2.nii.gz")
-    cases = read_manifest(tmp_path / "in")
+    cases = cases_of(tmp_path / "in")
     found = [read_case(case, tmp_path) for case in cases]
     assert [case.name for case in cases] == ["case0", "case1", "case2"]
     assert [len(one.lax) for one in found] == [1, 1, 0]
@@ -86,7 +86,7 @@ def test_acdc_gives_both_phases_and_the_body_and_takes_the_cine_where_it_is_ther
     write_stack(CINE.frame(0), folder / "patient001_frame01.nii.gz")
     write_stack(CINE.frame(6), folder / "patient001_frame07.nii.gz")
     write_stack(CINE.frame(6), folder / "patient001_frame07_gt.nii.gz")
-    (case,) = read_manifest(tmp_path / "in")
+    (case,) = cases_of(tmp_path / "in")
     found = read(tmp_path, case)
     np.testing.assert_array_equal(found.sax.voxels, CINE.voxels[[0, 6]])
     assert found.sax.frame_times_ms.tolist() == [0, 6]
@@ -100,7 +100,7 @@ def test_kaggles_nested_folders_of_dicom_are_a_case_each(tmp_path):
         file_phantoms.write_stack(
             tmp_path / "in" / str(number) / "study", CINE, name=lambda t, z: f"sax_{z}/IM-{z:04d}-{t:04d}.dcm"
         )
-    cases = read_manifest(tmp_path / "in")
+    cases = cases_of(tmp_path / "in")
     assert [case.name for case in cases] == ["1", "2"]
     np.testing.assert_array_equal(read(tmp_path, cases[1]).sax.voxels, CINE.voxels)
 

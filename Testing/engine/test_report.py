@@ -75,7 +75,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def whole(case) -> str:
-    return command.document(case, title="Phantom & co")
+    return command.as_html(case, title="Phantom & co")
 
 
 class _Reader(HTMLParser):
@@ -148,7 +148,7 @@ def test_without_segmentation_weights_the_rest_is_there_and_the_reason_is_said()
     tools = replace(TOOLS, segment=no_weights)
     bare = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), long_axis_images(), tools)
     assert isinstance(bare.labels, Missing)
-    read = _Reader(command.document(bare))
+    read = _Reader(command.as_html(bare))
     assert read.headings == CHAPTERS
     assert read.words.count("There is no segmentation model. Reinstall the extension.") == 2
     data = json.loads(read.data["calid-report"])
@@ -159,7 +159,7 @@ def test_without_segmentation_weights_the_rest_is_there_and_the_reason_is_said()
 
 def test_without_long_axis_images_planes_are_derived_from_the_labels():
     lone = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=first_labels))
-    read = _Reader(command.document(lone))
+    read = _Reader(command.as_html(lone))
     assert "these planes follow from its labels" in read.words
     assert json.loads(read.data["calid-report"])["long_axis"] == {"missing": "There are no long-axis images."}
 
@@ -178,7 +178,7 @@ def test_a_cine_beats_in_the_report_with_and_without_long_axis_images(whole, cas
 
 def test_with_neither_images_nor_labels_the_report_says_why_there_are_no_planes():
     neither = gather(sparse_of(phantoms.pictured(truth())).frames(0, 1), (), replace(TOOLS, segment=None, predict=None))
-    words = _Reader(command.document(neither)).words
+    words = _Reader(command.as_html(neither)).words
     assert "no planes could be derived" in words
     assert "No model was given to predict left-out slices." in words
 

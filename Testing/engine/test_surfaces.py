@@ -6,7 +6,7 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError, OutputError
-from calid.heart.surfaces import distances_mm, left_out, surface, surfaces, write_surface
+from calid.heart.surfaces import distances_mm, surface, surfaces, without_surface, write_surface
 from calid.images.files import read_stack
 from calid.labels import LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
@@ -243,7 +243,7 @@ def test_a_label_too_small_for_a_surface_is_left_out_and_named(tiny):
     found = surfaces(few)
     assert set(found) == {LV, WALL}
     assert bad_edges(found[LV]) == 0
-    assert left_out(few, [set(found)]) == ["Right ventricle is too small for a surface and was left out."]
+    assert without_surface(few, [set(found)]) == ["Right ventricle is too small for a surface and was left out."]
     with pytest.raises(InputError, match="only 1 voxels"):
         surface(few, RV)
 

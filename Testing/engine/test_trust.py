@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import phantoms
 import pytest
-from calid.report.trust import left_out, trust
+from calid.report.trust import predicted_slices, trust
 from calid.stack import Stack
 
 
@@ -47,7 +47,7 @@ class Oracle:
 def test_every_inner_slice_is_predicted_in_its_place_from_its_neighbours(slices):
     truth = sparse_stack(slices)
     oracle = Oracle(truth)
-    predicted = left_out(truth, oracle)
+    predicted = predicted_slices(truth, oracle)
     np.testing.assert_allclose(predicted.voxels, truth.voxels[:, 1:-1], rtol=1e-5)
     np.testing.assert_allclose(predicted.origin_lps, truth.to_lps(np.array([0.0, 0.0, 1.0])))
 
@@ -55,7 +55,7 @@ def test_every_inner_slice_is_predicted_in_its_place_from_its_neighbours(slices)
 def test_the_predictor_never_sees_the_slice_it_predicts():
     truth = sparse_stack(6)
     oracle = Oracle(truth)
-    left_out(truth, oracle)
+    predicted_slices(truth, oracle)
     for call, start in zip(oracle.calls, (0, 1), strict=True):
         np.testing.assert_array_equal(call.voxels, truth.voxels[:, start::2])
         assert call.spacing_mm[2] == pytest.approx(16.0)

@@ -66,10 +66,10 @@ def test_the_unpacked_wheel_has_its_models_and_its_demo_case(site, tmp_path):
         tmp_path,
         "-c",
         "import calid; from calid.method.weights import check_file, models_folder, read_manifest\n"
-        "from calid.report.demo import CASE_FOLDER, read_case\n"
+        "from calid.report.demo import CASE_FOLDER, read_demo\n"
         "print(calid.__file__, models_folder(), CASE_FOLDER, sep='\\n')\n"
         "for entry in read_manifest().values(): check_file(entry)\n"
-        "sax, lax = read_case(CASE_FOLDER); print(sax.num_slices, len(lax))",
+        "sax, lax = read_demo(CASE_FOLDER); print(sax.num_slices, len(lax))",
     ).splitlines()
     assert all(Path(line).is_relative_to(site) for line in told[:3])
     assert told[3] == "6 5"

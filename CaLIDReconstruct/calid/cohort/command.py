@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from calid.cohort.manifest import COLUMNS, CohortCase, read_manifest, shard
+from calid.cohort.manifest import MANIFEST_COLUMNS, CohortCase, cases_of, shard
 from calid.cohort.store import TABLE_NAMES, Store
 from calid.cohort.work import KEEP, Procedure
 from calid.errors import SettingsError
 from calid.images.whole_file import need_apart
 from calid.run.logs import tell, tell_error
 from calid.run.progress import case_bar
-from calid.run.settings import add_flags, from_flags
+from calid.run.settings import COHORT_SETTINGS, add_flags, from_flags
 
 STATUS = "status"
 MAX_WORKERS = 256
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "manifest",
-        help=f"CSV file with the columns case, path (and any of {', '.join(COLUMNS[2:])}), or a folder of cases: UK "
+        help=f"CSV file with the columns case, path (and any of {', '.join(MANIFEST_COLUMNS[2:])}), or a folder of cases: UK "
         "Biobank zips, ACDC, M&Ms, Kaggle, one DICOM folder each, volume files; or the word 'status'",
     )
     parser.add_argument("out", type=Path, help="folder for the results: cohort.csv, failures.csv, cases/NAME/")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-segment", action="store_true", help="label nothing, measure no function")
     parser.add_argument("--no-trust", action="store_true", help="do not try the model on left-out slices")
     parser.add_argument("--report", action="store_true", help="also write a report of each case")
-    add_flags(parser, ["factor", "method", "model", "mode", "samples", "steps", "seed", "device", "align", "lax"])
+    add_flags(parser, COHORT_SETTINGS)
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="models to use instead of the bundled ones")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes on this machine (default: by its GPUs, cores)"
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if options.manifest == STATUS:
         return show_status(options.out)
     manifest, procedure = Path(options.manifest), _procedure(options)
-    cases = read_manifest(manifest)
+    cases = cases_of(manifest)
     mine = shard(cases, *options.shard) if options.shard else cases
     done = len(done_before(mine, options.out))
     with case_bar(total=len(mine), done=done) as bar:
@@ -199,9 +199,9 @@ def _do_all(
 def _need_models(procedure: Procedure) -> None:
     """Return if there are models at all: else every case would fail for the same reason."""
     from calid.heart.segmentation import license_notice
-    from calid.method.weights import read_manifest as read_models
+    from calid.method.weights import read_manifest
 
-    read_models(procedure.models_folder)
+    read_manifest(procedure.models_folder)
     if procedure.is_segmented:
         tell(license_notice(procedure.models_folder))
 

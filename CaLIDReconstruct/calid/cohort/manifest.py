@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from calid.errors import CalidError, InputError, SettingsError
 from calid.images.body import Body
 from calid.images.files import suffix_of
-from calid.run.settings import Settings
+from calid.run.settings import OPTIONS, Settings
 
-SETTINGS = tuple(name.name for name in fields(Settings) if name.name not in ("device", "roi"))
-"""Settings that a case may have of its own; the device is the machine's."""
+CASE_SETTINGS = tuple(name for name in OPTIONS if name not in ("device", "roi"))
+"""Settings that a case may have of its own; the device is the machine's, and a region does not go into one cell."""
 
-COLUMNS = ("case", "path", "views", "height_cm", "weight_kg", *SETTINGS)
+MANIFEST_COLUMNS = ("case", "path", "views", "height_cm", "weight_kg", *CASE_SETTINGS)
 
 _NAME = re.compile(r"\w(?:[\w .+=@()-]{0,98}[\w+=@()-])?")
 _UK_BIOBANK = re.compile(r"(?P<subject>\w+)_20209_(?P<visit>\d+_\d+)\.zip")
@@ -42,11 +42,11 @@ class CohortCase:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_manifest(path: Path) -> list[CohortCase]:
+def cases_of(path: Path) -> list[CohortCase]:
     """The cases of a CSV file or of a folder, in their order there.
 
     Args:
-        path: CSV file with the columns `case` and `path` and any others of `COLUMNS`, whose paths are relative to the
+        path: CSV file with the columns `case` and `path` and any others of `MANIFEST_COLUMNS`, whose paths are relative to the
             file's folder; or a folder, each of whose sub-folders, volume files and UK Biobank zips is a case.
 
     Raises:
@@ -129,9 +129,9 @@ def _need_columns(path: Path, names: Sequence[str]) -> None:
         if name not in names:
             raise InputError("bad-manifest", f"{path.name} has no column '{name}'.", "Begin it with: case,path")
     for name in names:
-        if name not in COLUMNS:
+        if name not in MANIFEST_COLUMNS:
             raise InputError(
-                "bad-manifest", f"{path.name} has a column '{name}'.", f"Columns may be {', '.join(COLUMNS)}."
+                "bad-manifest", f"{path.name} has a column '{name}'.", f"Columns may be {', '.join(MANIFEST_COLUMNS)}."
             )
 
 
@@ -161,7 +161,7 @@ def _body(given: Mapping[str, str], where: str) -> Body | None:
 
 
 def _settings(given: Mapping[str, str], where: str) -> dict[str, Any]:
-    chosen = {name: _value(name, given[name]) for name in SETTINGS if name in given}
+    chosen = {name: _value(name, given[name]) for name in CASE_SETTINGS if name in given}
     try:
         Settings(**chosen)
     except (CalidError, TypeError) as error:

@@ -120,7 +120,7 @@ def _do(case: CohortCase, procedure: Procedure, results: Path, scratch: Path) ->
     from calid.heart.figures import write_figures
     from calid.report.case import Tools, gather
     from calid.report.chapters import view_agreements
-    from calid.report.command import case_figures, document, write_report
+    from calid.report.command import as_html, case_figures, write_report
     from calid.report.tools import engine_tools
 
     started = time.monotonic()
@@ -145,7 +145,7 @@ def _do(case: CohortCase, procedure: Procedure, results: Path, scratch: Path) ->
     seconds |= {} if heart.seconds is None else {"upsample": heart.seconds}
     _keep(heart.dense, heart.labels if isinstance(heart.labels, Stack) else None, procedure.keep, results)
     if procedure.has_report:
-        write_report(document(heart, case.name, body=source.body), results / "report.html")
+        write_report(as_html(heart, case.name, body=source.body), results / "report.html")
     figures = case_figures(heart, view_agreements(heart), command="cohort", body=source.body)
     figures["seconds"] |= seconds | {"total": time.monotonic() - started}
     write_figures({"case": case.name, **figures}, results / FIGURES_NAME)

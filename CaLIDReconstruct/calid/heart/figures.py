@@ -243,12 +243,12 @@ def check_json_output(options: argparse.Namespace) -> None:
     """Return if the figures can be written where they are asked for; to be asked before a long run.
 
     Raises:
-        OutputError: as for `whole_file.check_output`.
+        OutputError: as for `whole_file.check_new_file`.
     """
     if options.json is not None:
         sources = [getattr(options, name, None) for name in ("input", "views", "labels", "models")]
         overwrite = getattr(options, "overwrite", False)
-        whole_file.check_output(options.json, SUFFIXES, overwrite=overwrite, sources=sources)
+        whole_file.check_new_file(options.json, SUFFIXES, overwrite=overwrite, sources=sources)
 
 
 def write_figures(figures: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:

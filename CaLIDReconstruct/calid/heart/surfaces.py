@@ -75,7 +75,7 @@ def surfaces(
 
     Returns:
         label -> watertight triangles; the volume of each is that of its voxels within about `MAX_VOLUME_ERROR`. Labels
-        of a few voxels, which vanish when their distances are smoothed, are left out; `left_out` says so.
+        of a few voxels, which vanish when their distances are smoothed, are left out; `without_surface` says so.
     """
     image = labels.voxels[frame]
     present = [label.value for label in LABELS if (image == label.value).any()]
@@ -95,7 +95,7 @@ def surfaces(
     return {label: _finished(mesh, fields.affine) for label, mesh in meshes if mesh.GetNumberOfPolys()}
 
 
-def left_out(labels: Stack, found: Sequence[Collection[int]]) -> list[str]:
+def without_surface(labels: Stack, found: Sequence[Collection[int]]) -> list[str]:
     """Sentences that name the labels without a surface although they are there.
 
     Args:

@@ -243,9 +243,11 @@ def _with_series(groups: Sequence[Group], series: str) -> Group:
         message = f"There is no series {series} with a place in space; there are {known}."
         raise SettingsError("unknown-series", message, "Give a series number or UID that `calid info FOLDER` lists.")
     group = groups[int(np.argmax(counts))]
-    asked = {place: [run for run in runs if _is_series(run.series, series)] for place, runs in enumerate(group.places)}
-    runs = (asked[place] or runs for place, runs in enumerate(group.places))
-    return replace(group, runs=tuple(run for place in runs for run in place))
+    asked = {
+        place: [take for take in takes if _is_series(take.series, series)] for place, takes in enumerate(group.places)
+    }
+    takes = (asked[place] or takes for place, takes in enumerate(group.places))
+    return replace(group, takes=tuple(take for place in takes for take in place))
 
 
 def _is_series(series: tuple[float, str], asked: str) -> bool:
@@ -256,16 +258,16 @@ def _is_series(series: tuple[float, str], asked: str) -> bool:
 
 
 def _verdicts(groups: Sequence[Group], sax: Group) -> tuple[Verdict, ...]:
-    chosen = {id(run) for run in sax.runs}
+    chosen = {id(take) for take in sax.takes}
     found = []
     for group in groups:
-        if any(id(run) in chosen for run in group.runs):
+        if any(id(take) in chosen for take in group.takes):
             found.append(Verdict(sax, "short axis", called(sax)))
-            rest = tuple(run for run in group.runs if id(run) not in chosen)
+            rest = tuple(take for take in group.takes if id(take) not in chosen)
             if rest:
                 found.append(
                     Verdict(
-                        replace(group, runs=rest),
+                        replace(group, takes=rest),
                         "left out",
                         "the same slices, not corrected for distortion or acquired before",
                     )

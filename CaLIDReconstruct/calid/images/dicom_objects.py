@@ -65,7 +65,7 @@ def segmentation_place(output: Path, stack: Stack, *, overwrite: bool = False, s
         OutputError: it cannot be written there.
     """
     if output.suffix.lower() == FILE_SUFFIX and stack.num_frames == 1:
-        whole_file.check_output(output, (FILE_SUFFIX,), overwrite=overwrite, sources=(source,))
+        whole_file.check_new_file(output, (FILE_SUFFIX,), overwrite=overwrite, sources=(source,))
         return output
     folder = output.with_suffix("") if output.suffix.lower() == FILE_SUFFIX else output
     check_folder(folder, overwrite=overwrite, source=source)

@@ -17,7 +17,7 @@ from calid import geometry
 from calid.geometry import Plane
 from calid.images.assembly import plane_findings
 from calid.images.dicom import CLOCKS, DicomImage
-from calid.images.times import MIN_PHASES_MS, Motion, motion_of, phase_times_ms
+from calid.images.times import MIN_PHASES_MS, MotionKind, motion_of, phase_times_ms
 
 STRAY_DEGREES = 20.0
 """An image tilted against the short axis by less than this is a crooked short-axis slice and not a long-axis view."""
@@ -44,20 +44,20 @@ SUBJECTS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Take:
     """The images of one place that were taken together.
 
     Args:
-        images: in any order.
-        motion: what they show.
+        images: the images, in any order.
+        motion: what they show of the heart beat.
     """
 
     images: tuple[DicomImage, ...]
-    motion: Motion
+    motion: MotionKind
 
     @property
     def series(self) -> tuple[float, str]:
-        """Number and UID."""
+        """Number and UID of the series."""
         return self.images[0].series
 
     @property
@@ -71,37 +71,37 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one acquisition in parallel planes.
+    """Takes of one acquisition in parallel planes.
 
     Args:
-        runs: in the order of their positions; several at one position are repeats.
-        motion: what all of them show.
-        subject: of another contrast than a cine's, "" where nothing says so.
+        takes: takes in the order of their positions; several at one position are repeats.
+        motion: what all of them show of the heart beat.
+        subject: name of another contrast than a cine's, "" where nothing says so.
     """
 
-    runs: tuple[Run, ...]
-    motion: Motion
+    takes: tuple[Take, ...]
+    motion: MotionKind
     subject: str = ""
 
     @cached_property
     def images(self) -> list[DicomImage]:
-        """Those of all runs."""
-        return [image for run in self.runs for image in run.images]
+        """The images of all takes."""
+        return [image for take in self.takes for image in take.images]
 
     @property
     def plane(self) -> Plane:
-        """Of one of the images; the others are parallel to it."""
+        """The plane of one of the images; the others are parallel to it."""
         return self.images[0].plane
 
     @cached_property
-    def places(self) -> list[list[Run]]:
-        """The runs sorted along the normal, those at one position together."""
-        return at_positions(self.runs, lambda run: run.images[0].plane)
+    def places(self) -> list[list[Take]]:
+        """The takes sorted along the normal, those at one position together."""
+        return at_positions(self.takes, lambda take: take.images[0].plane)
 
     @property
     def num_frames(self) -> int:
-        """Number of images of the longest run."""
-        return max(len(run.images) for run in self.runs)
+        """Number of images of the longest take."""
+        return max(len(take.images) for take in self.takes)
 
     @property
     def kind(self) -> tuple[str, str, str]:
@@ -116,7 +116,7 @@ class Group:
     @property
     def series(self) -> list[tuple[float, str]]:
         """Its series, each once, in order."""
-        return sorted({run.series for run in self.runs})
+        return sorted({take.series for take in self.takes})
 
     @property
     def references(self) -> set[str]:
@@ -169,17 +169,17 @@ class Group:
         return " and ".join(words) if ours.fits(theirs) else ""
 
     def latest(self) -> Group:
-        """The run at each position that is corrected for distortion, and of several such the last acquired.
+        """The take at each position that is corrected for distortion, and of several such the last acquired.
 
         Where no header tells which one is the last, a position keeps all of them.
         """
-        runs = [run for place in self.places for run in place if run.rank == max(other.rank for other in place)]
-        return replace(self, runs=tuple(runs))
+        takes = [take for place in self.places for take in place if take.rank == max(other.rank for other in place)]
+        return replace(self, takes=tuple(takes))
 
     def findings(self) -> list:
         """What keeps the planes of the group from being one straight and even stack."""
-        runs = [place[0] for place in self.places]
-        return plane_findings([run.images[0].plane for run in runs], [run.images[0].name for run in runs])
+        takes = [place[0] for place in self.places]
+        return plane_findings([take.images[0].plane for take in takes], [take.images[0].name for take in takes])
 
 
 def at_positions(things: Sequence, plane_of: Callable) -> list[list]:
@@ -301,32 +301,32 @@ def _is_parallel(first: DicomImage, second: DicomImage) -> bool:
 
 def _by_motion(images: Sequence[DicomImage]) -> list[Group]:
     """Parallel images of one contrast: a group for each kind of motion and number of frames."""
-    parts: dict[tuple[Motion, int], list[Run]] = {}
+    parts: dict[tuple[MotionKind, int], list[Take]] = {}
     for position in at_positions(images, lambda image: image.plane):
-        for run in _runs(position):
-            count = len(run.images) if run.motion in ("cine", "phases", "unclear") else 0
-            parts.setdefault((run.motion, count), []).append(run)
+        for take in _takes(position):
+            count = len(take.images) if take.motion in ("cine", "phases", "unclear") else 0
+            parts.setdefault((take.motion, count), []).append(take)
     subject = subject_of(images[0].description)
-    groups = {key: Group(tuple(runs), key[0], subject) for key, runs in parts.items()}
+    groups = {key: Group(tuple(takes), key[0], subject) for key, takes in parts.items()}
     for key in [key for key in groups if key[0] == "unclear"]:
         # A slice of a cine without times is one of its slices all the same, where the cine has no other.
         cine = groups.get(("cine", key[1]))
         if cine is not None and not _is_on(groups[key], cine):
-            groups["cine", key[1]] = replace(cine, runs=(*cine.runs, *groups.pop(key).runs))
+            groups["cine", key[1]] = replace(cine, takes=(*cine.takes, *groups.pop(key).takes))
     return list(groups.values())
 
 
 def _is_on(group: Group, other: Group) -> bool:
     """Whether a group has a position of another one, to which it is parallel."""
     found, known = (
-        geometry.positions_along(other.plane.normal, [run.images[0].plane for run in part.runs])
+        geometry.positions_along(other.plane.normal, [take.images[0].plane for take in part.takes])
         for part in (group, other)
     )
     return bool((np.abs(known[:, None] - found) < geometry.SAME_POSITION_MM).any())
 
 
-def _runs(position: Sequence[DicomImage]) -> list[Run]:
-    """The images of one place, one run for each time they were taken: told apart by series, number, or image type."""
+def _takes(position: Sequence[DicomImage]) -> list[Take]:
+    """The images of one place, one take for each time they were taken: told apart by series, number, or image type."""
     keys: tuple[Callable[[DicomImage], Hashable], ...] = (
         lambda image: image.series,
         lambda image: np.nan_to_num(image.acquisition),
@@ -337,8 +337,8 @@ def _runs(position: Sequence[DicomImage]) -> list[Run]:
         for image in position:
             parts.setdefault(key(image), []).append(image)
         if len(parts) > 1 and _are_repeats(position, list(parts.values())):
-            return [run for part in parts.values() for run in _runs(part)]
-    return [Run(tuple(part), motion_of(part)) for part in _copies(position)]
+            return [take for part in parts.values() for take in _takes(part)]
+    return [Take(tuple(part), motion_of(part)) for part in _copies(position)]
 
 
 def _copies(position: Sequence[DicomImage]) -> list[list[DicomImage]]:
@@ -375,11 +375,11 @@ def _untangled(group: Group) -> list[Group]:
     """The group itself, or its parts by description or series where these make even stacks and the whole does not."""
     if len(group.places) < 3 or not group.findings():
         return [group]
-    for key in (lambda run: run.images[0].description, lambda run: run.series):
-        parts: dict[Hashable, list[Run]] = {}
-        for run in group.runs:
-            parts.setdefault(key(run), []).append(run)
-        split = [replace(group, runs=tuple(runs)) for runs in parts.values()]
+    for key in (lambda take: take.images[0].description, lambda take: take.series):
+        parts: dict[Hashable, list[Take]] = {}
+        for take in group.takes:
+            parts.setdefault(key(take), []).append(take)
+        split = [replace(group, takes=tuple(takes)) for takes in parts.values()]
         if len(split) > 1 and any(len(part.places) > 2 and not part.findings() for part in split):
             return split
     return [group]

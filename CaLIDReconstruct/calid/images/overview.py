@@ -13,7 +13,7 @@ from calid import geometry
 from calid.images.checks import findings
 from calid.images.choice import MOTIONS, Choice, Verdict, numbers_of
 from calid.images.dicom import DicomImage
-from calid.images.groups import Group, Run
+from calid.images.groups import Group, Take
 from calid.images.times import phase_times_ms
 from calid.stack import Stack
 
@@ -185,28 +185,28 @@ def facts_as_text(facts: Mapping[str, Any], name: str) -> str:
 def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
     """The series in a group."""
     group = verdict.group
-    parts: dict[tuple[float, str], list[Run]] = {}
-    for run in group.runs:
-        parts.setdefault(run.series, []).append(run)
+    parts: dict[tuple[float, str], list[Take]] = {}
+    for take in group.takes:
+        parts.setdefault(take.series, []).append(take)
     gap = _gap_mm(group)
     subject = f", {group.subject}" if group.subject else ""
     return [
         Series(
             number=int(number),
             uid=uid,
-            description=runs[0].images[0].description,
+            description=takes[0].images[0].description,
             role=verdict.role,
             kind=f"{MOTIONS[group.motion]}{subject}",
-            slices=len({tuple(np.round(run.images[0].plane.origin_lps, 2)) for run in runs}),
-            phases=max(len(run.images) for run in runs),
+            slices=len({tuple(np.round(take.images[0].plane.origin_lps, 2)) for take in takes}),
+            phases=max(len(take.images) for take in takes),
             spacing_mm=None if gap is None else round(gap, 3),
             pixel_mm=(round(float(group.plane.spacing_mm[0]), 4), round(float(group.plane.spacing_mm[1]), 4)),
             size=group.plane.size,
-            times_ms=_span_ms(runs),
+            times_ms=_span_ms(takes),
             tilt_degrees=None if sax is None else round(group.tilt_degrees(sax), 1),
             reason=verdict.reason,
         )
-        for (number, uid), runs in parts.items()
+        for (number, uid), takes in parts.items()
     ]
 
 
@@ -228,9 +228,9 @@ def _unplaced(image: DicomImage) -> Series:
     )
 
 
-def _span_ms(runs: Sequence[Run]) -> tuple[float, float] | None:
-    times = [found for run in runs if (found := phase_times_ms(run.images)) is not None]
-    if len(times) < len(runs):
+def _span_ms(takes: Sequence[Take]) -> tuple[float, float] | None:
+    times = [found for take in takes if (found := phase_times_ms(take.images)) is not None]
+    if len(times) < len(takes):
         return None
     together = np.concatenate(times)
     return round(float(together.min()), 2), round(float(together.max()), 2)

@@ -21,7 +21,7 @@ from calid.images.checks import raise_first
 from calid.images.choice import RIGHT_ANGLE_DEGREES, miss_of_right_angle, views_of
 from calid.images.dicom import DicomImage, read_images
 from calid.images.folder import look, overview_of
-from calid.images.groups import MAX_VIEW_POSITIONS, Group, Run
+from calid.images.groups import MAX_VIEW_POSITIONS, Group, Take
 from calid.images.overview import CHOICE_KEY, LEFT_OUT_KEY, Overview
 from calid.images.pixels import read_pixels
 from calid.images.times import MIN_CINE_STEP_MS, in_time, phase_times_ms
@@ -141,13 +141,13 @@ def _short_axis(overview: Overview, *, is_asked: bool = False) -> Stack:
     _need_one_of_each(sax)
     if sax.findings():
         # A slice that is missing may be there, crooked, of another size or with frames missing, and explain it.
-        flawed = [run for group in others if _is_flawed_part(group, sax) for run in group.latest().runs]
-        sax = replace(sax, runs=(*sax.runs, *flawed))
+        flawed = [take for group in others if _is_flawed_part(group, sax) for take in group.latest().takes]
+        sax = replace(sax, takes=(*sax.takes, *flawed))
     elif not is_asked:
         for group in others:
             _need_untorn(sax, group)
             if _continues(group, sax):
-                raise_first(_findings([*sax.runs, *group.latest().runs]))
+                raise_first(_findings([*sax.takes, *group.latest().takes]))
                 raise _lost(group.images[0], "lies where the next slice of the short axis would")
         for image in overview.unplaced:
             looks = (sax.plane.size, sax.kind, sax.images[0].description)
@@ -172,7 +172,7 @@ def _need_untorn(sax: Group, group: Group) -> None:
     words = group.differs_in(sax)
     if not words or not group.is_beside(sax):
         return
-    image = next(filter(None, (_phase_between(run, sax) for run in group.runs)), None)
+    image = next(filter(None, (_phase_between(take, sax) for take in group.takes)), None)
     if image is None and _completes(group, sax):
         image = group.images[0]
     if image is not None:
@@ -184,20 +184,20 @@ def _need_untorn(sax: Group, group: Group) -> None:
         )
 
 
-def _phase_between(run: Run, sax: Group) -> DicomImage | None:
+def _phase_between(take: Take, sax: Group) -> DicomImage | None:
     """An image of a slice and a series of the short axis that was taken at another time than its images there."""
     if sax.num_frames == 1:
         return None
-    for own in (own for place in sax.places for own in place if own.series == run.series):
-        known, found = phase_times_ms(own.images), phase_times_ms(run.images)
+    for own in (own for place in sax.places for own in place if own.series == take.series):
+        known, found = phase_times_ms(own.images), phase_times_ms(take.images)
         if (
             known is not None
             and found is not None
-            and geometry.is_same_position(own.images[0].plane, run.images[0].plane)
+            and geometry.is_same_position(own.images[0].plane, take.images[0].plane)
         ):
             apart = np.abs(found[:, None] - known).min(axis=1)
             if apart.max() >= MIN_CINE_STEP_MS:
-                return run.images[int(apart.argmax())]
+                return take.images[int(apart.argmax())]
     return None
 
 
@@ -206,7 +206,7 @@ def _completes(group: Group, sax: Group) -> bool:
     if group.num_frames != sax.num_frames:
         return False
     try:
-        return not any(True for _ in _findings([*sax.runs, *group.latest().runs]))
+        return not any(True for _ in _findings([*sax.takes, *group.latest().takes]))
     except InputError:
         return False
 
@@ -219,7 +219,7 @@ def _need_one_of_each(sax: Group) -> None:
     """
     unclear = [place for place in sax.places if len(place) > 1]
     if unclear:
-        pairs = "; ".join(" and ".join(run.images[0].name for run in place) for place in unclear)
+        pairs = "; ".join(" and ".join(take.images[0].name for take in place) for place in unclear)
         code = "duplicate-frames" if sax.num_frames > 1 else "duplicate-slices"
         count = f"{len(unclear)} of {len(sax.places)} slices are"
         message = f"{count} there more than once, and no header tells which was acquired last: {pairs}."
@@ -275,59 +275,59 @@ def _along(group: Group, sax: Group) -> tuple[np.ndarray, np.ndarray, float]:
 # --- Putting images together ------------------------------------------------------------------------------------------
 
 
-def _stack(runs: Sequence[Run]) -> Stack:
+def _stack(takes: Sequence[Take]) -> Stack:
     """Runs of parallel planes as one stack, sorted along the normal and by time.
 
     Raises:
         InputError: the planes or phases do not fit together, or pixels cannot be decoded.
     """
-    runs = _sorted(runs)
-    raise_first(_findings(runs))
-    phases, times_ms, guess = in_time([run.images for run in runs])
-    planes = [run.images[0].plane for run in runs]
-    first = runs[0].images[0]
+    takes = _sorted(takes)
+    raise_first(_findings(takes))
+    phases, times_ms, guess = in_time([take.images for take in takes])
+    planes = [take.images[0].plane for take in takes]
+    first = takes[0].images[0]
     stack = Stack(
         voxels=_voxels(phases),
         affine=geometry.affine_of(planes, first.thickness_mm if first.thickness_mm > 0 else 1.0),
         frame_times_ms=np.mean(times_ms, axis=0),
-        generated=np.array([run.images[0].is_generated for run in runs]),
+        generated=np.array([take.images[0].is_generated for take in takes]),
         beat_ms=first.interval_ms if len(phases[0]) > 1 and first.interval_ms > 0 else None,
         times_guess=guess,
     )
     return stack.noted(**_facts(first, stack))
 
 
-def _sorted(runs: Sequence[Run]) -> list[Run]:
-    planes = [run.images[0].plane for run in runs]
-    return [runs[index] for index in np.argsort(geometry.positions_along(planes[0].normal, planes), kind="stable")]
+def _sorted(takes: Sequence[Take]) -> list[Take]:
+    planes = [take.images[0].plane for take in takes]
+    return [takes[index] for index in np.argsort(geometry.positions_along(planes[0].normal, planes), kind="stable")]
 
 
-def _findings(runs: Sequence[Run]) -> Iterator[Any]:
-    """What keeps runs from being one stack, question by question.
+def _findings(takes: Sequence[Take]) -> Iterator[Any]:
+    """What keeps takes from being one stack, question by question.
 
     Raises:
         InputError: the images are in color or cannot be compared in space or time.
     """
-    runs = _sorted(runs)
-    names = [run.images[0].name for run in runs]
-    yield from plane_findings([run.images[0].plane for run in runs], names)
-    _need_one_place(runs)
-    yield from count_findings([len(run.images) for run in runs], names)
-    _, times_ms, _ = in_time([run.images for run in runs])
-    yield from phase_findings(times_ms, names, [_beat_ms(run.images) for run in runs])
+    takes = _sorted(takes)
+    names = [take.images[0].name for take in takes]
+    yield from plane_findings([take.images[0].plane for take in takes], names)
+    _need_one_place(takes)
+    yield from count_findings([len(take.images) for take in takes], names)
+    _, times_ms, _ = in_time([take.images for take in takes])
+    yield from phase_findings(times_ms, names, [_beat_ms(take.images) for take in takes])
 
 
-def _need_one_place(runs: Sequence[Run]) -> None:
+def _need_one_place(takes: Sequence[Take]) -> None:
     """Return if all images can be compared in space, and those of one slice show the same pixels."""
-    if len({image.reference for run in runs for image in run.images} - {""}) > 1:
+    if len({image.reference for take in takes for image in take.images} - {""}) > 1:
         remedy = "Use images of one examination without repositioning the patient."
         raise InputError("mixed-references", "The slices refer to different origins (frames of reference).", remedy)
-    for run in runs:
-        for image in run.images:
+    for take in takes:
+        for image in take.images:
             if image.is_color:
                 raise color_fault(image.name)
-            if not geometry.is_same_position(image.plane, run.images[0].plane):
-                message = f"{image.name} does not show the same pixels as {run.images[0].name} of the same slice."
+            if not geometry.is_same_position(image.plane, take.images[0].plane):
+                message = f"{image.name} does not show the same pixels as {take.images[0].name} of the same slice."
                 remedy = "Keep the images of one acquisition, or resample them to one grid first."
                 raise InputError("moved-frames", message, remedy)
 
@@ -371,13 +371,13 @@ def _views(groups: Iterable[Group]) -> tuple[tuple[LaxImage, ...], list[str]]:
     views: list[LaxImage] = []
     notes: list[str] = []
     for place in (place for group in groups for place in group.places):
-        for run in (run for run in place if run.rank[0] == max(other.rank[0] for other in place)):
+        for take in (take for take in place if take.rank[0] == max(other.rank[0] for other in place)):
             try:
-                raise_first(_findings([run]))
+                raise_first(_findings([take]))
             except InputError as error:
-                notes.append(f"{len(run.images)} images of {run.images[0].description}: {error.message}")
+                notes.append(f"{len(take.images)} images of {take.images[0].description}: {error.message}")
                 continue
-            views.append(LaxImage(_new_name(run.images[0], [view.name for view in views]), _stack([run])))
+            views.append(LaxImage(_new_name(take.images[0], [view.name for view in views]), _stack([take])))
     return tuple(views), notes
 
 

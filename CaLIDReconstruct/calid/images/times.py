@@ -18,7 +18,7 @@ from calid.images.checks import FRAME_LIMITS_MS, HOLE_STEPS
 from calid.images.dicom import CLOCKS, LAST_NUMBER, PHASE_NUMBERS, PHASE_SHARE, PHASE_TIMES, DicomImage
 from calid.stack import BEAT_LIMITS_MS
 
-Motion = Literal["cine", "phases", "unclear", "still", "repeats"]
+MotionKind = Literal["cine", "phases", "unclear", "still", "repeats"]
 """What the images of one place show: a heart beat; two phases of one; several images of which no one says when they
 were taken; one image; the same moment again, beat after beat or with another contrast."""
 
@@ -88,7 +88,7 @@ def phase_times_ms(images: Sequence[DicomImage]) -> np.ndarray | None:
     return None
 
 
-def motion_of(images: Sequence[DicomImage]) -> Motion:
+def motion_of(images: Sequence[DicomImage]) -> MotionKind:
     """What the images of one place and one acquisition show."""
     is_said = any(image.num_phases > 1 for image in images)
     if len(images) == 1:

@@ -45,9 +45,9 @@ def check_output(path: Path, *, overwrite: bool = False, sources: Iterable[Path 
     """Return if a volume can be written to `path`; to be asked before a long run.
 
     Raises:
-        OutputError: as for `whole_file.check_output`.
+        OutputError: as for `whole_file.check_new_file`.
     """
-    whole_file.check_output(path, SUFFIXES, overwrite=overwrite, sources=sources)
+    whole_file.check_new_file(path, SUFFIXES, overwrite=overwrite, sources=sources)
 
 
 def check_fits(stack: Stack, path: Path) -> None:

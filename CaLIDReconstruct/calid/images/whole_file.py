@@ -26,7 +26,7 @@ ABANDONED_SECONDS = 24 * 3600
 _TEMPORARY = re.compile(r"\.calid-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}(\.se[qg])?\.[a-z]{2,5}(\.gz)?")
 
 
-def check_output(
+def check_new_file(
     path: Path, suffixes: Sequence[str], *, overwrite: bool = False, sources: Iterable[Path | None] = ()
 ) -> None:
     """Return if a result can be written to `path`; to be asked before a long run.
@@ -114,10 +114,10 @@ def whole_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False) 
         overwrite: whether it may replace what exists.
 
     Raises:
-        OutputError: as for `check_output`, or the disk is full or fails.
+        OutputError: as for `check_new_file`, or the disk is full or fails.
     """
     path = Path(path)
-    check_output(path, suffixes, overwrite=overwrite)
+    check_new_file(path, suffixes, overwrite=overwrite)
     sweep(path.parent)
     # The temporary name ends like the final one, since VTK's writers go by the extension.
     suffix = next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
@@ -126,7 +126,7 @@ def whole_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False) 
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        check_output(path, suffixes, overwrite=overwrite)
+        check_new_file(path, suffixes, overwrite=overwrite)
         temporary.replace(path)
     except OSError as err:
         raise _output_error(path, err) from err

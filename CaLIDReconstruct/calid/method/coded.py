@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from calid.method.codec import Codec, Sight
-from calid.method.diffusion import Model, Schedule, invert, sample, unit_radius
+from calid.method.diffusion import EpsTheta, Schedule, invert, sample, unit_radius
 from calid.method.model import Departures
 from calid.method.motion import Motion, halfway
 from calid.method.networks import Denoiser, folded, frame_by_frame, unfolded
@@ -165,7 +165,7 @@ class CodedCaLID(nn.Module):
         *_, z_T = invert(self.schedule, self._asked(sight, z_0, is_periodic), z_0, steps=steps)
         return unit_radius(z_T) if departures.unit_radius else z_T
 
-    def _asked(self, sight: Sight, codes: torch.Tensor, is_periodic: bool) -> Model:
+    def _asked(self, sight: Sight, codes: torch.Tensor, is_periodic: bool) -> EpsTheta:
         """The denoiser of codes like `codes` under the condition of what is seen."""
         z_c = self.denoiser.tau1(sight.features[-1])
         if codes.ndim == 5:

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 Prediction = Literal["epsilon", "velocity"]
-Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+EpsTheta = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(z_t (N, ...), t (N,)) -> prediction (N, ...)."""
 
 
@@ -94,7 +94,7 @@ class Schedule:
 
 
 def ddim_step(
-    schedule: Schedule, model: Model, z_t: torch.Tensor, *, t: int, t_next: int
+    schedule: Schedule, model: EpsTheta, z_t: torch.Tensor, *, t: int, t_next: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One deterministic step from t to t_next, in either direction (Eq. 3 and 6); returns (z at t_next, z_0)."""
     times = torch.full((z_t.shape[0],), t, device=z_t.device)
@@ -103,7 +103,7 @@ def ddim_step(
     return alpha_next.sqrt() * z_0 + (1 - alpha_next).sqrt() * epsilon, z_0
 
 
-def sample(schedule: Schedule, model: Model, z_T: torch.Tensor, *, steps: int) -> Iterator[torch.Tensor]:
+def sample(schedule: Schedule, model: EpsTheta, z_T: torch.Tensor, *, steps: int) -> Iterator[torch.Tensor]:
     """Walk from z_T (N, ...) to z_0; yields the estimate of z_0 after every step, so that callers can stop or look."""
     z = z_T
     for t, t_next in schedule.walk(steps):
@@ -111,7 +111,7 @@ def sample(schedule: Schedule, model: Model, z_T: torch.Tensor, *, steps: int) -
         yield z_0
 
 
-def invert(schedule: Schedule, model: Model, z_0: torch.Tensor, *, steps: int) -> Iterator[torch.Tensor]:
+def invert(schedule: Schedule, model: EpsTheta, z_0: torch.Tensor, *, steps: int) -> Iterator[torch.Tensor]:
     """DDIM inversion: walk from z_0 (N, ...) up to z_T; yields z after every step.
 
     The network is asked at the time where z is; a clean z counts as t = 0, the smallest time it was trained on.

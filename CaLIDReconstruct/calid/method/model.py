@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from calid.method.diffusion import Model, Schedule, invert, sample, unit_radius
+from calid.method.diffusion import EpsTheta, Schedule, invert, sample, unit_radius
 from calid.method.motion import Motion, halfway
 from calid.method.networks import Denoiser, LatentSpace, frame_by_frame
 from calid.method.texture import with_brightness_of, with_texture_of
@@ -247,6 +247,6 @@ class CaLID(nn.Module):
             raise ValueError("without the self-condition, an inversion needs the neighbors of its slices")
         return self.condition(*neighbors)
 
-    def _asked(self, z_c: torch.Tensor, is_periodic: bool) -> Model:
+    def _asked(self, z_c: torch.Tensor, is_periodic: bool) -> EpsTheta:
         """The denoiser under a condition."""
         return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)

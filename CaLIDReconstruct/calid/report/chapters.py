@@ -8,7 +8,7 @@ import numpy as np
 
 from calid.errors import InputError
 from calid.heart.longaxis import crossing_views, cut, derive_planes, heart_center
-from calid.heart.surfaces import left_out, surfaces
+from calid.heart.surfaces import surfaces, without_surface
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
 from calid.report.case import METHOD_NAMES, Case, Missing
@@ -120,7 +120,7 @@ def in_3d(case: Case) -> tuple[list[str], list[str]]:
     labels = case.labels
     frame = viewer.viewing_frame(labels)
     found = [surfaces(labels, index, grid_mm=_VIEW_GRID_MM) for index in range(labels.num_frames)]
-    missing = [page.paragraph(sentence) for sentence in left_out(labels, found)]
+    missing = [page.paragraph(sentence) for sentence in without_surface(labels, found)]
     meshes = [viewer.viewed(one, frame) for one in found]
     if not any(meshes):
         return missing or [page.paragraph("There are no surfaces to show: no voxel is labeled.")], []

@@ -23,7 +23,7 @@ from calid.images.body import Body
 from calid.images.checks import warnings
 from calid.images.files import read_lax_folder, read_stack, read_study
 from calid.images.overview import told
-from calid.images.whole_file import check_output, whole_file
+from calid.images.whole_file import check_new_file, whole_file
 from calid.labels import LABELS
 from calid.report import chapters, page
 from calid.report.case import Case, Missing, Tools, gather
@@ -41,7 +41,7 @@ SUFFIXES = (".html", ".htm")
 # --- the document -----------------------------------------------------------------------------------------------------
 
 
-def document(case: Case, title: str = DEFAULT_TITLE, *, body: Body | None = None) -> str:
+def as_html(case: Case, title: str = DEFAULT_TITLE, *, body: Body | None = None) -> str:
     """The whole report as HTML."""
     return _made(case, title, body)[0]
 
@@ -181,7 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the report; exit code 0."""
     sources = (options.input, options.views, options.labels, options.models)
-    check_output(options.output, SUFFIXES, overwrite=options.overwrite, sources=sources)
+    check_new_file(options.output, SUFFIXES, overwrite=options.overwrite, sources=sources)
     figures.check_json_output(options)
     body = figures.body_from(options)
     if options.input.is_dir():

@@ -20,7 +20,7 @@ BUNDLED_FOLDERS = (_HERE.parent / "Resources" / "Demo", _HERE / "Demo")  # in th
 CASE_FOLDER = next((folder for folder in BUNDLED_FOLDERS if folder.is_dir()), BUNDLED_FOLDERS[0])
 SAX_NAME, DENSE_NAME = "sax.seq.nrrd", "dense.seq.nrrd"
 SHEET_NAME, MOVIE_NAME, INDEX_NAME = "lax.png", "lax.gif", "index.html"
-SETTINGS = Settings(factor=8, method="calid+")
+DEMO_SETTINGS = Settings(factor=8, method="calid+")
 MOVIE_VIEW = "4ch"
 
 
@@ -36,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Upsample the case; leave the dense stack, the picture sheet, the movie and `index.html` in the folder."""
-    sparse, lax = read_case(CASE_FOLDER)
+    sparse, lax = read_demo(CASE_FOLDER)
     sparse = _every(sparse, options.every)
     folder: Path = options.folder
     _prepare_folder(folder, overwrite=options.overwrite)
     start = time.monotonic()
     with progress_bar() as bar:
-        dense = upsample(sparse, SETTINGS, progress=shown_on(bar)).stack
+        dense = upsample(sparse, DEMO_SETTINGS, progress=shown_on(bar)).stack
     seconds = time.monotonic() - start
     write_stack(dense, folder / DENSE_NAME, overwrite=options.overwrite)
     columns = standard_columns(sparse, dense)
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_case(folder: Path) -> tuple[Stack, tuple[LaxImage, ...]]:
+def read_demo(folder: Path) -> tuple[Stack, tuple[LaxImage, ...]]:
     """The bundled SAX cine and its long-axis images.
 
     Raises:

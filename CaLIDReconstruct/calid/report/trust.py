@@ -108,7 +108,7 @@ def left_out_views(
     return tuple(found)
 
 
-def left_out(sparse: Stack, predict: Predictor) -> Stack | None:
+def predicted_slices(sparse: Stack, predict: Predictor) -> Stack | None:
     """Every inner acquired slice as predicted from its two neighbors; None with fewer than three slices.
 
     Two runs suffice: the even slices predict the odd ones and the odd the even.
@@ -151,7 +151,7 @@ def trust(
     Returns:
         None with fewer than three slices.
     """
-    predicted = left_out(sparse, predict)
+    predicted = predicted_slices(sparse, predict)
     if predicted is None:
         return None
     truth = sparse.voxels.astype(np.float32)

@@ -36,7 +36,7 @@ _LARGEST = 65535
 
 
 @dataclass(frozen=True)
-class Frame:
+class ViewingFrame:
     """The heart's frame in patient space: columns of `axes_lps` are x, y and z."""
 
     axes_lps: np.ndarray
@@ -47,15 +47,15 @@ class Frame:
         return (points_lps - self.origin_lps) @ self.axes_lps
 
 
-def viewing_frame(labels: Stack) -> Frame:
+def viewing_frame(labels: Stack) -> ViewingFrame:
     """Base up, anterior wall towards the viewer; along the slices where the labels do not say."""
     try:
         axes = heart_axes(labels)
     except InputError:
         x, _, z = labels.directions_lps.T
         middle = labels.to_lps((np.array(labels.voxels.shape[:0:-1]) - 1) / 2)
-        return Frame(np.stack([x, -z, np.cross(x, -z)], axis=1), middle)
-    return Frame(np.stack([-axes.septal, -axes.apexward, axes.anterior], axis=1), axes.center_lps)
+        return ViewingFrame(np.stack([x, -z, np.cross(x, -z)], axis=1), middle)
+    return ViewingFrame(np.stack([-axes.septal, -axes.apexward, axes.anterior], axis=1), axes.center_lps)
 
 
 def decimated(mesh: vtkPolyData, triangles: int = TRIANGLES_PER_SURFACE) -> vtkPolyData:
@@ -75,7 +75,7 @@ Meshes = Mapping[int, tuple[np.ndarray, np.ndarray]]
 """label -> ((P, 3) points in the viewing frame in mm, (N, 3) triangles)."""
 
 
-def viewed(meshes: Mapping[int, vtkPolyData], frame: Frame) -> Meshes:
+def viewed(meshes: Mapping[int, vtkPolyData], frame: ViewingFrame) -> Meshes:
     """Decimated surfaces in the viewing frame."""
     found = arrays({label: decimated(mesh) for label, mesh in meshes.items()})
     return {label: (frame.from_lps(points), triangles) for label, (points, triangles) in found.items()}
@@ -110,7 +110,9 @@ class Picture:
     window: tuple[float, float]
 
 
-def scene(frames: list[Meshes], times_ms: Iterable[float], frame: Frame, pictures: Iterable[Picture] = ()) -> str:
+def scene(
+    frames: list[Meshes], times_ms: Iterable[float], frame: ViewingFrame, pictures: Iterable[Picture] = ()
+) -> str:
     """JSON for `viewer.js`: surfaces per frame, pictures per frame, colors and where to look."""
     points = np.concatenate([part for meshes in frames for part, _ in meshes.values()])
     low, high = points.min(axis=0), points.max(axis=0)
@@ -150,7 +152,7 @@ def _base64(values: np.ndarray) -> str:
     return base64.b64encode(values.astype("<u2").tobytes()).decode("ascii")
 
 
-def _standing(picture: Picture, frame: Frame) -> dict[str, Any]:
+def _standing(picture: Picture, frame: ViewingFrame) -> dict[str, Any]:
     rows, columns = picture.values.shape[1:]
     edges = np.array([[x, y, 0] for y in (-0.5, rows - 0.5) for x in (-0.5, columns - 0.5)])
     corners = frame.from_lps(picture.plane.to_lps(edges))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from calid.errors import OutputError
 from calid.images.files import check_fits, check_output, read_heart, write_stack
-from calid.images.whole_file import check_output as check_any_output
-from calid.images.whole_file import whole_file
+from calid.images.whole_file import check_new_file, whole_file
 from calid.run.alignment import align
 from calid.run.shifts import Alignment, Shift, moved
 
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None:
         check_output(options.output, overwrite=options.overwrite, sources=sources)
     if options.json is not None:
-        check_any_output(options.json, (".json",), overwrite=options.overwrite, sources=sources)
+        check_new_file(options.json, (".json",), overwrite=options.overwrite, sources=sources)
     if options.json is not None and options.output == options.json:
         raise OutputError("same-output", f"{options.json} is asked for twice.", "Give two different names.")
     sax, lax = read_heart(options.input, lax_folder=options.lax)

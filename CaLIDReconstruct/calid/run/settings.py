@@ -46,6 +46,7 @@ class Option:
         count: how many whole numbers a list has; 0 for a value that is no list.
         metavar: how the command line writes a list, such as "A:B".
         unit: unit of the numbers.
+        of_one_stack: whether it speaks of the pixels or frames of one stack, so that many stacks have no common value.
     """
 
     help: str
@@ -55,6 +56,7 @@ class Option:
     count: int = 0
     metavar: str | None = None
     unit: str = ""
+    of_one_stack: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -138,10 +140,11 @@ class Settings:
             count=4,
             metavar="x0:x1,y0:y1",
             unit="pixels",
+            of_one_stack=True,
         ),
     )
     frames: tuple[int, int] | None = field(
-        default=None, metadata=_told("frames A to B-1, counted from 0", count=2, metavar="A:B")
+        default=None, metadata=_told("frames A to B-1, counted from 0", count=2, metavar="A:B", of_one_stack=True)
     )
     device: DeviceName = field(default="auto", metadata=_told("where the networks run", choices=DEVICES))
     align: Align = field(
@@ -183,6 +186,7 @@ class Settings:
 
 OPTIONS: dict[str, Option] = {setting.name: setting.metadata["option"] for setting in fields(Settings)}
 DEFAULTS: dict[str, Any] = {setting.name: setting.default for setting in fields(Settings)}
+COHORT_SETTINGS = tuple(name for name, option in OPTIONS.items() if not option.of_one_stack)
 
 
 def checked(name: str, value: Any) -> Any:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from calid.errors import SettingsError
-from calid.run.settings import OPTIONS, checked, from_json
+from calid.run.settings import COHORT_SETTINGS, OPTIONS, checked, from_json
 
 PROGRESS_INTERVAL_S = 0.1
 SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
 FRAME_NAME = "frame{index:04d}.nrrd"
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
-SETTINGS = tuple(OPTIONS)
-COHORT_SETTINGS = ("factor", "method", "model", "mode", "samples", "steps", "seed", "device", "align", "lax")
 FLAGS = ("overwrite", "raw", "segment", "uncertainty")
 COUNTS = {"num_frames": (1, 10_000), "num_views": (0, 100)}  # of a heart that an estimate is told a part of
 Request = dict[str, Any]
@@ -73,7 +71,7 @@ class Command:
         if key in (*self.reads, *self.writes):
             if not isinstance(value, str) or not _is_file_name(value):
                 raise bad_request(f"'{key}' is no path: {str(value)[:200]!r}.", "Send a text.")
-        elif key in SETTINGS:
+        elif key in OPTIONS:
             checked(key, value)
         elif key in FLAGS:
             if not isinstance(value, bool):
@@ -278,7 +276,7 @@ def _dicom(request: Request, _: Callable[[], bool], __: Emit) -> dict[str, Any]:
 def _cohort(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> dict[str, Any]:
     """Many hearts into one table, as `calid cohort`; a case that fails is told and does not stop the others."""
     from calid.cohort.command import do_cohort, done_before
-    from calid.cohort.manifest import read_manifest
+    from calid.cohort.manifest import cases_of
     from calid.cohort.work import KEEP, Procedure
 
     out, keep = Path(request["output"]), request.get("keep") or []
@@ -288,7 +286,7 @@ def _cohort(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> d
     if workers is not None and type(workers) is not int:
         raise bad_request(f"'workers' is {str(workers)[:200]!r}.", "Send a whole number.")
     manifest = Path(request["input"])
-    cases = read_manifest(manifest)
+    cases = cases_of(manifest)
     before = done_before(cases, out)
     failed: list[str] = []
     done = len(before)
@@ -312,7 +310,7 @@ def _cohort(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> d
 
 def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
     """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
-    from calid.heart.surfaces import left_out, surfaces, write_surface
+    from calid.heart.surfaces import surfaces, without_surface, write_surface
     from calid.labels import LABELS
 
     watch.stage, there = "surfaces", []
@@ -323,7 +321,7 @@ def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
             if label.value in found:
                 write_surface(found[label.value], folder / f"frame{index:04d}-{label.key}.vtp", overwrite=True)
         watch.tick(1)
-    for sentence in left_out(labels, there):
+    for sentence in without_surface(labels, there):
         logging.getLogger("calid").warning(sentence)
 
 
@@ -333,7 +331,7 @@ COMMANDS = {
         required=("input", "output"),
         reads=("input", "views", "models"),
         writes=("output", "uncertainty", "frames_folder"),
-        others=("overwrite", "series", *SETTINGS),
+        others=("overwrite", "series", *OPTIONS),
     ),
     "segment": Command(
         _segment,
@@ -348,7 +346,7 @@ COMMANDS = {
         _estimate,
         required=("input",),
         reads=("input", "models"),
-        others=("uncertainty", "num_frames", "num_views", "series", *SETTINGS),
+        others=("uncertainty", "num_frames", "num_views", "series", *OPTIONS),
     ),
     "dicom": Command(
         _dicom,
