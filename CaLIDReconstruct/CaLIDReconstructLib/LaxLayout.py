@@ -8,7 +8,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import slicer
 import vtk
-from calid.heart.longaxis import nearest_frames
+from calid.stack import nearest_frames
 from slicer.i18n import tr as _
 
 from . import Inputs, Nodes

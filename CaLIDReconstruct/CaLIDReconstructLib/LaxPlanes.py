@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 import slicer
 import vtk
-from calid.geometry import LONG_AXIS_DEGREES, lps_to_ras, ras_to_lps
-from calid.heart.longaxis import derive_planes, heart_center
+from calid.geometry import LONG_AXIS_DEGREES, heart_center, lps_to_ras, ras_to_lps
+from calid.heart.longaxis import derive_planes
 from calid.stack import Stack
 from slicer.i18n import tr as _
 

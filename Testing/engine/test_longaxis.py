@@ -6,10 +6,11 @@ import numpy as np
 import phantoms
 import pytest
 from calid.errors import InputError
+from calid.geometry import heart_center
 from calid.heart import longaxis
 from calid.images.files import read_study
 from calid.report import comparison
-from calid.stack import Stack
+from calid.stack import Stack, nearest_frames
 from scipy import ndimage
 
 SLOPES = np.array([0.7, -1.3, 2.1])
@@ -78,16 +79,16 @@ def test_a_cine_cut_shows_the_phase_of_each_frame_of_the_image():
 
 def test_phases_of_two_heart_rates_are_matched_by_their_share_of_the_cycle():
     slow, fast = np.arange(25) * 40.0, np.arange(25) * 33.0
-    np.testing.assert_array_equal(longaxis.nearest_frames(fast, slow), np.arange(25))
+    np.testing.assert_array_equal(nearest_frames(fast, slow), np.arange(25))
 
 
 def test_the_end_of_the_cycle_is_near_its_beginning():
-    assert longaxis.nearest_frames(np.arange(10) * 80.0, np.arange(100) * 8.0)[-1] == 0
+    assert nearest_frames(np.arange(10) * 80.0, np.arange(100) * 8.0)[-1] == 0
 
 
 def test_an_excerpt_of_a_cycle_is_matched_by_time_and_not_stretched():
     cycle, excerpt = np.arange(25) * 33.0, np.arange(5) * 33.0
-    np.testing.assert_array_equal(longaxis.nearest_frames(cycle, excerpt), np.arange(5))
+    np.testing.assert_array_equal(nearest_frames(cycle, excerpt), np.arange(5))
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0, 101.0, 451.0, 12_000.0])
@@ -95,8 +96,8 @@ def test_numbers_or_times_that_begin_elsewhere_are_the_same_phases(start):
     short_axis = np.arange(25) * 34.0
     for step in (1.0, 36.0):  # frame numbers, and milliseconds
         long_axis = start + step * np.arange(25)
-        np.testing.assert_array_equal(longaxis.nearest_frames(long_axis, short_axis), np.arange(25))
-        np.testing.assert_array_equal(longaxis.nearest_frames(short_axis, long_axis), np.arange(25))
+        np.testing.assert_array_equal(nearest_frames(long_axis, short_axis), np.arange(25))
+        np.testing.assert_array_equal(nearest_frames(short_axis, long_axis), np.arange(25))
 
 
 def test_a_cut_of_a_long_axis_image_with_offset_numbers_shows_its_own_phases():
@@ -113,19 +114,19 @@ def test_a_cut_of_a_long_axis_image_with_offset_numbers_shows_its_own_phases():
 
 def test_an_excerpt_of_a_noted_beat_is_not_taken_for_a_whole_one():
     whole, excerpt = np.arange(25) * 36.0, 72.0 + np.arange(20) * 36.0
-    found = longaxis.nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=900.0)
+    found = nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=900.0)
     np.testing.assert_array_equal(found, 2 + np.arange(20))
 
 
 def test_an_excerpt_at_another_heart_rate_is_matched_by_its_share_of_the_noted_beat():
     whole, excerpt = np.arange(25) * 36.0, np.arange(5, 10) * 40.0
-    found = longaxis.nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=1000.0)
+    found = nearest_frames(whole, excerpt, beat_ms=900.0, at_beat_ms=1000.0)
     np.testing.assert_array_equal(found, np.arange(5, 10))
 
 
 def test_a_cine_that_ends_before_the_beat_is_not_stretched_where_the_beat_is_noted():
     triggered, whole = np.arange(23) * 40.0, np.arange(25) * 40.0
-    found = longaxis.nearest_frames(triggered, whole, beat_ms=1000.0, at_beat_ms=1000.0)
+    found = nearest_frames(triggered, whole, beat_ms=1000.0, at_beat_ms=1000.0)
     np.testing.assert_array_equal(found[:23], np.arange(23))
 
 
@@ -248,7 +249,7 @@ def test_the_heart_lies_where_the_long_axis_planes_meet():
         across = np.cos(angle) * stack.directions_lps[:, 0] + np.sin(angle) * stack.directions_lps[:, 1]
         directions = np.stack([across, along, np.cross(across, along)], axis=1)
         planes.append(Stack(np.zeros((1, 1, 8, 8)), phantoms.affine((1, 1, 6), directions, target - 3 * along)))
-    np.testing.assert_allclose(longaxis.heart_center(stack, planes), target, atol=0.5)
+    np.testing.assert_allclose(heart_center(stack, planes), target, atol=0.5)
 
 
 def view_angle_deg(plane: Stack, seed: int) -> float:

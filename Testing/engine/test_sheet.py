@@ -9,15 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import phantoms
 import pytest
+from calid.geometry import heart_center
 from calid.heart import longaxis
-from calid.report import comparison, page, sheet
+from calid.report import comparison, demo, page, sheet
 from calid.stack import Stack
 from PIL import Image
 
 
 @dataclass(frozen=True)
 class View:
-    """A long-axis image with its name, as `files.LaxImage`."""
+    """A long-axis image with its name, as `stack.LaxImage`."""
 
     name: str
     stack: Stack
@@ -61,7 +62,7 @@ def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):
     views, columns = study
     sparse = columns[0].stack
     for view in views:
-        centre = longaxis.heart_center(sparse, [view.stack])
+        centre = heart_center(sparse, [view.stack])
         upright = sheet.upright_plane(view.stack, sparse, centre)
         normal = view.stack.directions_lps[:, 2]
         assert upright.directions_lps[:, 2] @ normal == pytest.approx(1, abs=1e-9)
@@ -74,7 +75,7 @@ def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):
 def test_an_upright_plane_shows_the_acquired_image_itself(study):
     views, columns = study
     sparse = columns[0].stack
-    upright = sheet.upright_plane(views[0].stack, sparse, longaxis.heart_center(sparse, [views[0].stack]))
+    upright = sheet.upright_plane(views[0].stack, sparse, heart_center(sparse, [views[0].stack]))
     fine = longaxis.cut(columns[2].stack, upright)[0]
     inside = np.isfinite(fine) & (upright.voxels[0, 0] > 0)
     assert np.corrcoef(fine[inside], upright.voxels[0, 0][inside])[0, 1] > 0.985
@@ -153,7 +154,7 @@ def test_the_index_page_holds_everything_it_shows(study, tmp_path):
     views, columns = study
     figures = sheet.lax_sheet(views, columns, tmp_path / "sheet.png")
     movie = sheet.lax_movie(views[0], views, columns[1:], tmp_path / "beat.gif")
-    index = sheet.write_index(
+    index = demo.write_index(
         tmp_path,
         figures=figures,
         sheets={"End-diastole": tmp_path / "sheet.png"},
@@ -171,7 +172,7 @@ def test_the_index_page_holds_everything_it_shows(study, tmp_path):
 
 
 def test_the_index_page_says_when_there_is_nothing_to_compare(tmp_path):
-    index = sheet.write_index(tmp_path, figures=[], sheets={})
+    index = demo.write_index(tmp_path, figures=[], sheets={})
     assert "nothing to compare" in parsed(index.read_text(encoding="utf-8")).words
 
 

@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "manifest",
-        help=f"CSV file with the columns case, path (and any of {', '.join(MANIFEST_COLUMNS[2:])}), or a folder of cases: UK "
-        "Biobank zips, ACDC, M&Ms, Kaggle, one DICOM folder each, volume files; or the word 'status'",
+        help=f"CSV file with the columns case, path (and any of {', '.join(MANIFEST_COLUMNS[2:])}), or a folder of "
+        "cases: UK Biobank zips, ACDC, M&Ms, Kaggle, one DICOM folder each, volume files; or the word 'status'",
     )
     parser.add_argument("out", type=Path, help="folder for the results: cohort.csv, failures.csv, cases/NAME/")
     parser.add_argument(

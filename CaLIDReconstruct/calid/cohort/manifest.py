@@ -46,8 +46,8 @@ def cases_of(path: Path) -> list[CohortCase]:
     """The cases of a CSV file or of a folder, in their order there.
 
     Args:
-        path: CSV file with the columns `case` and `path` and any others of `MANIFEST_COLUMNS`, whose paths are relative to the
-            file's folder; or a folder, each of whose sub-folders, volume files and UK Biobank zips is a case.
+        path: CSV file with the columns `case` and `path` and any others of `MANIFEST_COLUMNS`, whose paths are relative
+            to the file's folder; or a folder, each of whose sub-folders, volume files and UK Biobank zips is a case.
 
     Raises:
         InputError: there is nothing there, or a line cannot be used; the message names it.

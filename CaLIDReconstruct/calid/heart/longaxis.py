@@ -16,10 +16,8 @@ import numpy as np
 from scipy import ndimage
 
 from calid.geometry import LONG_AXIS_DEGREES
-from calid.geometry import heart_center as heart_center
 from calid.heart.anatomy import HeartAxes, heart_axes
 from calid.stack import LaxImage, Stack, frames_at_phases_of
-from calid.stack import nearest_frames as nearest_frames
 
 SMOOTHING_MM = 2.0
 """Standard deviation of the Gaussian under which gradients are taken: above the noise, below the width of a wall."""

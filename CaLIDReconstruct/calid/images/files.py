@@ -17,7 +17,7 @@ from calid.errors import InputError, SettingsError
 from calid.images import metaimage, nifti, nrrd
 from calid.images.checks import FRAME_LIMITS_MS
 from calid.images.dicom_file import is_dicom
-from calid.images.study import Study, read_file, read_lax, read_sax, read_study
+from calid.images.study import read_file, read_lax, read_sax, read_study
 from calid.images.vetting import Header, fault
 from calid.images.volume_out import (
     SUFFIXES,
@@ -32,8 +32,6 @@ from calid.stack import BEAT_KEY, TIMES_KEY, LaxImage, Stack
 
 __all__ = [
     "SUFFIXES",
-    "LaxImage",
-    "Study",
     "check_fits",
     "check_output",
     "pending_stack",

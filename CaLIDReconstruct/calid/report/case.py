@@ -14,9 +14,9 @@ import numpy as np
 from scipy import ndimage
 
 from calid.errors import CalidError, InputError, ResourceError, WeightsError
+from calid.geometry import heart_center
 from calid.heart.anatomy import clean_labels, heart_axes
 from calid.heart.figures import NO_VIEWS, function_to_the_ends
-from calid.heart.longaxis import heart_center
 from calid.heart.volumes import Function, cardiac_function
 from calid.images.checks import check_stack
 from calid.report.comparison import HEART_RADIUS_MM, guides_of

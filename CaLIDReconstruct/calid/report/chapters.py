@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from calid.errors import InputError
-from calid.heart.longaxis import crossing_views, cut, derive_planes, heart_center
+from calid.geometry import heart_center
+from calid.heart.longaxis import crossing_views, cut, derive_planes
 from calid.heart.surfaces import surfaces, without_surface
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer

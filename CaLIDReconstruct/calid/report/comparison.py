@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut, heart_center
+from calid.geometry import heart_center
+from calid.heart.longaxis import Agreement, agreement, around, at_phases_of, crossing_views, cut
 from calid.report import page
 from calid.stack import GUIDED_KEY, LaxImage, Stack
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from calid.errors import InputError, OutputError, SettingsError
 from calid.images.files import read_lax_folder, read_stack, write_stack
-from calid.report.comparison import standard_columns
-from calid.report.sheet import lax_movie, lax_sheet, write_index
+from calid.report import page
+from calid.report.comparison import ViewAgreement, agreement_table, standard_columns
+from calid.report.sheet import lax_movie, lax_sheet
 from calid.run.progress import progress_bar, shown_on
 from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
@@ -95,3 +98,69 @@ def _every(stack: Stack, step: int) -> Stack:
     if step < 1:
         raise SettingsError("every", f"Every {step}th phase is not possible.", "Give 1 or more.")
     return stack.with_voxels(stack.voxels[::step], frame_times_ms=stack.frame_times_ms[::step])
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+_BEATING = "One heartbeat in a long-axis plane: the acquired image beside the stack before and after upsampling"
+
+
+def write_index(
+    folder: Path,
+    *,
+    figures: Sequence[ViewAgreement],
+    sheets: Mapping[str, Path],
+    movie: Path | None = None,
+    case: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+) -> Path:
+    """Write the demonstration's `index.html`: one file, nothing loaded from elsewhere.
+
+    Args:
+        folder: where the page goes.
+        figures: figures by `lax_sheet` or `compare_views`.
+        sheets: heading -> picture sheet (PNG), in order.
+        movie: a beating view from `lax_movie`.
+        case: what was loaded and what came out, for a reader.
+        provenance: provenance of the dense stack.
+        seconds: how long the upsampling took.
+    """
+    fragments = [_headline(figures, seconds, provenance or {})]
+    if movie:
+        fragments.append(
+            page.section(
+                "One heartbeat",
+                page.picture(movie, "The same plane through the cycle.", alternative=_BEATING),
+            )
+        )
+    for heading, path in sheets.items():
+        caption = (
+            "Rows are acquired long-axis views; columns the acquired image, and the same plane cut from the short-axis "
+            "stack. One scale, one window per row, turned so that the base is on top."
+        )
+        fragments.append(page.section(heading, page.picture(path, caption, alternative=heading)))
+    fragments.append(page.section("Agreement with the acquired images", agreement_table(figures)))
+    if case:
+        fragments.append(page.section("The case", page.facts(case)))
+    if provenance:
+        fragments.append(page.section("How it was made", page.facts(provenance)))
+    lead = "Missing slices of a cardiac short-axis stack, filled in by a latent diffusion model and seen from the side."
+    target = folder / "index.html"
+    target.write_text(page.page("CaLID on the demonstration heart", lead, fragments), encoding="utf-8")
+    return target
+
+
+def _headline(figures: Sequence[ViewAgreement], seconds: float | None, provenance: Mapping[str, Any]) -> str:
+    """The largest figures: slices before and after as the provenance counts them, time, and views won."""
+    shown = []
+    if {"acquired_slices", "factor"} <= set(provenance):
+        acquired, factor = int(provenance["acquired_slices"]), int(provenance["factor"])
+        shown += [("acquired slices", f"{acquired}"), ("slices now", f"{(acquired - 1) * factor + 1}")]
+    if seconds is not None:
+        shown.append(("seconds to upsample", f"{seconds:.0f}"))
+    if figures:
+        last = list(figures[0].columns)[-1]
+        wins = sum(result.best == last for result in figures)
+        shown.append((f"views in which {last} agrees best", f"{wins} of {len(figures)}"))
+    return page.tiles(shown) if shown else ""

@@ -1,4 +1,4 @@
-"""Picture sheets and the demonstration's page: long-axis planes as acquired, and as cut from the short-axis stack.
+"""Picture sheets and films: long-axis planes as acquired, and as cut from the short-axis stack.
 
 Every picture of a sheet shows the same piece of the same physical plane, turned so that the short-axis slices lie flat
 with the base at the top, at one scale and one window. Only pillow is needed.
@@ -9,28 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid.heart.longaxis import (
-    at_phases_of,
-    crossing_views,
-    cut,
-    frames_at_phases_of,
-    heart_center,
-    intersection_lines,
-)
+from calid.geometry import heart_center
+from calid.heart.longaxis import at_phases_of, crossing_views, cut, intersection_lines
 from calid.report import page
 from calid.report.comparison import (
     HEART_RADIUS_MM,
     Column,
     ViewAgreement,
-    agreement_table,
     compare_views,
 )
-from calid.stack import WINDOW_PERCENTILES, LaxImage, Stack
+from calid.stack import WINDOW_PERCENTILES, LaxImage, Stack, frames_at_phases_of
 
 MARGIN_MM = 14.0
 """How much of the acquired image is shown above and below the short-axis slab."""
@@ -366,69 +358,3 @@ def _film_frame(row: _Row, index: int) -> Image.Image:
         _write(draw, (left, 4), name, 15, _ACCENT if place == len(grays) - 1 else _TEXT)
         film.paste(gray, (left, _FILM_HEAD))
     return film
-
-
-# --- the demonstration's page -----------------------------------------------------------------------------------------
-
-_BEATING = "One heartbeat in a long-axis plane: the acquired image beside the stack before and after upsampling"
-
-
-def write_index(
-    folder: Path,
-    *,
-    figures: Sequence[ViewAgreement],
-    sheets: Mapping[str, Path],
-    movie: Path | None = None,
-    case: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    seconds: float | None = None,
-) -> Path:
-    """Write the demonstration's `index.html`: one file, nothing loaded from elsewhere.
-
-    Args:
-        folder: where it goes.
-        figures: from `lax_sheet` or `compare_views`.
-        sheets: heading -> picture sheet (PNG), in order.
-        movie: a beating view from `lax_movie`.
-        case: what was loaded and what came out, for a reader.
-        provenance: of the dense stack.
-        seconds: how long the upsampling took.
-    """
-    fragments = [_headline(figures, seconds, provenance or {})]
-    if movie:
-        fragments.append(
-            page.section(
-                "One heartbeat",
-                page.picture(movie, "The same plane through the cycle.", alternative=_BEATING),
-            )
-        )
-    for heading, path in sheets.items():
-        caption = (
-            "Rows are acquired long-axis views; columns the acquired image, and the same plane cut from the short-axis "
-            "stack. One scale, one window per row, turned so that the base is on top."
-        )
-        fragments.append(page.section(heading, page.picture(path, caption, alternative=heading)))
-    fragments.append(page.section("Agreement with the acquired images", agreement_table(figures)))
-    if case:
-        fragments.append(page.section("The case", page.facts(case)))
-    if provenance:
-        fragments.append(page.section("How it was made", page.facts(provenance)))
-    lead = "Missing slices of a cardiac short-axis stack, filled in by a latent diffusion model and seen from the side."
-    target = folder / "index.html"
-    target.write_text(page.page("CaLID on the demonstration heart", lead, fragments), encoding="utf-8")
-    return target
-
-
-def _headline(figures: Sequence[ViewAgreement], seconds: float | None, provenance: Mapping[str, Any]) -> str:
-    """The largest figures: slices before and after as the provenance counts them, time, and views won."""
-    shown = []
-    if {"acquired_slices", "factor"} <= set(provenance):
-        acquired, factor = int(provenance["acquired_slices"]), int(provenance["factor"])
-        shown += [("acquired slices", f"{acquired}"), ("slices now", f"{(acquired - 1) * factor + 1}")]
-    if seconds is not None:
-        shown.append(("seconds to upsample", f"{seconds:.0f}"))
-    if figures:
-        last = list(figures[0].columns)[-1]
-        wins = sum(result.best == last for result in figures)
-        shown.append((f"views in which {last} agrees best", f"{wins} of {len(figures)}"))
-    return page.tiles(shown) if shown else ""

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calid.geometry import heart_center
 from calid.heart.anatomy import clean_labels
-from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice, heart_center
+from calid.heart.longaxis import at_phases_of, crossing_views, cut, dice
 from calid.heart.segmentation import segment_with
 from calid.heart.surfaces import surfaces
 from calid.images.study import read_study
