@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calid.method.networks import zeroed
 from calid.method.texture import blurred
 
 CELL = 2  # pixels of a cell that the finest level reads as one place
@@ -192,13 +193,6 @@ def without_cells(images: torch.Tensor) -> torch.Tensor:
         signs = signs.reshape((-1, 1) if axis == -2 else (1, -1)).to(images.dtype)
         images = images - signs * blurred(signs * images, CELL_SIGMA_PIXELS)
     return images
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def _levels(config: CodecConfig) -> nn.ModuleList:

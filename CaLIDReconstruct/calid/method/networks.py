@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from monai.networks.blocks import Convolution
@@ -24,6 +24,8 @@ from torch import nn
 from calid.method.diffusion import Prediction, Schedule
 
 FRAMES_AT_ONCE = 16  # of a sequence, by networks that read frame by frame: less memory, and the same result
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def frame_by_frame(run: Callable[..., torch.Tensor], *tensors: torch.Tensor, dims: int) -> torch.Tensor:
@@ -44,12 +46,18 @@ def unfolded(tensor: torch.Tensor, *, frames: int) -> torch.Tensor:
     return tensor.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
+def zeroed(layer: Layer) -> Layer:
+    """The layer with all its parameters zero, so that what it adds is nothing before training."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 def zero_unet(in_channels: int, out_channels: int, *, features: Sequence[int], norm_num_groups: int) -> BasicUNet:
     """MONAI's 2D BasicUNet with group norms whose answer is zero before training."""
     norm = ("group", {"num_groups": norm_num_groups})
     unet = BasicUNet(2, in_channels, out_channels, features=features, norm=norm)
-    for parameter in unet.final_conv.parameters():
-        nn.init.zeros_(parameter)
+    zeroed(unet.final_conv)
     return unet
 
 
@@ -201,9 +209,7 @@ class ConditionEncoder(nn.Sequential):
             if level > 0:
                 layers.append(AEKLDownsample(dims, previous))
             layers.append(AEKLResBlock(dims, previous, norm_num_groups=16, norm_eps=1e-6, out_channels=width))
-        out = Convolution(dims, widths[-1], config.channels[0], kernel_size=3, conv_only=True)
-        for parameter in out.parameters():
-            nn.init.zeros_(parameter)
+        out = zeroed(Convolution(dims, widths[-1], config.channels[0], kernel_size=3, conv_only=True))
         super().__init__(*layers, nn.SiLU(), out)
 
 
@@ -212,9 +218,7 @@ class SightEncoder(nn.Sequential):
 
     def __init__(self, config: DenoiserConfig) -> None:
         dims, width = config.spatial_dims, config.tau1_channels[-1]
-        out = Convolution(dims, width, config.channels[0], kernel_size=3, conv_only=True)
-        for parameter in out.parameters():
-            nn.init.zeros_(parameter)
+        out = zeroed(Convolution(dims, width, config.channels[0], kernel_size=3, conv_only=True))
         super().__init__(
             Convolution(dims, config.seen_channels, width, kernel_size=1, conv_only=True),
             AEKLResBlock(dims, width, norm_num_groups=16, norm_eps=1e-6, out_channels=width),
@@ -236,6 +240,9 @@ class Timeline:
     is_periodic: bool
 
 
+ONE_FRAME = Timeline(frames=1, is_periodic=False)
+
+
 class TemporalConvolution(nn.Module):
     """A convolution over three frames that mixes all channels, added to its input; zero at first.
 
@@ -245,9 +252,7 @@ class TemporalConvolution(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(3 * channels, channels, kernel_size=1)  # of (before, now, after)
-        for parameter in self.mix.parameters():
-            nn.init.zeros_(parameter)
+        self.mix = zeroed(nn.Conv2d(3 * channels, channels, kernel_size=1))  # of (before, now, after)
 
     def forward(self, x: torch.Tensor, timeline: Timeline) -> torch.Tensor:
         """(N * frames, C, h, w) -> the same shape."""
@@ -256,6 +261,12 @@ class TemporalConvolution(nn.Module):
         if not timeline.is_periodic:
             before[:, 0], after[:, -1] = now[:, 0], now[:, -1]
         return x + self.mix(torch.cat([before, now, after], dim=2).flatten(0, 1))
+
+
+def _neighbors_of(config: DenoiserConfig) -> Convolution:
+    """The layer by which an anchored denoiser reads the neighbors' latents; zero at first."""
+    both = 2 * config.latent_channels
+    return zeroed(Convolution(config.spatial_dims, both, config.channels[0], kernel_size=3, conv_only=True))
 
 
 class Denoiser(nn.Module):
@@ -273,11 +284,12 @@ class Denoiser(nn.Module):
     be learned again from.
     """
 
-    noise_levels: torch.Tensor
+    noise_levels: torch.Tensor | None
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
+        self._timeline = ONE_FRAME
         shared: dict[str, Any] = {
             "spatial_dims": config.spatial_dims,
             "in_channels": config.latent_channels,
@@ -291,25 +303,18 @@ class Denoiser(nn.Module):
         self.tau1 = SightEncoder(config) if config.seen_channels else ConditionEncoder(config)
         self.tau2 = ControlNet(attention_levels=config.condition_attention, **shared)
         self.tau2.controlnet_cond_embedding = nn.Identity()  # type: ignore[assignment]  # z_c comes in ready, see the class docstring
-        if config.anchored:
-            self.neighbors = Convolution(
-                config.spatial_dims, 2 * config.latent_channels, config.channels[0], kernel_size=3, conv_only=True
-            )
-            for parameter in self.neighbors.parameters():
-                nn.init.zeros_(parameter)
-            noise_levels = (1 - Schedule(prediction=config.prediction).alphas).sqrt()
-            self.register_buffer("noise_levels", noise_levels.float(), persistent=False)
-        if config.temporal:
-            self._add_temporal_layers()
+        self.neighbors = _neighbors_of(config) if config.anchored else None
+        noise_levels = (1 - Schedule(prediction=config.prediction).alphas).sqrt() if config.anchored else None
+        self.register_buffer("noise_levels", noise_levels, persistent=False)
+        self.temporal = self._with_temporal_layers() if config.temporal else nn.ModuleList()
 
-    def _add_temporal_layers(self) -> None:
+    def _with_temporal_layers(self) -> nn.ModuleList:
         """Hooks, because MONAI's networks call their blocks with what is theirs; so the 2D weights keep their names."""
         blocks = [module for module in self.modules() if isinstance(module, DiffusionUNetResnetBlock)]
         layers = [TemporalConvolution(block.out_channels) for block in blocks]
-        self.temporal = nn.ModuleList(layers)
         for block, layer in zip(blocks, layers, strict=True):
             block.register_forward_hook(partial(self._over_time, layer))
-        self._timeline = Timeline(frames=1, is_periodic=False)
+        return nn.ModuleList(layers)
 
     def _over_time(self, layer: TemporalConvolution, block: nn.Module, _: tuple, out: torch.Tensor) -> torch.Tensor:
         del block
@@ -322,7 +327,7 @@ class Denoiser(nn.Module):
         try:
             yield
         finally:
-            self._timeline = Timeline(frames=1, is_periodic=False)
+            self._timeline = ONE_FRAME
 
     def condition(
         self, before: torch.Tensor, after: torch.Tensor, latents: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -335,7 +340,7 @@ class Denoiser(nn.Module):
         """
         dims = self.config.spatial_dims
         z_c = frame_by_frame(self.tau1, torch.cat([before, after], dim=1), dims=dims)
-        if not self.config.anchored:
+        if self.neighbors is None:
             return z_c
         if latents is None:
             raise ValueError("an anchored denoiser needs the latents of both neighbors")
@@ -361,7 +366,7 @@ class Denoiser(nn.Module):
             return unfolded(self._predict(folded(z_t), t.repeat_interleave(frames), folded(z_c)), frames=frames)
 
     def _predict(self, z_t: torch.Tensor, t: torch.Tensor, z_c: torch.Tensor) -> torch.Tensor:
-        if not self.config.anchored:
+        if self.noise_levels is None:
             return self._networks(z_t, t, z_c)
         z_c, anchor = z_c.split([self.config.channels[0], self.config.latent_channels], dim=1)
         noise_level = self.noise_levels[t].reshape(-1, *[1] * (z_t.ndim - 1))
