@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import architecture
 import pytest
+from calid.run.settings import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "CaLIDReconstruct" / "calid"
@@ -109,3 +116,109 @@ def test_no_pickles_are_loaded():
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
                 keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert keywords.get("weights_only") == "True", f"{path.name}:{node.lineno}"
+
+
+NEW_SETTING = """
+    flavor: str = field(default="plain", metadata=_told("how hearts taste", choices=("plain", "salty")))
+
+    def __post_init__"""
+ASK_FOR_IT = """
+import argparse, json
+from calid.__main__ import build_parser
+from calid.cohort.manifest import MANIFEST_COLUMNS
+from calid.errors import SettingsError
+from calid.run.settings import Settings, from_flags, from_json
+from calid.serve.commands import COMMANDS
+
+def flags(command):
+    parser = build_parser([command])
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {action.dest for action in commands.choices[command]._actions}
+
+def is_refused(value):
+    try:
+        return not Settings(flavor=value)
+    except SettingsError as error:
+        return error.code == "flavor"
+
+typed = build_parser(["upsample"]).parse_args(["upsample", "in", "out", "--flavor", "salty"])
+print(json.dumps({
+    "default": Settings().flavor,
+    "typed": from_flags(typed).flavor,
+    "sent": from_json({"flavor": "salty"}).flavor,
+    "refused": is_refused("sweet"),
+    "flags": [command for command in ("upsample", "cohort") if "flavor" in flags(command)],
+    "requests": sorted(name for name, command in COMMANDS.items() if "flavor" in command.fields),
+    "column": "flavor" in MANIFEST_COLUMNS,
+}))
+"""
+
+
+def test_a_new_setting_is_one_edit_and_its_use(tmp_path):
+    """In a copy of the engine with one more field, every door knows it: flags, requests, cohorts, and their refusals.
+
+    Its words in README and protocol are asked for by `test_settings.py` and `test_serve.py`, its place in the
+    provenance by the former, the panel's choices by the tests of the module.
+    """
+    shutil.copytree(ENGINE, tmp_path / "calid", ignore=shutil.ignore_patterns("__pycache__"))
+    room = tmp_path / "calid" / "run" / "settings.py"
+    text = room.read_text(encoding="utf-8")
+    room.write_text(text.replace("\n    def __post_init__", NEW_SETTING, 1), encoding="utf-8")
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_IT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(asked.stdout) == {
+        "default": "plain",
+        "typed": "salty",
+        "sent": "salty",
+        "refused": True,
+        "flags": ["upsample", "cohort"],
+        "requests": ["cohort", "estimate", "upsample"],
+        "column": True,
+    }
+
+
+def test_every_setting_is_named_where_it_is_declared_and_used_and_told():
+    table = {words[0]: words[1:] for words in map(str.split, architecture.settings_table().splitlines())}
+    assert [name for name in table if name != "setting"] == list(OPTIONS)
+    for name in OPTIONS:
+        engine, _, _, pages, every = map(int, table[name])
+        assert engine >= 2, f"{name} is declared and not used"
+        assert pages >= 2, f"{name} is not told"
+        assert every >= engine + pages
+
+
+def test_lines_of_code_are_those_without_words_and_blanks():
+    text = '"""A room."""\n\nimport os  # for its name\n\n\ndef name():\n    """Tell it."""\n    # as it is\n    return os.name\n'
+    assert architecture.code_lines(text) == 3
+
+
+def test_a_description_of_a_parameter_has_a_subject():
+    found = {
+        f"{path.name}: {name}: {told}"
+        for path in ENGINE.rglob("*.py")
+        for name, told in architecture.parameters(path)
+        if re.match(
+            r"(of|by|for|at|with|from|on|about|told|asked|given|does|sends|makes|written|where it goes)\b", told
+        )
+    }
+    assert found == set()
+
+
+def test_no_class_has_the_name_of_another_one():
+    homes: dict[str, list[str]] = {}
+    for package in architecture.PACKAGES:
+        for room, path in architecture.rooms(package).items():
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    homes.setdefault(node.name, []).append(room)
+    assert {name: rooms for name, rooms in homes.items() if len(rooms) > 1} == {}
+
+
+def test_no_attribute_exists_only_after_a_certain_call():
+    assert [*architecture.late_attributes("calid"), *architecture.late_attributes("calid_benchmark")] == []

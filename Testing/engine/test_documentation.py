@@ -70,3 +70,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True)
     build(config)
     assert (tmp_path / "site" / "how-to" / "own-dicom" / "index.html").is_file()
+
+
+def test_every_commit_is_checked_by_the_ruff_of_the_environment():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    (hooked,) = re.findall(r"ruff-pre-commit\n\s+rev: v([\d.]+)", hooks)
+    assert re.findall(r"^ruff==([\d.]+)", locked, re.MULTILINE) == [hooked]
