@@ -194,8 +194,16 @@ def test_every_setting_is_named_where_it_is_declared_and_used_and_told():
 
 
 def test_lines_of_code_are_those_without_words_and_blanks():
-    text = '"""A room."""\n\nimport os  # for its name\n\n\ndef name():\n    """Tell it."""\n    # as it is\n    return os.name\n'
-    assert architecture.code_lines(text) == 3
+    lines = [
+        '"""A room."""',
+        "",
+        "import os  # its name",
+        "",
+        "def name():",
+        '    """Tell it."""',
+        "    return os.name",
+    ]
+    assert architecture.code_lines("\n".join(lines)) == 3
 
 
 def test_a_description_of_a_parameter_has_a_subject():

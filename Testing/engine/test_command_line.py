@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_is_said_of_the_file_that_was_asked_for(
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(calid.images.volume_out, "_write_pieces", full)
+    monkeypatch.setattr(calid.images.volume_out, "_pieces", full)
     options = ["--factor", "2", "--steps", "1", "--samples", "2", "--models", str(random_models)]
     spread = tmp_path / "spread.nrrd"
     assert main(["upsample", str(sparse), str(tmp_path / "dense.nrrd"), *options, "--uncertainty", str(spread)]) == 2

@@ -23,7 +23,7 @@ from calid.images.vetting import (
     vet,
     voxel_type_fault,
 )
-from calid.images.voxels import inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.voxels import ByteStream, inflated_chunks, little_endian, raw_chunks, voxels_of
 from calid.stack import Stack
 
 _TYPES = {
@@ -53,8 +53,7 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
     """
     name = path.name
     with path.open("rb") as file:
-        need_magic(file.read(len(_MAGIC)), _MAGIC, name, "MetaImage")
-        file.seek(0)
+        need_magic(file, _MAGIC, name, "MetaImage")
         fields = _fields(text_lines(file, name, lambda line: line.partition("=")[0].strip() == _LAST), name)
         if fields[_LAST].upper() != "LOCAL":
             raise detached_fault(name)
@@ -63,8 +62,8 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
         if fields.get("HeaderSize", "0") not in ("0", "-1"):
             raise encoding_fault(name, f"HeaderSize {fields['HeaderSize'][:20]}")
         header = vet(_facts(fields, name))
-        is_zipped = _is_true(fields, "CompressedData")
-        return header, voxels_of(header, inflated_chunks(file, name, 15) if is_zipped else raw_chunks(file))
+        chunks = inflated_chunks(file, name, 15) if _is_true(fields, "CompressedData") else raw_chunks(file)
+        return header, voxels_of(header, ByteStream(chunks))
 
 
 def _fields(lines: list[str], name: str) -> dict[str, str]:

@@ -9,23 +9,21 @@ nibabel is imported when a file is read or written: Slicer's own process imports
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
 import json
 import math
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from calid import geometry
 from calid.images.vetting import Header, fault, need_magic, vet, voxel_type_fault
-from calid.images.voxels import inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.voxels import ByteStream, inflated_chunks, little_endian, raw_chunks, voxels_of
 from calid.stack import Stack
 
 if TYPE_CHECKING:
@@ -53,30 +51,15 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
     with path.open("rb") as file:
         is_zipped = name.lower().endswith(".gz")
         if is_zipped:
-            need_magic(file.read(2), _GZIP_MAGIC, name, "gzip-compressed NIfTI")
-            file.seek(0)
-        raw = _first_bytes(gzip.GzipFile(fileobj=file) if is_zipped else file, name)
+            need_magic(file, _GZIP_MAGIC, name, "gzip-compressed NIfTI")
+        stream = ByteStream(inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file))
+        raw = bytes(stream.take(_HEADER_BYTES))
+        if len(raw) < _HEADER_BYTES:
+            raise fault("truncated-file", name, "the file ends within its header.")
         fields = _fields(raw, name)
+        raw += stream.take(_voxel_offset(fields, name) - _HEADER_BYTES)  # the extensions
         header = vet(_facts(fields, raw, name))
-        # From the start once more, by zlib alone, so that the checksum at the stream's very end is seen.
-        file.seek(0)
-        chunks = inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file)
-        return header, voxels_of(header, _without_first(chunks, _voxel_offset(fields, name)))
-
-
-def _first_bytes(stream: BinaryIO | gzip.GzipFile, name: str) -> bytes:
-    """The fixed header and its extensions, and nothing of the voxels where the header says how long it is."""
-    try:
-        raw = stream.read(_HEADER_BYTES)
-        if len(raw) == _HEADER_BYTES:
-            raw += stream.read(_voxel_offset(_fields(raw, name), name) - _HEADER_BYTES)
-    except (zlib.error, gzip.BadGzipFile) as err:
-        raise fault("damaged-file", name, "the compressed data are damaged.") from err
-    except EOFError:
-        raw = b""
-    if len(raw) < _HEADER_BYTES:
-        raise fault("truncated-file", name, "the file ends within its header.")
-    return raw
+        return header, voxels_of(header, stream)
 
 
 def _fields(raw: bytes, name: str) -> Nifti1Header:
@@ -96,12 +79,6 @@ def _voxel_offset(fields: Nifti1Header, name: str) -> int:
     if not (_HEADER_BYTES <= offset <= LARGEST_OFFSET and offset == int(offset)):
         raise fault("damaged-header", name, f"the voxels cannot begin at byte {offset:g}.")
     return int(offset)
-
-
-def _without_first(chunks: Iterator[bytes], skip: int) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk[skip:]
-        skip = max(skip - len(chunk), 0)
 
 
 def _facts(fields: Nifti1Header, raw: bytes, name: str) -> Header:

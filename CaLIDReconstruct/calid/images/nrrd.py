@@ -36,7 +36,7 @@ from calid.images.vetting import (
     vet,
     voxel_type_fault,
 )
-from calid.images.voxels import gzipped, inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.voxels import ByteStream, gzipped, inflated_chunks, little_endian, raw_chunks, voxels_of
 from calid.stack import Stack
 
 TYPES = {
@@ -83,8 +83,7 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
     """
     name = path.name
     with path.open("rb") as file:
-        need_magic(file.read(len(_MAGIC)), _MAGIC, name, "NRRD")
-        file.seek(0)
+        need_magic(file, _MAGIC, name, "NRRD")
         fields, entries = _fields(text_lines(file, name, lambda line: not line), name)
         if "data file" in fields or "datafile" in fields:
             raise detached_fault(name)
@@ -93,7 +92,8 @@ def read(path: Path) -> tuple[Header, np.ndarray]:
         if encoding not in ("raw", "gzip", "gz") or any(key.endswith("skip") for key in fields):
             raise encoding_fault(name, encoding)
         header = vet(_facts(fields, entries, name))
-        return header, voxels_of(header, raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31))
+        chunks = raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31)
+        return header, voxels_of(header, ByteStream(chunks))
 
 
 def _fields(lines: list[str], name: str) -> tuple[dict[str, str], dict[str, str]]:

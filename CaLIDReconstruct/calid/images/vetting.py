@@ -163,8 +163,10 @@ def need_millimeters(units: Iterable[str], name: str) -> None:
             raise fault("unsupported-unit", name, message, "Save the image in millimeters.")
 
 
-def need_magic(start: bytes, magic: bytes, name: str, kind: str) -> None:
+def need_magic(file: BinaryIO, magic: bytes, name: str, kind: str) -> None:
     """Return if a file starts as its kind must; else tell another kind of file from one cut within its first bytes."""
+    start = file.read(len(magic))
+    file.seek(0)
     if start == magic:
         return
     if magic.startswith(start):

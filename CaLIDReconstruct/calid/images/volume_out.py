@@ -7,7 +7,7 @@ key-value pairs in NRRD and MetaImage, in a header extension in NIfTI.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -99,14 +99,25 @@ def pending_stack(stack: Stack, path: Path, *, overwrite: bool = False) -> Itera
     if suffix == ".seg.nrrd":
         _need_labels(stack, path)
     with whole_file.whole_file(path, SUFFIXES, overwrite=overwrite) as temporary:
-        if suffix in (".nii", ".nii.gz"):
-            _write_nifti(stack, temporary)
-        elif suffix == ".mha":
-            _write_pieces(temporary, metaimage.written(stack, _entries(stack), level=COMPRESSION_LEVEL))
-        else:
-            segments = _segment_entries(stack) if suffix == ".seg.nrrd" else {}
-            _write_nrrd(stack, temporary, segments)
+        with temporary.open("wb") as file:
+            file.writelines(_pieces(stack, suffix))
         yield
+
+
+def _pieces(stack: Stack, suffix: str | None) -> Iterable[bytes]:
+    """The bytes of a stack in the format that a suffix says."""
+    entries = _entries(stack)
+    if suffix == ".mha":
+        return metaimage.written(stack, entries, level=COMPRESSION_LEVEL)
+    if suffix in (".nii", ".nii.gz"):
+        pieces = nifti.written(stack, entries)
+        return gzipped(pieces, COMPRESSION_LEVEL) if suffix == ".nii.gz" else pieces
+    if suffix == ".seg.nrrd":
+        entries = {**_segment_entries(stack), **entries}
+    if stack.num_frames > 1:
+        # The list axis holds the times; kept twice, one would go stale when Slicer saves a part of the sequence.
+        del entries["calid_frame_times_ms"]
+    return nrrd.written(stack, entries, level=COMPRESSION_LEVEL)
 
 
 def write_labels(stack: Stack, path: Path, *, overwrite: bool = False) -> None:
@@ -204,22 +215,3 @@ def _segment_entries(stack: Stack) -> dict[str, str]:
         }
         entries |= {f"Segment{index}_{key}": value for key, value in segment.items()}
     return entries
-
-
-def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(pieces)
-
-
-def _write_nrrd(stack: Stack, path: Path, segments: Mapping[str, str]) -> None:
-    entries = {**segments, **_entries(stack)}
-    if stack.num_frames > 1:
-        # The list axis holds the times; kept twice, one would go stale when Slicer saves a part of the sequence.
-        del entries["calid_frame_times_ms"]
-    _write_pieces(path, nrrd.written(stack, entries, level=COMPRESSION_LEVEL))
-
-
-def _write_nifti(stack: Stack, path: Path) -> None:
-    pieces = nifti.written(stack, _entries(stack))
-    is_zipped = path.name.lower().endswith(".gz")
-    _write_pieces(path, gzipped(pieces, COMPRESSION_LEVEL) if is_zipped else pieces)

@@ -15,7 +15,29 @@ from calid.images.vetting import Header, fault
 _CHUNK = 1 << 18
 
 
-def voxels_of(header: Header, chunks: Iterable[bytes]) -> np.ndarray:
+class ByteStream:
+    """The bytes of a file, which come in pieces and are taken in portions.
+
+    Args:
+        pieces: the bytes as they come.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._held = iter(pieces), bytearray()
+
+    def take(self, count: int) -> bytearray:
+        """The next `count` bytes, fewer only where the file ends."""
+        while len(self._held) < count and (piece := next(self._pieces, None)) is not None:
+            self._held += piece
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
+
+    def is_at_end(self) -> bool:
+        """Whether nothing is left; a compressed stream raises here if its checksum is wrong."""
+        return not self._held and not any(self._pieces)
+
+
+def voxels_of(header: Header, stream: ByteStream) -> np.ndarray:
     """(T, Z, Y, X) real values in native byte order, if there are exactly as many as the header announces.
 
     The memory is asked for once, and the voxels take their places in it as they come, whatever the order of the axes in
@@ -36,56 +58,29 @@ def voxels_of(header: Header, chunks: Iterable[bytes]) -> np.ndarray:
     # The same memory with the axes as they are stored, the slowest first; without a stored one, time is the slowest.
     depths = [-math.inf if axis is None else -axis for axis in stored_axes]
     stored = voxels.transpose(sorted(range(4), key=depths.__getitem__))
-    _fill(stored, header.dtype, _Counted(header, chunks))
+    there = 0
+    for part in _parts(stored):
+        taken = stream.take(part.nbytes)
+        there += len(taken)
+        if len(taken) < part.nbytes:
+            ends = f"the file ends early, after {there} of {header.num_bytes} bytes of voxels."
+            raise fault("truncated-file", header.name, ends)
+        part[...] = np.frombuffer(taken, header.dtype).reshape(part.shape)
+    if not stream.is_at_end():
+        sizes = " x ".join(map(str, header.sizes))
+        message = f"the file holds more voxels than its header announces ({sizes})."
+        raise fault("size-mismatch", header.name, message)
     return scaled(voxels, *header.scale)
 
 
-class _Counted:
-    """Pieces of the voxels of a file, as many as its header announces.
-
-    Args:
-        header: says how many there must be.
-        chunks: the bytes as they come.
-    """
-
-    def __init__(self, header: Header, chunks: Iterable[bytes]) -> None:
-        self._header, self._chunks, self._held, self._count = header, iter(chunks), bytearray(), 0
-
-    def take(self, count: int) -> bytearray:
-        """The next `count` bytes."""
-        while len(self._held) < count:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                ends = f"the file ends early, after {self._count} of {self._header.num_bytes} bytes of voxels."
-                raise fault("truncated-file", self._header.name, ends)
-            self._held += chunk
-            self._count += len(chunk)
-        taken, self._held = self._held[:count], self._held[count:]
-        return taken
-
-    def need_end(self) -> None:
-        """Return if nothing is left; a compressed stream says here whether its checksum is right."""
-        if self._held or any(self._chunks):
-            sizes = " x ".join(map(str, self._header.sizes))
-            message = f"the file holds more voxels than its header announces ({sizes})."
-            raise fault("size-mismatch", self._header.name, message)
-
-
-def _fill(stored: np.ndarray, dtype: np.dtype, source: _Counted) -> None:
-    """Fill an array, the slowest axis first, with what comes from a file, in pieces of about `_CHUNK` bytes."""
-
-    def fill(part: np.ndarray) -> None:
-        step = max(1, _CHUNK // max(part[:1].nbytes, 1))
-        if step == 1 and part.ndim > 1 and part[:1].nbytes > _CHUNK:
-            for inner in part:
-                fill(inner)
-            return
-        for start in range(0, len(part), step):
-            piece = part[start : start + step]
-            piece[...] = np.frombuffer(source.take(piece.nbytes), dtype).reshape(piece.shape)
-
-    fill(stored)
-    source.need_end()
+def _parts(voxels: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in parts of about `_CHUNK` bytes, the slowest axis first."""
+    if voxels.ndim > 1 and voxels[:1].nbytes > _CHUNK:
+        for inner in voxels:
+            yield from _parts(inner)
+        return
+    step = max(1, _CHUNK // max(voxels[:1].nbytes, 1))
+    yield from (voxels[start : start + step] for start in range(0, len(voxels), step))
 
 
 def scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
