@@ -124,7 +124,7 @@ class CodedCaLID(nn.Module):
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""
-        return sample(self.schedule, self._asked(sight, z_T, is_periodic), z_T, steps=steps)
+        return sample(self.schedule, self._eps_theta(sight, z_T, is_periodic), z_T, steps=steps)
 
     def estimates(
         self,
@@ -162,10 +162,10 @@ class CodedCaLID(nn.Module):
         z_0 = self.codec.encode(images if images.ndim == 4 else folded(images), sight)
         if images.ndim == 5:
             z_0 = unfolded(z_0, frames=images.shape[2])
-        *_, z_T = invert(self.schedule, self._asked(sight, z_0, is_periodic), z_0, steps=steps)
+        *_, z_T = invert(self.schedule, self._eps_theta(sight, z_0, is_periodic), z_0, steps=steps)
         return unit_radius(z_T) if departures.unit_radius else z_T
 
-    def _asked(self, sight: Sight, codes: torch.Tensor, is_periodic: bool) -> EpsTheta:
+    def _eps_theta(self, sight: Sight, codes: torch.Tensor, is_periodic: bool) -> EpsTheta:
         """The denoiser of codes like `codes` under the condition of what is seen."""
         z_c = self.denoiser.tau1(sight.features[-1])
         if codes.ndim == 5:

@@ -23,7 +23,7 @@ import torch
 
 Prediction = Literal["epsilon", "velocity"]
 EpsTheta = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(z_t (N, ...), t (N,)) -> prediction (N, ...)."""
+"""The denoiser under its condition: (z_t (N, ...), t (N,)) -> prediction (N, ...)."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class CaLID(nn.Module):
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
         """
-        return sample(self.schedule, self._asked(self.condition(before, after), is_periodic), z_T, steps=steps)
+        return sample(self.schedule, self._eps_theta(self.condition(before, after), is_periodic), z_T, steps=steps)
 
     @property
     def latent_channels(self) -> int:
@@ -179,7 +179,7 @@ class CaLID(nn.Module):
         """
         z_0 = self.encode(images)
         z_c = self._own_condition(images, z_0) if departures.self_condition else self._condition_of(neighbors)
-        *_, z_T = invert(self.schedule, self._asked(z_c, is_periodic), z_0, steps=steps)
+        *_, z_T = invert(self.schedule, self._eps_theta(z_c, is_periodic), z_0, steps=steps)
         return unit_radius(z_T) if departures.unit_radius else z_T
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -247,6 +247,6 @@ class CaLID(nn.Module):
             raise ValueError("without the self-condition, an inversion needs the neighbors of its slices")
         return self.condition(*neighbors)
 
-    def _asked(self, z_c: torch.Tensor, is_periodic: bool) -> EpsTheta:
-        """The denoiser under a condition."""
+    def _eps_theta(self, z_c: torch.Tensor, is_periodic: bool) -> EpsTheta:
+        """The denoiser under the condition z_c."""
         return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)

@@ -1,5 +1,8 @@
 """The model over the frames of a stack: starts, levels, draws, and back to the stack's intensities.
 
+`Generation.frames` takes window after window of frames, `_drawn` all draws of a window, and `_made` is the loop in
+which slices come to be: level by level, the neighbors of every gap go to the model, and the slices between come back.
+
 Every slice can be drawn several times. Draw 0 is what "detail" shows. Further draws see the problem mirrored (it has no
 preferred direction: left and right, up and down, before and after can be exchanged), so that their mean also averages
 over what the networks do differently in a mirror, and start from other noise.

@@ -1,4 +1,4 @@
-"""The main job: a sparse stack in, a dense one out. Read this file first; it is the data flow from top to bottom."""
+"""The main job: a sparse stack in, a dense one out. The data flow from top to bottom; slices are made in `generation`."""
 
 from __future__ import annotations
 
