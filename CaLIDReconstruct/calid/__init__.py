@@ -1,6 +1,6 @@
 """CaLID: whole hearts from sparse short-axis MR stacks, by latent interpolation diffusion.
 
-The library is six functions and the nouns they speak of; `calid.library` describes them:
+The library is eight functions and the nouns they speak of; `calid.library` describes them:
 
     import calid
 

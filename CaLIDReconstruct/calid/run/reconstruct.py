@@ -1,4 +1,4 @@
-"""The main job: a sparse stack in, a dense one out. The data flow from top to bottom; slices are made in `generation`."""
+"""The main job: a sparse stack in, a dense one out; the data flow from top to bottom. `generation` makes the slices."""
 
 from __future__ import annotations
 

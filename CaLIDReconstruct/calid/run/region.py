@@ -19,7 +19,7 @@ from calid.stack import Stack
 Box = tuple[int, int, int, int]
 """(x0, x1, y0, y1), half-open columns and rows of a stack."""
 
-GRID_MULTIPLE = 16  # the codec halves up to three times, the denoiser of the paper's form four times
+GRID_MULTIPLE = 16  # codec and denoiser together halve four times
 MIN_PADDED_PIXELS = 32  # the motion halves five times
 FEATHER_PIXELS = 6  # over which the region fades into what surrounds it
 MIN_ROI_PIXELS = 16

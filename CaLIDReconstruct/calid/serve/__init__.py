@@ -1,10 +1,10 @@
 """`calid serve`: the engine as a process that stays warm between runs and is spoken to in lines of JSON.
 
 A request is one line on stdin, `{"id": ..., "command": ..., ...}`; answers are events, one ASCII line each on stdout:
-`ready`, `progress`, `log`, `frame`, `file`, `result`, `error`, `cancelled`. Requests are served one after another;
-`cancel` and the end of stdin are seen while one runs and take effect at its next network evaluation. Voxels travel
-through files, or, for a caller on another computer (`--apart`), through the lines themselves. `docs/protocol.md` lists
-every request and event.
+`ready`, `progress`, `log`, `frame`, `case`, `file`, `result`, `error`, `cancelled`. Requests are served one after
+another; `cancel` and the end of stdin are seen while one runs and take effect at its next network evaluation. Voxels
+travel through files, or, for a caller on another computer (`--apart`), through the lines themselves. `docs/protocol.md`
+lists every request and event.
 """
 
 from __future__ import annotations
