@@ -1,6 +1,6 @@
 # Two commands do everything: `make demo` upsamples the bundled heart, `make test` passes the tests. `make quick` is a
-# developer's loop, `make docs` builds the documentation. All set up their own environment in .venv first, from the pinned versions in requirements.lock, and work offline
-# afterwards.
+# developer's loop, `make lint` runs the checkers, `make docs` builds the documentation. All set up their own environment
+# in .venv first, from the pinned versions in requirements.lock, and work offline afterwards.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,15 +13,17 @@ demo: $(VENV)/engine.stamp          ## upsample the bundled heart; look at demo-
 	$(BIN)/calid demo demo-output --overwrite
 
 # Two at once, whole files each, because files share what is slow to make; one thread each, for there are two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(VENV)/development.stamp     ## set up everything and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGUMENTS)
+	$(PYTEST) $(PYTEST_ARGUMENTS)
 
 # What most changes touch, without training, processes and windows: at most two minutes on two cores.
 QUICK := architecture bisection checks diffusion function geometry library longaxis motion over_time preparation \
-         reconstruct texture trust weights
+         reconstruct settings trust weights
 
 quick: $(VENV)/development.stamp    ## a developer's loop, at most two minutes
-	$(BIN)/python -m pytest -x -q $(wildcard $(QUICK:%=Testing/engine/test_%.py)) $(PYTEST_ARGUMENTS)
+	$(PYTEST) -x -q $(QUICK:%=Testing/engine/test_%.py) $(PYTEST_ARGUMENTS)
 
 lint: $(VENV)/development.stamp     ## what the reviewers' machines check
 	$(BIN)/ruff check .
