@@ -27,7 +27,7 @@ def noisy_stack(
     seed: int = 0,
     step_ms: float = 33.5,
 ) -> Stack:
-    """An oblique, off-centre cine of noise, (frames, slices, rows, columns), in which no two places look alike."""
+    """An oblique, off-center cine of noise, (frames, slices, rows, columns), in which no two places look alike."""
     voxels = np.random.default_rng(seed).integers(0, 2000, shape).astype(np.int16)
     origin = np.random.default_rng([seed, 1]).uniform(-90, 90, 3)
     matrix = phantoms.affine(spacing_mm, phantoms.rotation(seed), origin)
@@ -41,7 +41,7 @@ def long_axis(sax: Stack, *, degrees: float = 0.0, seed: int = 7) -> Stack:
     directions = np.stack([across, z, np.cross(across, z)], axis=1)
     shape = (1, 10, 14)
     middle = sax.to_lps((np.array(sax.voxels.shape[:0:-1]) - 1) / 2)
-    affine = phantoms.centred_affine(shape, (1.7, 1.7, 6.0), directions, middle)
+    affine = phantoms.centered_affine(shape, (1.7, 1.7, 6.0), directions, middle)
     voxels = np.random.default_rng(seed).integers(0, 999, (sax.num_frames, *shape)).astype(np.int16)
     return Stack(voxels, affine, sax.frame_times_ms)
 

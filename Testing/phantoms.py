@@ -11,7 +11,7 @@ from vtkmodules.vtkFiltersCore import vtkMassProperties
 LV_RADIUS_MM = 22.0
 LV_LENGTH_MM = 70.0
 WALL_MM = 10.0
-RV_CENTRE_MM = np.array([26.0, -8.0, 0.0])
+RV_CENTER_MM = np.array([26.0, -8.0, 0.0])
 RV_RADII_MM = np.array([36.0, 40.0, 60.0])
 
 
@@ -30,15 +30,15 @@ def affine(spacing_mm: tuple[float, float, float], directions: np.ndarray, origi
     return matrix
 
 
-def centred_affine(
+def centered_affine(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     directions: np.ndarray,
-    centre_lps: np.ndarray,
+    center_lps: np.ndarray,
 ) -> np.ndarray:
-    """(4, 4) affine of a grid of `shape` (slices, rows, columns) whose middle lies at `centre_lps`."""
+    """(4, 4) affine of a grid of `shape` (slices, rows, columns) whose middle lies at `center_lps`."""
     middle = directions @ (np.asarray(spacing_mm) * (np.array(shape[::-1]) - 1) / 2)
-    return affine(spacing_mm, directions, centre_lps - middle)
+    return affine(spacing_mm, directions, center_lps - middle)
 
 
 def heart_at(points_mm: np.ndarray, contraction: float = 1.0) -> np.ndarray:
@@ -58,7 +58,7 @@ def heart_at(points_mm: np.ndarray, contraction: float = 1.0) -> np.ndarray:
     lv = contraction * np.array([LV_RADIUS_MM, LV_RADIUS_MM, LV_LENGTH_MM])
     epicardium = np.array([LV_RADIUS_MM, LV_RADIUS_MM, LV_LENGTH_MM]) + WALL_MM
     labels = np.zeros(points_mm.shape[:-1], np.uint8)
-    labels[(((points_mm - RV_CENTRE_MM) / RV_RADII_MM) ** 2).sum(-1) <= 1] = 3
+    labels[(((points_mm - RV_CENTER_MM) / RV_RADII_MM) ** 2).sum(-1) <= 1] = 3
     labels[((points_mm / epicardium) ** 2).sum(-1) <= 1] = 2
     labels[((points_mm / lv) ** 2).sum(-1) <= 1] = 1
     return labels * below_base
@@ -82,7 +82,7 @@ def heart_labels(
     contractions: tuple[float, ...] = (1.0,),
     apex_first: bool = False,
 ) -> Stack:
-    """The heart in an oblique, non-square, even-sized, off-centre stack of short-axis slices.
+    """The heart in an oblique, non-square, even-sized, off-center stack of short-axis slices.
 
     Args:
         spacing_mm: (column, row, slice) distances.
@@ -96,8 +96,8 @@ def heart_labels(
     slices = int(110 // spacing_mm[2])
     shape = slices, int(150 // spacing_mm[1] // 2 * 2), int(170 // spacing_mm[0] // 2 * 2)
     base_lps = np.array([12.0, -31.0, 7.0])
-    centre = base_lps + heart @ np.array([14.0, -4.0, -38.0])
-    matrix = centred_affine(shape, spacing_mm, directions, centre)
+    center = base_lps + heart @ np.array([14.0, -4.0, -38.0])
+    matrix = centered_affine(shape, spacing_mm, directions, center)
     grid = Stack(np.zeros((1, *shape), np.uint8), matrix)
     z, y, x = np.indices(shape)
     local = (grid.to_lps(np.stack([x, y, z], axis=-1)) - base_lps) @ heart

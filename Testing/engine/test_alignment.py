@@ -27,7 +27,7 @@ BASE_LPS = np.array([10.0, -20.0, 15.0])
 
 
 def seen(points_lps: np.ndarray) -> np.ndarray:
-    """(frames, ...) intensities of the computed heart, its edges a few millimetres soft, at LPS points."""
+    """(frames, ...) intensities of the computed heart, its edges a few millimeters soft, at LPS points."""
     local = (points_lps - BASE_LPS) @ HEART
     x, y, z = np.moveaxis(local, -1, 0)
     texture = 12 * np.sin(x / 9) * np.cos(y / 7) * np.sin(1 + z / 11)
@@ -44,9 +44,9 @@ def seen(points_lps: np.ndarray) -> np.ndarray:
     return np.stack(pictures)
 
 
-def _inside(places_mm: np.ndarray, centre_mm: np.ndarray, radii_mm: np.ndarray) -> np.ndarray:
+def _inside(places_mm: np.ndarray, center_mm: np.ndarray, radii_mm: np.ndarray) -> np.ndarray:
     """(...) 1 within an ellipsoid, 0 outside, soft at its surface."""
-    depth = 1 - np.linalg.norm((places_mm - centre_mm) / radii_mm, axis=-1)
+    depth = 1 - np.linalg.norm((places_mm - center_mm) / radii_mm, axis=-1)
     return 1 / (1 + np.exp(-depth / 0.04))
 
 
@@ -66,8 +66,8 @@ def image(affine: np.ndarray, shape: tuple[int, int], shift_mm: np.ndarray, thic
 
 def short_axis(shifts_mm: np.ndarray) -> Stack:
     directions = HEART @ np.diag([1.0, -1.0, -1.0])
-    centre = BASE_LPS + HEART @ np.array([8.0, -3.0, -38.0])
-    affine = phantoms.centred_affine((SLICES, 72, 80), (1.9, 1.8, GAP_MM), directions, centre)
+    center = BASE_LPS + HEART @ np.array([8.0, -3.0, -38.0])
+    affine = phantoms.centered_affine((SLICES, 72, 80), (1.9, 1.8, GAP_MM), directions, center)
     empty = Stack(np.zeros((1, SLICES, 72, 80)), affine)
     slices = [image(empty.slice_affine(i), (72, 80), shift, 8.0) for i, shift in enumerate(shifts_mm)]
     return Stack(np.stack(slices, axis=1).astype(np.float32), affine, TIMES_MS)
@@ -211,15 +211,15 @@ def test_a_stack_of_two_slices_says_nothing_of_itself(straight):
 def test_a_line_moves_as_its_effect_says(straight, side):
     """Against plane geometry: the shifted images' own line, found anew."""
     pair = [images_of(straight[0])[3], images_of(long_axis(40, np.zeros(3)))[0]]
-    centre = BASE_LPS + HEART @ np.array([0.0, 0, -40])
-    line = crossing(*pair, centre)
+    center = BASE_LPS + HEART @ np.array([0.0, 0, -40])
+    line = crossing(*pair, center)
     shift_lps = np.array([1.5, -2.0, 0.7])
     both = [np.zeros(3), np.zeros(3)]
     both[side] = shift_lps
     of_sax, of_lax = line.effect()
     aside_sax, aside_lax, along = of_sax @ both[0] + of_lax @ both[1]
     shifted = [image.shifted(image.directions_lps.T @ s) for image, s in zip(pair, both, strict=True)]
-    moved_line = crossing(*shifted, centre)
+    moved_line = crossing(*shifted, center)
     # A point of the new line, as the pixels of each image have it, lies beside the old line by what is told.
     for image_shift, across, told in zip(both, (line.across_sax, line.across_lax), (aside_sax, aside_lax), strict=True):
         assert across @ (moved_line.origin_lps - image_shift - line.origin_lps) == pytest.approx(told, abs=1e-9)

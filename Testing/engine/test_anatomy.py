@@ -171,7 +171,7 @@ def test_turning_the_slice_order_turns_the_result():
     np.testing.assert_array_equal(forward, backward)
 
 
-def test_the_signed_distance_of_a_disk_is_its_radius_less_the_distance_to_its_centre():
+def test_the_signed_distance_of_a_disk_is_its_radius_less_the_distance_to_its_center():
     rows, columns = np.indices((81, 101))
     distance = np.hypot((columns - 50) * 1.2, (rows - 40) * 0.8)
     depth = signed_distance(distance <= 20, np.array([1.2, 0.8]))

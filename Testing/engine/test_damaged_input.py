@@ -194,13 +194,13 @@ def five_dimensions(folder):
 
 
 @damage("color-pixels", "colors")
-def a_colour_volume(folder):
+def a_color_volume(folder):
     sitk.WriteImage(sitk.Image([24, 18, 5], sitk.sitkVectorUInt8, 3), str(folder / "a.mha"))
     return folder / "a.mha"
 
 
 @damage("color-pixels", "colors")
-def a_colour_nrrd(folder):
+def a_color_nrrd(folder):
     voxels = np.zeros((5, 18, 24, 3), np.int16)
     directions = "none (1.5,0,0) (0,1.4,0) (0,0,8)"
     return nrrd(
@@ -366,7 +366,7 @@ def a_slanted_nifti(folder):
 
 
 @damage("unsupported-unit", "millimeters")
-def a_nifti_in_metres(folder):
+def a_nifti_in_meters(folder):
     return nifti(folder, 123, bytes([1]))
 
 
@@ -376,7 +376,7 @@ def quadruple_precision(folder):
 
 
 @damage("color-pixels", "colors")
-def a_colour_nifti(folder):
+def a_color_nifti(folder):
     return nifti(folder, 70, struct.pack("<hh", 128, 24))
 
 
@@ -569,12 +569,12 @@ def a_thumbnail(folder):
 
 
 @damage("implausible-spacing", "0.008 mm")
-def a_spacing_in_metres(folder):
+def a_spacing_in_meters(folder):
     return written(folder, good(spacing_mm=(1.5, 1.4, 0.008)))
 
 
 @damage("implausible-spacing", "1500 mm")
-def a_spacing_in_micrometres(folder):
+def a_spacing_in_micrometers(folder):
     return written(folder, good(spacing_mm=(1500.0, 1400.0, 8000.0)))
 
 
@@ -826,7 +826,7 @@ def a_letter_among_dicom_files(folder):
 
 
 @damage("color-pixels", "colors")
-def colour_dicom(folder):
+def color_dicom(folder):
     tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
     return dicom(folder, lambda _t, _z: tags)
 

@@ -80,8 +80,8 @@ TIMES_MS = 70.0 * np.arange(len(CONTRACTIONS))
 
 @pytest.fixture(scope="module")
 def labels() -> Stack:
-    """Slices 9 mm apart, the highest of which lies in the atrium at end-systole and is labelled cavity all the same."""
-    matrix = phantoms.centred_affine(
+    """Slices 9 mm apart, the highest of which lies in the atrium at end-systole and is labeled cavity all the same."""
+    matrix = phantoms.centered_affine(
         (9, 96, 110), (1.6, 1.5, 9.0), HEART @ np.diag([1.0, -1, -1]), BASE_LPS + HEART @ np.array([12.0, -4, -34])
     )
     grid = Stack(np.zeros((1, 9, 96, 110)), matrix)
@@ -95,7 +95,7 @@ def view(degrees: float, **looks: float) -> Stack:
     angle = np.deg2rad(degrees)
     side, down = HEART @ np.array([np.cos(angle), np.sin(angle), 0]), -HEART[:, 2]
     directions = np.stack([side, down, np.cross(side, down)], axis=1)
-    matrix = phantoms.centred_affine((1, 110, 100), (1.4, 1.4, 6.0), directions, BASE_LPS - 25 * HEART[:, 2])
+    matrix = phantoms.centered_affine((1, 110, 100), (1.4, 1.4, 6.0), directions, BASE_LPS - 25 * HEART[:, 2])
     empty = Stack(np.zeros((len(CONTRACTIONS), 1, 110, 100), np.float32), matrix, TIMES_MS)
     return empty.with_voxels(seen(empty, **looks))
 

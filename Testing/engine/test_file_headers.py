@@ -288,7 +288,7 @@ def test_a_unit_that_no_heart_can_have_does_not_count(tmp_path, step, unit, step
 
 
 @pytest.mark.parametrize("unit", ["cm", "m", "um"])
-def test_lengths_that_are_no_millimetres_are_refused(tmp_path, unit):
+def test_lengths_that_are_no_millimeters_are_refused(tmp_path, unit):
     stack = file_phantoms.noisy_stack((1, 4, 18, 20))
     needs("unsupported-unit", nrrd_text(tmp_path / "a.nrrd", stack, space_units=f'"{unit}" "{unit}" "{unit}"'), unit)
     needs("unsupported-unit", nrrd_text(tmp_path / "b.nrrd", stack, units=f'"{unit}" "{unit}" "{unit}"'), unit)
@@ -297,7 +297,7 @@ def test_lengths_that_are_no_millimetres_are_refused(tmp_path, unit):
     needs("unsupported-unit", nifti(tmp_path / "a.nii", stack, xyzt_units=code), "millimeters")
 
 
-def test_lengths_that_are_said_to_be_millimetres_are_read(tmp_path):
+def test_lengths_that_are_said_to_be_millimeters_are_read(tmp_path):
     stack = file_phantoms.noisy_stack((1, 4, 18, 20))
     np.testing.assert_array_equal(
         read_stack(nrrd_text(tmp_path / "a.nrrd", stack, space_units='"mm" "mm" "mm"')).voxels, stack.voxels
@@ -357,7 +357,7 @@ def test_a_stack_of_a_handful_of_values_is_a_label_map_whatever_they_are(tmp_pat
     needs("label-map", nifti(tmp_path / "a.nii", stack.with_voxels(chosen)), f"{len(values)} different values")
 
 
-def test_an_image_of_few_grey_levels_is_not_a_label_map():
+def test_an_image_of_few_gray_levels_is_not_a_label_map():
     stack = file_phantoms.noisy_stack((1, 4, 18, 20))
     assert "label-map" not in codes(stack.with_voxels((stack.voxels % 18 * 10).astype(np.uint8)))
 
@@ -390,7 +390,7 @@ def test_what_does_not_matter_in_a_metaimage_header_is_not_read(tmp_path):
         ("damaged-header", {"ElementDataFileX": "LOCAL", "DimSize": "20 18 4\nDimSize = 20 18 3"}, "'DimSize' twice"),
         ("bad-spacing", {"ElementSpacing": "1e-30 1.4 8"}, "1e-30"),
         ("bad-spacing", {"ElementSpacing": "1e300 1.4 8"}, "1e+300"),
-        ("bad-placement", {"Offset": "1e300 0 0"}, "kilometre"),
+        ("bad-placement", {"Offset": "1e300 0 0"}, "kilometer"),
     ],
 )
 def test_numbers_that_no_image_can_have_are_refused(tmp_path, code, change, words):

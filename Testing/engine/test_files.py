@@ -422,7 +422,7 @@ def labels_of(frames: int) -> Stack:
     return stack.with_voxels((stack.voxels % 4).astype(np.uint8))
 
 
-def test_a_segmentation_names_colours_and_codes_its_segments(tmp_path):
+def test_a_segmentation_names_colors_and_codes_its_segments(tmp_path):
     labels = labels_of(1)
     write_labels(labels, tmp_path / "a.seg.nrrd")
     image = sitk.ReadImage(str(tmp_path / "a.seg.nrrd"))
@@ -431,7 +431,7 @@ def test_a_segmentation_names_colours_and_codes_its_segments(tmp_path):
         [image.GetMetaData(f"Segment{index}_{key}") for key in ("Name", "LabelValue", "Color", "Tags")]
         for index in range(3)
     ]
-    for (name, value, colour, tags), (title, code, rgb) in zip(
+    for (name, value, color, tags), (title, code, rgb) in zip(
         segments,
         (
             ("Left ventricle", "87878005", (204, 51, 47)),
@@ -442,8 +442,8 @@ def test_a_segmentation_names_colours_and_codes_its_segments(tmp_path):
     ):
         assert name == title
         assert f"SCT^{code}^" in tags
-        np.testing.assert_allclose(np.array(colour.split(), float) * 255, rgb, atol=0.01)
-        assert int(value) == segments.index([name, value, colour, tags]) + 1
+        np.testing.assert_allclose(np.array(color.split(), float) * 255, rgb, atol=0.01)
+        assert int(value) == segments.index([name, value, color, tags]) + 1
 
 
 @pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz", ".seq.nrrd"])

@@ -20,7 +20,7 @@ def planes_of(stack: Stack) -> list[Plane]:
 
 
 def turned(plane: Plane, degrees: float, axis: np.ndarray) -> Plane:
-    """The plane turned about its centre, by Rodrigues' formula."""
+    """The plane turned about its center, by Rodrigues' formula."""
     angle, x, y, z = np.deg2rad(degrees), *axis / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
@@ -120,11 +120,11 @@ def test_the_typical_plane_is_not_the_odd_one():
     assert geometry.typical_plane(planes) != 0
 
 
-@pytest.mark.parametrize("millimetres", [0.0, 3.0, -7.5])
-def test_distance_from_a_plane_is_signed_along_its_normal(millimetres):
+@pytest.mark.parametrize("millimeters", [0.0, 3.0, -7.5])
+def test_distance_from_a_plane_is_signed_along_its_normal(millimeters):
     plane = geometry.plane_of(file_phantoms.noisy_stack(seed=3), 2)
-    beside = plane.to_lps(np.array([4.5, -2.0])) + millimetres * plane.normal
-    assert plane.distance_mm(beside) == pytest.approx(millimetres, abs=1e-9)
+    beside = plane.to_lps(np.array([4.5, -2.0])) + millimeters * plane.normal
+    assert plane.distance_mm(beside) == pytest.approx(millimeters, abs=1e-9)
 
 
 def test_a_perpendicular_affine_has_no_shear_and_a_slanted_one_has_its_slant():

@@ -192,7 +192,7 @@ def field_of(points_lps: np.ndarray) -> np.ndarray:
 
 
 def linear_stack() -> Stack:
-    matrix = phantoms.centred_affine((5, 80, 90), (1.7, 1.6, 10.0), phantoms.rotation(2), np.array([9.0, -5.0, 20.0]))
+    matrix = phantoms.centered_affine((5, 80, 90), (1.7, 1.6, 10.0), phantoms.rotation(2), np.array([9.0, -5.0, 20.0]))
     return pictured_field(Stack(np.zeros((1, 5, 80, 90)), matrix))
 
 
@@ -210,7 +210,7 @@ def crossing_view(stack: Stack, *, gain: float = 1.0, offset: float = 0.0) -> St
     side = side - (side @ down) * down
     side /= np.linalg.norm(side)
     normal = np.cross(side, down)
-    matrix = phantoms.centred_affine(
+    matrix = phantoms.centered_affine(
         (1, 60, 100), (1.5, 1.4, 6.0), np.stack([side, down, normal], axis=1), np.array([11.0, -4.0, 20.0])
     )
     shown = pictured_field(Stack(np.zeros((1, 1, 60, 100)), matrix))

@@ -22,7 +22,7 @@ def linear_field(points_lps: np.ndarray) -> np.ndarray:
 
 
 def field_stack(seed: int, *, frames: int = 1, shape: tuple[int, int, int] = (7, 26, 34)) -> Stack:
-    matrix = phantoms.centred_affine(shape, (1.7, 1.2, 9.0), phantoms.rotation(seed), np.array([20.0, -15.0, 40.0]))
+    matrix = phantoms.centered_affine(shape, (1.7, 1.2, 9.0), phantoms.rotation(seed), np.array([20.0, -15.0, 40.0]))
     empty = Stack(np.zeros((1, *shape)), matrix)
     z, y, x = np.indices(shape)
     field = linear_field(empty.to_lps(np.stack([x, y, z], axis=-1)))
@@ -32,12 +32,12 @@ def field_stack(seed: int, *, frames: int = 1, shape: tuple[int, int, int] = (7,
 def crossing_plane(seed: int, *, frames: int = 1, step_ms: float = 30.0) -> Stack:
     """An oblique picture through the middle of `field_stack`, larger than it."""
     shape = 1, 90, 64
-    matrix = phantoms.centred_affine(shape, (1.1, 1.3, 6.0), phantoms.rotation(seed), np.array([22.0, -14.0, 39.0]))
+    matrix = phantoms.centered_affine(shape, (1.1, 1.3, 6.0), phantoms.rotation(seed), np.array([22.0, -14.0, 39.0]))
     return Stack(np.zeros((frames, *shape)), matrix, np.arange(frames) * step_ms)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_cut_has_the_value_of_the_field_at_each_pixel_centre_in_patient_space(seed):
+def test_a_cut_has_the_value_of_the_field_at_each_pixel_center_in_patient_space(seed):
     stack, plane = field_stack(seed), crossing_plane(seed + 50)
     shown = longaxis.cut(stack, plane)[0]
     rows, columns = np.nonzero(np.isfinite(shown))
@@ -47,7 +47,7 @@ def test_a_cut_has_the_value_of_the_field_at_each_pixel_centre_in_patient_space(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cut_is_empty_exactly_where_the_stack_has_no_voxel_centres_around(seed):
+def test_a_cut_is_empty_exactly_where_the_stack_has_no_voxel_centers_around(seed):
     stack, plane = field_stack(seed), crossing_plane(seed + 50)
     known = np.isfinite(longaxis.cut(stack, plane)[0])
     rows, columns = np.indices(known.shape)
@@ -269,7 +269,7 @@ def test_derived_planes_contain_the_axis_with_the_base_on_top_and_turn_by_sixty_
     angles = {name: view_angle_deg(plane, seed) for name, plane in planes.items()}
     assert angles["3ch"] - angles["4ch"] == pytest.approx(60, abs=1)
     assert angles["2ch"] - angles["3ch"] == pytest.approx(60, abs=1)
-    towards_rv = np.degrees(np.arctan2(phantoms.RV_CENTRE_MM[1], phantoms.RV_CENTRE_MM[0]))
+    towards_rv = np.degrees(np.arctan2(phantoms.RV_CENTER_MM[1], phantoms.RV_CENTER_MM[0]))
     assert (angles["4ch"] + angles["3ch"]) / 2 == pytest.approx(towards_rv, abs=8)
 
 

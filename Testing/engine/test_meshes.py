@@ -92,7 +92,7 @@ def test_the_wall_of_both_ventricles_is_one_closed_surface_with_all_tags_where_t
     assert np.abs(radius - 1).mean() < 0.06
     away = np.linalg.norm(local[tags == meshes.TAGS["epi"]] / [22.0, 22.0, 70.0], axis=1)
     assert np.percentile(away, 1) > 1.05  # a few triangles lie on the edge to the base
-    rv = np.linalg.norm((local[tags == meshes.TAGS["rv_endo"]] - phantoms.RV_CENTRE_MM) / phantoms.RV_RADII_MM, axis=1)
+    rv = np.linalg.norm((local[tags == meshes.TAGS["rv_endo"]] - phantoms.RV_CENTER_MM) / phantoms.RV_RADII_MM, axis=1)
     assert np.median(np.abs(rv - 1)) < 0.1
 
 

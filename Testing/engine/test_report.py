@@ -312,11 +312,11 @@ def window(whole, tmp_path_factory):
         yield opened
 
 
-def colours(picture: np.ndarray) -> dict[str, float]:
-    """Share of the picture that is red (LV), blue (RV) or neither the ground nor coloured (pictures)."""
+def colors(picture: np.ndarray) -> dict[str, float]:
+    """Share of the picture that is red (LV), blue (RV) or neither the ground nor colored (pictures)."""
     red, green, blue = (picture[..., index].astype(int) for index in range(3))
-    grey = (np.abs(red - blue) < 6) & (np.abs(red - green) < 6) & (red > 60)
-    return {"red": (red > blue + 50).mean(), "blue": (blue > red + 50).mean(), "grey": grey.mean()}
+    gray = (np.abs(red - blue) < 6) & (np.abs(red - green) < 6) & (red > 60)
+    return {"red": (red > blue + 50).mean(), "blue": (blue > red + 50).mean(), "gray": gray.mean()}
 
 
 def press(window, words: str) -> None:
@@ -340,7 +340,7 @@ def pause(window) -> None:
 
 
 def test_the_3d_view_draws_both_ventricles(window):
-    seen = colours(window.canvas("#calid-view canvas"))
+    seen = colors(window.canvas("#calid-view canvas"))
     assert seen["red"] > 0.02
     assert seen["blue"] > 0.02
 
@@ -357,12 +357,12 @@ def test_dragging_turns_the_heart(window):
 
 def test_a_ventricle_can_be_hidden_and_a_plane_shown(window):
     press(window, "Right ventricle")
-    assert colours(window.canvas("#calid-view canvas"))["blue"] < 0.002
+    assert colors(window.canvas("#calid-view canvas"))["blue"] < 0.002
     press(window, "4ch plane")
-    assert colours(window.canvas("#calid-view canvas"))["grey"] > 0.01
+    assert colors(window.canvas("#calid-view canvas"))["gray"] > 0.01
     press(window, "4ch plane")
     press(window, "Right ventricle")
-    assert colours(window.canvas("#calid-view canvas"))["blue"] > 0.02
+    assert colors(window.canvas("#calid-view canvas"))["blue"] > 0.02
 
 
 def test_the_slider_shows_systole_smaller_than_diastole(window):
@@ -374,7 +374,7 @@ def test_the_slider_shows_systole_smaller_than_diastole(window):
             "const slider = document.querySelector('#calid-view input[type=range]');"
             f"slider.value = {frame}; slider.dispatchEvent(new Event('input'))",
         )
-        areas.append(colours(window.canvas("#calid-view canvas"))["red"])
+        areas.append(colors(window.canvas("#calid-view canvas"))["red"])
     assert areas[1] < 0.9 * areas[0]
 
 

@@ -31,7 +31,7 @@ from calid.method.weights import find_model
 from calid.run.device import Device
 from calid.run.progress import Progress
 from calid.stack import Stack
-from phantoms import centred_affine, heart_labels, pictured, rotation
+from phantoms import centered_affine, heart_labels, pictured, rotation
 from safetensors.torch import save_file
 from torch import nn
 
@@ -68,9 +68,9 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def large_view(seed: int = 3) -> tuple[Stack, np.ndarray]:
-    """A bright ball of 25 mm radius, off-centre in an oblique 340 x 300 mm view; and its centre in LPS."""
+    """A bright ball of 25 mm radius, off-center in an oblique 340 x 300 mm view; and its center in LPS."""
     shape, spacing = (8, 214, 170), (2.0, 1.4, 8.0)
-    matrix = centred_affine(shape, spacing, rotation(seed), np.array([40.0, -70.0, 15.0]))
+    matrix = centered_affine(shape, spacing, rotation(seed), np.array([40.0, -70.0, 15.0]))
     grid = Stack(np.zeros((1, *shape), np.uint8), matrix)
     ball = grid.to_lps(np.array([110.0, 80.0, 3.5]))
     z, y, x = np.indices(shape)
@@ -89,7 +89,7 @@ def test_a_physical_point_stays_put_on_the_way_into_the_window_and_back(pixel_mm
     weights = inside[0, 0].numpy()
     center_row = (weights.sum(1) * window.indices(0)).sum() / weights.sum()
     center_column = (weights.sum(0) * window.indices(1)).sum() / weights.sum()
-    assert abs(center_row - 40.3) * 1.2 < 0.05, "millimetres"
+    assert abs(center_row - 40.3) * 1.2 < 0.05, "millimeters"
     assert abs(center_column - 61.8) * 1.7 < 0.05
     back = out_of_window(inside, window, (rows, columns))[0, 0].numpy()
     assert abs((back * y).sum() / back.sum() - 40.3) * 1.2 < 0.05
@@ -110,7 +110,7 @@ def test_nothing_is_found_outside_the_window() -> None:
     window = PlaneGrid(shape=(16, 16), center=(20.0, 30.0), step=(1.0, 1.0))
     restored = out_of_window(torch.ones(1, 3, 16, 16), window, (50, 60))
     inside = np.zeros((50, 60), bool)
-    inside[13:28, 23:38] = True  # the grid's pixel centres reach from 12.5 to 27.5 and from 22.5 to 37.5
+    inside[13:28, 23:38] = True  # the grid's pixel centers reach from 12.5 to 27.5 and from 22.5 to 37.5
     assert (restored[0, 0].numpy()[inside] > 0.99).all()
     assert (restored[0, 0].numpy()[np.pad(~inside, 0)] < 0.51).all()
     assert restored[0, 0].numpy()[:12].max() == 0

@@ -62,8 +62,8 @@ def test_an_upright_plane_stays_in_the_images_plane_with_slices_level(study):
     views, columns = study
     sparse = columns[0].stack
     for view in views:
-        centre = heart_center(sparse, [view.stack])
-        upright = sheet.upright_plane(view.stack, sparse, centre)
+        center = heart_center(sparse, [view.stack])
+        upright = sheet.upright_plane(view.stack, sparse, center)
         normal = view.stack.directions_lps[:, 2]
         assert upright.directions_lps[:, 2] @ normal == pytest.approx(1, abs=1e-9)
         assert (upright.origin_lps - view.stack.origin_lps) @ normal == pytest.approx(0, abs=1e-9)
@@ -86,10 +86,10 @@ def test_the_sheet_has_a_picture_per_view_and_column(study, tmp_path):
     figures = sheet.lax_sheet(views, columns, tmp_path / "sheet.png")
     assert len(figures) == 3
     with Image.open(tmp_path / "sheet.png") as picture:
-        grey = np.asarray(picture.convert("L"), float)
-    assert grey.shape[1] > 4 * 2 * comparison.HEART_RADIUS_MM
-    bright = np.flatnonzero((grey > 190).mean(axis=0) > 0.05)
-    assert np.unique(bright // (grey.shape[1] // 4)).size == 4
+        gray = np.asarray(picture.convert("L"), float)
+    assert gray.shape[1] > 4 * 2 * comparison.HEART_RADIUS_MM
+    bright = np.flatnonzero((gray > 190).mean(axis=0) > 0.05)
+    assert np.unique(bright // (gray.shape[1] // 4)).size == 4
 
 
 def test_the_sheet_shows_the_phase_that_was_asked_for(study, tmp_path):
@@ -115,8 +115,8 @@ def test_the_movie_has_a_frame_per_phase(study, tmp_path):
     changes = [np.abs(frame - frames[0]).mean(axis=(0, 2)) for frame in frames[1:]]
     thirds = np.array_split(changes[0], 3)
     assert all(third.max() > 20 for third in thirds)  # every column beats
-    colours = {tuple(colour) for colour in frames[0].reshape(-1, 3).astype(int)}
-    assert (76, 194, 180) in colours  # the heading of the last column keeps its accent
+    colors = {tuple(color) for color in frames[0].reshape(-1, 3).astype(int)}
+    assert (76, 194, 180) in colors  # the heading of the last column keeps its accent
 
 
 def test_a_derived_plane_beats_without_an_acquired_image(study, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 GROUND = (10, 20, 30)
 
 
-def ball(radius: float, centre=(0.0, 0.0, 0.0), rgb=(200, 80, 60), opacity: float = 1.0) -> Solid:
+def ball(radius: float, center=(0.0, 0.0, 0.0), rgb=(200, 80, 60), opacity: float = 1.0) -> Solid:
     """A UV sphere, triangles facing outwards."""
     theta, phi = np.meshgrid(np.linspace(0, np.pi, 25), np.linspace(0, 2 * np.pi, 49), indexing="ij")
     points = radius * np.stack([np.sin(theta) * np.cos(phi), np.cos(theta), -np.sin(theta) * np.sin(phi)], axis=-1)
@@ -23,7 +23,7 @@ def ball(radius: float, centre=(0.0, 0.0, 0.0), rgb=(200, 80, 60), opacity: floa
     corners = points.reshape(-1, 3)[triangles]
     volume = np.einsum("ij,ij->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6
     assert volume > 0
-    return Solid(points.reshape(-1, 3) + np.array(centre), triangles, rgb, opacity)
+    return Solid(points.reshape(-1, 3) + np.array(center), triangles, rgb, opacity)
 
 
 def painted(*bodies: Solid, size=(160, 120)) -> np.ndarray:

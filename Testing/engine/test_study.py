@@ -353,7 +353,7 @@ def tilted(sax: Stack, num_slices: int, degrees: float, *, seed: int = 9) -> Sta
     directions = np.stack([x, cosine * y + sine * z, cosine * z - sine * y], axis=1)
     shape = (num_slices, *sax.voxels.shape[2:])
     middle = sax.to_lps((np.array(sax.voxels.shape[:0:-1]) - 1) / 2)
-    affine = phantoms.centred_affine(shape, tuple(sax.spacing_mm), directions, middle)
+    affine = phantoms.centered_affine(shape, tuple(sax.spacing_mm), directions, middle)
     voxels = np.random.default_rng(seed).integers(0, 999, (sax.num_frames, *shape)).astype(np.int16)
     return Stack(voxels, affine, sax.frame_times_ms)
 

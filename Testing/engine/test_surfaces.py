@@ -1,4 +1,4 @@
-"""Surfaces are closed, face outwards, lie in patient space, keep the volume and fit their neighbours."""
+"""Surfaces are closed, face outwards, lie in patient space, keep the volume and fit their neighbors."""
 
 from __future__ import annotations
 
@@ -101,16 +101,16 @@ def test_a_mirrored_grid_still_gives_outward_surfaces():
 def test_a_surface_lies_around_its_voxels_in_patient_space(heart, label):
     labels, meshes = heart
     where = np.argwhere(labels.voxels[0] == label)[:, ::-1]
-    centre = labels.to_lps(where).mean(axis=0)
+    center = labels.to_lps(where).mean(axis=0)
     points = points_of(meshes[label])
     triangles = triangles_of(meshes[label])
     a, b, c = (points[triangles[:, corner]] for corner in range(3))
-    weights = np.einsum("ij,ij->i", a - centre, np.cross(b - a, c - a))
-    centroid = centre + ((a + b + c - 3 * centre) / 4 * weights[:, None]).sum(axis=0) / weights.sum()
-    np.testing.assert_allclose(centroid, centre, atol=1.0)
+    weights = np.einsum("ij,ij->i", a - center, np.cross(b - a, c - a))
+    centroid = center + ((a + b + c - 3 * center) / 4 * weights[:, None]).sum(axis=0) / weights.sum()
+    np.testing.assert_allclose(centroid, center, atol=1.0)
 
 
-def test_neighbours_share_their_border_without_gap_or_overlap(heart):
+def test_neighbors_share_their_border_without_gap_or_overlap(heart):
     _, meshes = heart
     wall, lv = points_of(meshes[WALL]), points_of(meshes[LV])
     rng = np.random.default_rng(0)

@@ -11,14 +11,14 @@ from calid.stack import Stack
 
 def sparse_stack(slices: int = 7, frames: int = 2) -> Stack:
     rng = np.random.default_rng(3)
-    matrix = phantoms.centred_affine(
+    matrix = phantoms.centered_affine(
         (slices, 20, 24), (1.5, 1.2, 8.0), phantoms.rotation(1), np.array([5.0, 9.0, -3.0])
     )
     return Stack(rng.normal(100, 20, (frames, slices, 20, 24)), matrix, np.arange(frames) * 30.0)
 
 
 def linear(stack: Stack) -> Stack:
-    """n slices -> 2n - 1 by the mean of neighbours: the yardstick itself."""
+    """n slices -> 2n - 1 by the mean of neighbors: the yardstick itself."""
     dense = np.repeat(stack.voxels, 2, axis=1)[:, :-1].astype(np.float32)
     dense[:, 1::2] = (stack.voxels[:, :-1] + stack.voxels[:, 1:]) / 2
     matrix = stack.affine.copy()
@@ -44,7 +44,7 @@ class Oracle:
 
 
 @pytest.mark.parametrize("slices", [3, 4, 7, 8])
-def test_every_inner_slice_is_predicted_in_its_place_from_its_neighbours(slices):
+def test_every_inner_slice_is_predicted_in_its_place_from_its_neighbors(slices):
     truth = sparse_stack(slices)
     oracle = Oracle(truth)
     predicted = predicted_slices(truth, oracle)
