@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 
 import slicer
-from calid.heart.surfaces import surfaces
+from calid.heart.surfaces import SHOWN_GRID_MM, surfaces
 from calid.labels import LABELS
 from calid.stack import Stack
 
@@ -17,7 +17,6 @@ from .RunResult import RunResult
 from .Segmentations import SURFACE, nodesOfFrame, turned
 from .Transaction import Transaction
 
-SURFACE_GRID_MM = 2.0
 DIGESTS = "CaLID.LabelDigests"
 
 
@@ -63,7 +62,7 @@ def _changedFrames(result: RunResult, labels: Stack) -> list[int]:
 
 def _remakeSurfaces(result: RunResult, labels: Stack, frame: int) -> None:
     """Put the engine's surfaces of one frame in the place of those of the labels before."""
-    found = surfaces(labels, frame, grid_mm=SURFACE_GRID_MM)
+    found = surfaces(labels, frame, grid_mm=SHOWN_GRID_MM)
     for node in nodesOfFrame(result.segmentation, frame):
         segmentation = node.GetSegmentation()
         for label in LABELS:

@@ -41,6 +41,9 @@ SMOOTHING_MM = 1.5
 MAX_VOLUME_ERROR = 0.005
 """Relative difference between a surface's volume and its labels' at which the offsets are good enough."""
 
+SHOWN_GRID_MM = 2.0
+"""Grid of surfaces that are looked at: a finer one looks the same and is heavy for a cine."""
+
 _GRID_MM = (1.0, 2.0)
 _MARGIN_MM = 6.0
 _MAX_ROUNDS = 8

@@ -9,7 +9,7 @@ import numpy as np
 from calid.errors import InputError
 from calid.geometry import heart_center
 from calid.heart.longaxis import crossing_views, cut, derive_planes
-from calid.heart.surfaces import surfaces, without_surface
+from calid.heart.surfaces import SHOWN_GRID_MM, surfaces, without_surface
 from calid.heart.volumes import Function, compare_function
 from calid.report import page, stills, viewer
 from calid.report.case import METHOD_NAMES, Case, Missing
@@ -29,7 +29,6 @@ from calid.stack import WINDOW_PERCENTILES, Stack
 
 _MIN_MOVIE_FRAMES = 5
 _MOVIE_VIEW = "4ch"  # the most familiar one
-_VIEW_GRID_MM = 2.0
 _STILL_SIZE = (360, 360)
 _STILL_TURNS = ((0, "anterior"), (90, "septal"), (180, "inferior"), (270, "lateral"))
 _LV_COLOR, _RV_COLOR, _LV_ENDED_COLOR = "#e0645c", "#6f9cf0", "#e0b45c"
@@ -120,7 +119,7 @@ def in_3d(case: Case) -> tuple[list[str], list[str]]:
         return [page.paragraph(f"There are no surfaces to show. {case.labels.reason}")], []
     labels = case.labels
     frame = viewer.viewing_frame(labels)
-    found = [surfaces(labels, index, grid_mm=_VIEW_GRID_MM) for index in range(labels.num_frames)]
+    found = [surfaces(labels, index, grid_mm=SHOWN_GRID_MM) for index in range(labels.num_frames)]
     missing = [page.paragraph(sentence) for sentence in without_surface(labels, found)]
     meshes = [viewer.viewed(one, frame) for one in found]
     if not any(meshes):

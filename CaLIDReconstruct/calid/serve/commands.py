@@ -15,7 +15,6 @@ from calid.errors import SettingsError
 from calid.run.settings import COHORT_SETTINGS, OPTIONS, checked, from_json
 
 PROGRESS_INTERVAL_S = 0.1
-SURFACE_GRID_MM = 2.0  # finer looks the same and is heavy for a cine
 FRAME_NAME = "frame{index:04d}.nrrd"
 SEGMENTING_SHARE = 0.5  # of the time of labels with surfaces
 FLAGS = ("overwrite", "raw", "segment", "uncertainty")
@@ -310,12 +309,12 @@ def _cohort(request: Request, is_cancelled: Callable[[], bool], emit: Emit) -> d
 
 def _write_surfaces(labels: Any, folder: Path, watch: Any) -> None:
     """The closed surfaces of every frame, `frame0000-LV.vtp` and so on, in LPS mm."""
-    from calid.heart.surfaces import surfaces, without_surface, write_surface
+    from calid.heart.surfaces import SHOWN_GRID_MM, surfaces, without_surface, write_surface
     from calid.labels import LABELS
 
     watch.stage, there = "surfaces", []
     for index in range(labels.num_frames):
-        found = surfaces(labels, index, grid_mm=SURFACE_GRID_MM)
+        found = surfaces(labels, index, grid_mm=SHOWN_GRID_MM)
         there.append(set(found))
         for label in LABELS:
             if label.value in found:
