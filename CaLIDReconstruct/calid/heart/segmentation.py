@@ -39,7 +39,7 @@ HEART_MARGIN_MM = 25.0
 SEARCH_SLICES = 16
 """Slices of a frame that are looked at to find the heart."""
 INTENSITY_PERCENTILES = (1.0, 99.0)
-"""What becomes 0 and 1 for the network, as in its training; not `stack.WINDOW_PERCENTILES`, by which slices are made."""
+"""What becomes 0 and 1, as in the segmenter's training; slices are made and shown by `stack.WINDOW_PERCENTILES`."""
 PERCENTILE_SAMPLES = 1_000_000
 HARMLESS_HERE = ("one-slice", "already-isotropic")
 """Findings that forbid upsampling but not segmenting."""
