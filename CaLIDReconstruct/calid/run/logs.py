@@ -78,7 +78,7 @@ def tell_error(message: str, *, code: str, remedy: str = "", **more: Any) -> Non
         message: what is wrong, and where.
         code: stable name of the error.
         remedy: what the user can do about it.
-        **more: for programs only.
+        **more: fields that only programs are told.
     """
     plain = f"calid: error: {message} {remedy}".rstrip()
     line = json_line("error", message, code=code, remedy=remedy, **more) if is_json() else plain
