@@ -111,7 +111,7 @@ def find_ends(labels: Stack, views: Mapping[str, Stack]) -> Ends | None:
     """The ends of the LV in every frame of labels, from the long-axis images that pass its axis.
 
     Args:
-        labels: cleaned, 1 LV cavity, 2 LV myocardium, 3 RV cavity; sparse or dense.
+        labels: cleaned labels, 1 LV cavity, 2 LV myocardium, 3 RV cavity; sparse or dense.
         views: {name: long-axis image}, moved to where the slices want them, if that is known.
 
     Returns:
@@ -158,9 +158,9 @@ def _along_the_axis(
     """A view along the LV axis; None where it passes aside, or does not tell blood from wall.
 
     Args:
-        labels: of the slices.
+        labels: labels of the slices.
         view: long-axis image.
-        axes: of the heart.
+        axes: the heart's axes.
         blood_label: the cavity whose blood is told from the wall.
         septalwards_mm: so far from the axis the middle of the straightened view lies.
     """

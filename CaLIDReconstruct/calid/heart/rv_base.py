@@ -69,7 +69,7 @@ def find_rv_base(
     Args:
         hinges_lps: {view: (T, 3) mm} as found in single frames, NaN where they were not.
         smooth_lps: the same, smooth over the beat.
-        axes: of the heart.
+        axes: the heart's axes.
     """
     if not smooth_lps:
         return None

@@ -52,9 +52,9 @@ def straightened(labels: Stack, view: Stack, axes: HeartAxes, middle_lps: np.nda
     """A view turned so that its rows run along the LV axis, 60 mm to both sides of a point; None if it lies across.
 
     Args:
-        labels: of the slices.
+        labels: labels of the slices.
         view: long-axis image.
-        axes: of the heart.
+        axes: the heart's axes.
         middle_lps: (3,) mm, brought into the view along its normal.
     """
     normal = view.directions_lps[:, 2]

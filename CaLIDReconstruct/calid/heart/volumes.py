@@ -164,7 +164,7 @@ class _Slabs:
         upwards: the normal's direction, 1 if it points to the base, else -1.
         heights: (Z,) of the slices.
         lower, upper: (Z,) between which each stands for the tissue.
-        gap: of the acquired slices.
+        gap: distance of the acquired slices.
     """
 
     upwards: float

@@ -46,8 +46,8 @@ class View:
     """A long-axis image whose intensities were brought to those of the short axis.
 
     Args:
-        name: of the view.
-        image: aligned.
+        name: name of the view.
+        image: the view, moved to where it fits the slices.
         gain, offset: intensities as the networks see them = gain * pixels + offset.
         noise: standard deviation of what is left, at least `NOISE_FLOOR`.
         confidence: (Z,) share of each acquired slice's line that the view explains, 0 where they do not cross.
@@ -69,7 +69,7 @@ class Guide:
 
     Args:
         stack: acquired slices, as the networks are shown them.
-        preparation: how.
+        preparation: how they are shown.
         plan: which slices are made.
         shifts_mm: (Z, 3) by which each slice still has to be moved, along its directions, to lie where it belongs.
         views: the images.
@@ -85,7 +85,7 @@ class Guide:
 
     @property
     def pixel_mm(self) -> float:
-        """As the networks see it."""
+        """Size of a pixel as the networks see it."""
         scale = np.array(self.preparation.working_shape) / self.preparation.size
         return float(np.mean(self.stack.spacing_mm[1::-1] / scale))
 
@@ -123,7 +123,7 @@ def guide_of(
     Args:
         stack: acquired slices; moved within their planes if the alignment says so.
         views: the long-axis images by name, as acquired.
-        alignment: of both.
+        alignment: shifts of both.
         preparation: how slices are shown to the networks.
         plan: which slices are made from which.
     """
@@ -246,7 +246,7 @@ def corrections_by(
         guide: the long-axis images.
         interpolator: its motion is corrected.
         voxels: (frames, Z, Y, X) of the acquired slices.
-        watch: told of every evaluation of the motion and every step of a correction.
+        watch: what counts every evaluation of the motion and every step of a correction.
         is_periodic: whether the frames show one whole cardiac cycle.
     """
     plan, frames = guide.plan, len(voxels)

@@ -86,7 +86,7 @@ class Job:
 
         Args:
             progress: function told how far the run is.
-            is_cancelled: asked at every network evaluation.
+            is_cancelled: function asked at every network evaluation whether to stop.
             on_frame: function given each dense frame when it is complete.
             tell: function told, line by line, which images of a folder are used, before the work begins.
 
@@ -196,11 +196,11 @@ def estimate(
     Args:
         stack: the input, or one frame of it.
         settings: what to do.
-        uncertainty: the run also makes the standard deviation.
+        uncertainty: whether the run also makes the standard deviation.
         models_folder: where the manifest lies; None takes the bundled models.
-        num_frames: of the whole input, where `stack` is a part of it.
+        num_frames: number of frames of the whole input, where `stack` is a part of it.
         num_views: long-axis images that the slices are compared with, and guided by.
-        is_cancelled: asked at every network evaluation.
+        is_cancelled: function asked at every network evaluation whether to stop.
     """
     run = plan_run(
         stack,
@@ -228,13 +228,13 @@ def expected_memory(
     """What a run needs beyond the loaded engine, against what is free.
 
     Args:
-        stack: gives slice size and voxel type.
-        plan: gives the number of slices.
+        stack: stack with the size of slices and the type of voxels.
+        plan: which slices are made.
         device: where the networks run.
-        frames: of the whole run.
-        draws: of every slice.
-        pixels: of one image as the networks see it; 0 without networks.
-        together: frames that go through the networks at once.
+        frames: number of frames of the whole run.
+        draws: number of draws of every slice.
+        pixels: number of pixels of one image as the networks see it; 0 without networks.
+        together: number of frames that go through the networks at once.
 
     Returns:
         "memory_bytes" and "free_bytes" on the device, and whether the run "fits" there and into the main memory.

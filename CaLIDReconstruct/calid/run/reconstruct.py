@@ -80,11 +80,13 @@ def upsample(
             not used.
         models_folder: where the manifest lies; None takes the bundled models.
         uncertainty: also return the standard deviation over the draws.
-        progress: told after every network evaluation, and after every step of alignment and guidance.
-        is_cancelled: asked as often.
-        on_plan: given what will be made, whole but for its voxels, before the first slice; what it raises ends the run.
-        on_frame: given (index, dense static stack) as soon as a frame is complete, in order.
-        source: how errors name the input.
+        progress: function told how far the run is, after every network evaluation and every step of alignment and
+            guidance.
+        is_cancelled: function asked as often whether to stop.
+        on_plan: function given, before the first slice is made, what will be made, whole but for its voxels; what it
+            raises ends the run.
+        on_frame: function given (index, dense static stack) as soon as a frame is complete, in order.
+        source: name of the input in error messages.
 
     Raises:
         InputError: if the stack is unsuitable.
@@ -126,8 +128,8 @@ class RunPlan:
         settings: as they are really used.
         plan: which slices are made from which.
         preparation: how the stack is shown to the networks.
-        draws: of every slice.
-        num_frames: of the whole run, more than the stack's where that is a sample of it.
+        draws: number of draws of every slice.
+        num_frames: number of frames of the whole run, more than the stack's where that is a sample of it.
         num_views: long-axis images that the slices are compared with.
         interpolator: the model, or None for linear interpolation.
         model_choice: why it is that one.
@@ -151,7 +153,7 @@ class RunPlan:
 
     @property
     def pixels(self) -> int:
-        """Of an image as the networks see it."""
+        """Number of pixels of an image as the networks see it."""
         return math.prod(self.preparation.padded_shape)
 
     @property
@@ -222,9 +224,9 @@ def plan_run(
         settings: what to do.
         uncertainty: whether the standard deviation over the draws is asked for.
         models_folder: where the manifest lies; None takes the bundled models.
-        num_frames: of the whole input, where `stack` is one frame of it.
+        num_frames: number of frames of the whole input, where `stack` is one frame of it.
         num_views: long-axis images of the same heart.
-        source: how errors name the input.
+        source: name of the input in error messages.
 
     Raises:
         InputError, SettingsError, WeightsError, ResourceError: as `upsample`.

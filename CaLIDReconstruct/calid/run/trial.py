@@ -27,7 +27,7 @@ def expected_seconds(run: RunPlan, interpolator: Interpolator, watch: Watch) -> 
     Args:
         run: the plan, its stack as many frames as are at hand.
         interpolator: the model.
-        watch: asked at every network evaluation whether to stop.
+        watch: what is asked at every network evaluation whether to stop.
     """
     evaluation = _seconds_per_evaluation(run, interpolator, watch)
     seconds = run.generating * evaluation
