@@ -150,7 +150,7 @@ class Settings:
     align: Align = field(
         default="report",
         metadata=_told(
-            "slices of different breath-holds; report: tell how far they are off; on: move them in plane; off: neither",
+            "slices of different breath-holds; report: tell how far they are off; on: move them in plane; off: neither, and no guides",
             choices=get_args(Align),
         ),
     )
