@@ -153,7 +153,7 @@ class CaLID(nn.Module):
         *,
         steps: int,
     ) -> Iterator[torch.Tensor]:
-        """D(z_0) after every step of `walk` from z_T (the paper's Fig. 4); neighbors are moved half-way if that can be."""
+        """D(z_0) after every step of `walk` from z_T (the paper's Fig. 4), neighbors moved if they can be."""
         return (self.decode(z_0) for z_0 in self.walk(*self.halfway(before, after), z_T, steps=steps))
 
     def invert(

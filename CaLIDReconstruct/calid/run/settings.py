@@ -150,7 +150,8 @@ class Settings:
     align: Align = field(
         default="report",
         metadata=_told(
-            "slices of different breath-holds; report: tell how far they are off; on: move them in plane; off: neither, and no guides",
+            "slices of different breath-holds; report: tell how far they are off; on: move them in plane; off: neither"
+            ", and no guides",
             choices=get_args(Align),
         ),
     )
