@@ -9,7 +9,7 @@ from pathlib import Path
 import slicer
 import vtk
 from CaLIDReconstructLib import DemoCase, Installation
-from CaLIDReconstructLib.Logic import Reconstruction
+from CaLIDReconstructLib.Logic import Logic
 from CaLIDReconstructLib.Panel import Panel
 from CaLIDReconstructLib.Parameters import CaLIDReconstructParameterNode
 from CaLIDReconstructLib.Segmentations import loadTerminology
@@ -55,7 +55,7 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def __init__(self, parent=None, logic=None, installation=None) -> None:
         self._given = (logic, installation)
-        self.panel = None
+        self.ui = self.logic = self.panel = None  # made in `setup`, which Slicer calls
         self._parameterNode = None
         self._guiTag = None
         VTKObservationMixin.__init__(self)
@@ -119,12 +119,12 @@ class CaLIDReconstructWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.setParameters(parameterNode)
 
 
-class CaLIDReconstructLogic(Reconstruction, ScriptedLoadableModuleLogic):
+class CaLIDReconstructLogic(Logic, ScriptedLoadableModuleLogic):
     """Everything the panel does, as calls: `CaLIDReconstructLogic().upsample(node, factor=8)`."""
 
     def __init__(self, preferences=None, makeTransport=None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        Reconstruction.__init__(self, preferences, makeTransport)
+        Logic.__init__(self, preferences, makeTransport)
 
     def getParameterNode(self) -> CaLIDReconstructParameterNode:
         return CaLIDReconstructParameterNode(super().getParameterNode())

@@ -34,6 +34,7 @@ class AcquiredRegion:
             display.AddViewNodeID(node.GetID())
 
     def remove(self) -> None:
+        """Take the outline out of the scene."""
         if self._node is not None and slicer.mrmlScene.IsNodePresent(self._node):
             display = self._node.GetDisplayNode()
             slicer.mrmlScene.RemoveNode(self._node)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import qt
-from calid.errors import CalidError
 from slicer.i18n import tr as _
 
-from .Logic import Reconstruction
-from .Messages import Failure, engineFailure, failure, failureFromEvent, failureFromOSError
+from .Logic import Logic
+from .Messages import EXPECTED_ERRORS, Failure, failure, failureFromError, failureFromEvent
 from .Notices import Level, show
 from .SceneHearts import heartsInScene, writeHearts
 from .Settings import RunSettings
@@ -34,7 +33,7 @@ class BatchPanel:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         log: Callable[[str, str], None],
         settings: Callable[[], RunSettings | None],
         *,
@@ -54,9 +53,11 @@ class BatchPanel:
 
     @property
     def isRunning(self) -> bool:
+        """Whether a batch is under way."""
         return self._requestId is not None
 
     def close(self) -> None:
+        """Stop following a batch; the panel is going away, and the engine with it."""
         self._requestId = None
 
     def onFolder(self) -> None:
@@ -86,11 +87,8 @@ class BatchPanel:
         keep = {"dense": self.ui.batchStacksCheckBox.checked, "labels": self.ui.batchLabelsCheckBox.checked}
         try:
             fields = settings.cohortRequest(source(), results)
-        except CalidError as error:
-            self._fail(engineFailure(error.code, error.message, error.remedy))
-            return
-        except OSError as error:
-            self._fail(failureFromOSError(error, otherwise="unwritable"))
+        except EXPECTED_ERRORS as error:
+            self._fail(failureFromError(error, otherwise="unwritable"))
             return
         self._results = results
         self.ui.batchProgressBar.value = 0

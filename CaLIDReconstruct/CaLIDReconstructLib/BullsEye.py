@@ -53,7 +53,7 @@ def limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > 1e-6 else (low - 0.5, high + 0.5)
 
 
-def color(value: float, ends: tuple[float, float]) -> tuple[int, int, int]:
+def rampColor(value: float, ends: tuple[float, float]) -> tuple[int, int, int]:
     """Red, green and blue of a value between the ends of the ramp."""
     if not np.isfinite(value):
         return _UNKNOWN
@@ -74,7 +74,7 @@ def place(segment: Segment) -> tuple[float, float]:
 def _paintSegment(painter, segment: Segment, value: float, ends: tuple[float, float], size: int) -> None:
     radius = RADII[segment.ring] * _SHARE * size
     corner, width = round(size / 2 - radius), round(2 * radius)
-    painter.setBrush(qt.QBrush(qt.QColor(*color(value, ends))))
+    painter.setBrush(qt.QBrush(qt.QColor(*rampColor(value, ends))))
     painter.setPen(qt.QColor(255, 255, 255))
     if segment.ring == "apex":
         painter.drawEllipse(corner, corner, width, width)
@@ -85,7 +85,7 @@ def _paintSegment(painter, segment: Segment, value: float, ends: tuple[float, fl
 
 def _writeValue(painter, segment: Segment, value: float, ends: tuple[float, float], size: int) -> None:
     x, y = place(segment)
-    lightness = float(np.dot(color(value, ends), (0.3, 0.59, 0.11)))
+    lightness = float(np.dot(rampColor(value, ends), (0.3, 0.59, 0.11)))
     painter.setPen(qt.QColor(0, 0, 0) if lightness > 130 else qt.QColor(255, 255, 255))
     text = f"{value:.0f}" if np.isfinite(value) and abs(value) >= 20 else f"{value:.1f}" if np.isfinite(value) else "-"
     middle = size / 2 + _SHARE * size * np.array([x, y])

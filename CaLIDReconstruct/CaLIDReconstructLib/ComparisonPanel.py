@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import qt
 import slicer
-from calid.errors import CalidError
 from slicer.i18n import tr as _
 
 from . import Inputs, LaxLayout, LaxPlanes, LongAxisFiles, Nodes, Views
-from .Messages import Failure, ModuleError, engineFailure
+from .Messages import EXPECTED_ERRORS, Failure, ModuleError, failureFromError
 from .Results import methodTitle
 from .RunResult import RunResult
 
@@ -42,6 +41,7 @@ class ComparisonPanel:
 
     @property
     def isOn(self) -> bool:
+        """Whether planes are compared now."""
         return self.comparison is not None
 
     def refresh(self) -> None:
@@ -90,11 +90,13 @@ class ComparisonPanel:
             browser.SelectNextItem(1)
 
     def onToggle(self, isOriginal: bool = True) -> None:
+        """Show the original in the place of the result, or the result again."""
         if self.isOn:
             self.comparison.showOriginal(isOriginal)
             self.ui.toggleButton.text = _("Show upsampled") if isOriginal else _("Show original")
 
     def onTint(self, isTinted: bool = True) -> None:
+        """Color the generated slices, or show them plain."""
         if self.isOn:
             self.comparison.tintGenerated(isTinted)
 
@@ -106,6 +108,7 @@ class ComparisonPanel:
         self._keepToggles()
 
     def leave(self) -> None:
+        """End the comparison; the buttons come up without their handlers hearing of it."""
         if self.isOn:
             self.comparison.leave()
             self.comparison = None
@@ -139,10 +142,8 @@ class ComparisonPanel:
             self.comparison.fill()
             Views.centerThreeDViews()
             Nodes.showBrowser(Inputs.resolve(self.comparison.original).browser)
-        except ModuleError as error:
-            self._giveUp(error.failure)
-        except CalidError as error:
-            self._giveUp(engineFailure(error.code, error.message, error.remedy))
+        except EXPECTED_ERRORS as error:
+            self._giveUp(failureFromError(error))
 
     def _giveUp(self, reason: Failure) -> None:
         self.leave()

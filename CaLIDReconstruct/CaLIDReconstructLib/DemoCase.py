@@ -18,6 +18,7 @@ SHORT_AXIS = "sax"
 
 
 def isThere(folder: Path = DEMO_FOLDER) -> bool:
+    """Whether the case's images are in this folder."""
     return folder.is_dir() and any(folder.rglob("*.nrrd"))
 
 

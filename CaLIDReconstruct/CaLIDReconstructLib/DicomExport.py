@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import qt
-from calid.errors import CalidError
 from calid.images import files
 from slicer.i18n import tr as _
 
 from .DicomSources import sourceFiles
-from .Logic import Reconstruction
-from .Messages import Failure, ModuleError, engineFailure, failureFromOSError
+from .Logic import Logic
+from .Messages import EXPECTED_ERRORS, Failure, failureFromError
 from .Notices import Level, show
 from .Results import readProvenance, readResult
 from .RunResult import RunResult
@@ -38,7 +37,7 @@ class DicomExport:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         result: Callable[[], RunResult | None],
         log: Callable[[str, str], None],
         *,
@@ -51,6 +50,7 @@ class DicomExport:
         ui.dicomExportButton.clicked.connect(self.onExport)
 
     def close(self) -> None:
+        """Remove the temporary files of an export."""
         if self._workspace is not None:
             self._workspace.remove()
             self._workspace = None
@@ -76,12 +76,8 @@ class DicomExport:
             return
         try:
             self._ask(result, _free(Path(folder)))
-        except ModuleError as error:
-            self._fail(error.failure)
-        except CalidError as error:
-            self._fail(engineFailure(error.code, error.message, error.remedy))
-        except OSError as error:
-            self._fail(failureFromOSError(error, otherwise="unwritable"))
+        except EXPECTED_ERRORS as error:
+            self._fail(failureFromError(error, otherwise="unwritable"))
 
     def _ask(self, result: RunResult, output: Path) -> None:
         self._workspace = Workspace()

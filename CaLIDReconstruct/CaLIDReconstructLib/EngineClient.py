@@ -52,17 +52,19 @@ class EngineClient:
 
     @property
     def isRunning(self) -> bool:
+        """Whether an engine is loaded."""
         return self._transport is not None and self._transport.isRunning()
 
     @property
     def isBusy(self) -> bool:
+        """Whether a request waits for its answer."""
         return bool(self._pending)
 
     def request(self, command: str, handler: Handler, **fields) -> str:
         """Send a command, starting the engine where none runs; returns the request's id.
 
         Args:
-            command: "upsample", "segment", "info", "check" or "estimate".
+            command: a request of `calid serve`, such as "upsample" (docs/protocol.md).
             handler: gets each event of this request; the last one is a result, an error or "cancelled".
             fields: the command's own fields.
         """

@@ -29,17 +29,27 @@ class EngineTransport(Protocol):
     {"event": "exit", "code": int, "stderr": str} as the last; `kill` ends the engine and all its children.
     """
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start the engine.
 
-    def isRunning(self) -> bool: ...
+        Raises:
+            OSError: it cannot be started; `EngineNotStarted` where the reason is known.
+        """
 
-    def send(self, request: dict) -> None: ...
+    def isRunning(self) -> bool:
+        """Whether the engine has been started and has not ended."""
 
-    def receive(self) -> list[dict]: ...
+    def send(self, request: dict) -> None:
+        """Pass a request on; a connection that is gone is no error here, `receive` reports the end."""
 
-    def kill(self) -> None: ...
+    def receive(self) -> list[dict]:
+        """The events since the last call."""
 
-    def close(self, timeout_s: float) -> None: ...
+    def kill(self) -> None:
+        """End the engine at once."""
+
+    def close(self, timeout_s: float) -> None:
+        """Ask the engine to end; it is killed after `timeout_s` seconds."""
 
 
 class EngineNotStarted(OSError):
@@ -129,6 +139,7 @@ class EngineProcess:
         self._exitReported = False
 
     def start(self) -> None:
+        """Start the process and the threads that read what it says."""
         pipe = subprocess.PIPE
         self.process = startProcess(self.command, stdin=pipe, stdout=pipe, stderr=pipe)
         self._readers = [
@@ -139,6 +150,7 @@ class EngineProcess:
             reader.start()
 
     def isRunning(self) -> bool:
+        """Whether the process has been started and has not ended."""
         return self.process is not None and self.process.poll() is None
 
     def send(self, request: dict) -> None:
@@ -148,6 +160,7 @@ class EngineProcess:
             self.process.stdin.flush()
 
     def receive(self) -> list[dict]:
+        """The events since the last call; "exit" comes once all output before it is read."""
         events = []
         hasEnded = not self.isRunning() and not any(reader.is_alive() for reader in self._readers)
         while not self._events.empty():
@@ -158,6 +171,7 @@ class EngineProcess:
         return events
 
     def kill(self) -> None:
+        """End the process with its children, and close its pipes."""
         if self.process is not None:
             killTree(self.process)
             self._closePipes()

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import qt
-from calid.errors import CalidError
 from calid.method.bisection import resolve_factor
 from calid.stack import Stack
 from slicer.i18n import tr as _
 
-from .Logic import Reconstruction
-from .Messages import Failure, ModuleError, memoryText, timeText
+from .Logic import Logic
+from .Messages import EXPECTED_ERRORS, Failure, failureFromError, memoryText, timeText
 from .Notices import Level, show
 from .Settings import RunSettings
 
@@ -36,6 +35,7 @@ class Question:
     canAsk: bool
 
     def isSame(self, other: Question | None) -> bool:
+        """Whether an answer to the other question answers this one."""
         return other is not None and (self.node, self.settings) == (other.node, other.settings)
 
 
@@ -53,7 +53,7 @@ class EstimatePanel:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         question: Callable[[], Question | None],
         log: Callable[[str, str], None],
         onBusy: Callable[[], None],
@@ -69,6 +69,7 @@ class EstimatePanel:
         self.timer.timeout.connect(self.ask)
 
     def close(self) -> None:
+        """Ask nothing more; the panel is going away."""
         self.timer.stop()
 
     def forgetDevice(self) -> None:
@@ -99,8 +100,8 @@ class EstimatePanel:
             self._requestId = self.logic.estimate(
                 question.node, question.settings, lambda event, reason: self._onAnswer(question, event, reason)
             )
-        except (ModuleError, CalidError, OSError) as error:
-            self._show(self.ui.estimateLabel, str(error), Level.WARNING)
+        except EXPECTED_ERRORS as error:
+            self._show(self.ui.estimateLabel, failureFromError(error, otherwise="unwritable").text(), Level.WARNING)
             return
         self._showOutcome(question)
         self.onBusy()

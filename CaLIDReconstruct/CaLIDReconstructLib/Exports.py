@@ -17,7 +17,7 @@ from calid.labels import LABELS
 from .Figures import segmentValues
 from .LaxPlanes import toWorld
 from .RunResult import RunResult
-from .Segmentations import SURFACE, nodesOfFrame, turned
+from .Segmentations import SURFACE, halfTurned, nodesOfFrame
 
 
 def writeSurfaces(result: RunResult, folder: Path, suffix: str) -> int:
@@ -67,7 +67,7 @@ def _inWorldLps(mesh, world: np.ndarray):
     moved.SetTransform(transform)
     moved.SetInputData(mesh)
     moved.Update()
-    return turned(moved.GetOutput())
+    return halfTurned(moved.GetOutput())
 
 
 def writeFigures(result: RunResult, path: Path) -> int:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import qt
 import slicer
-from calid.errors import CalidError
 from slicer.i18n import tr as _
 
 from . import BullsEye, Exports, Figures
-from .Messages import failureFromOSError
+from .Messages import EXPECTED_ERRORS, failureFromError
 from .Notices import Level, show
 from .Recomputation import recompute
 from .RunResult import RunResult
@@ -114,13 +113,10 @@ class FiguresPanel:
         try:
             with slicer.util.WaitCursor():
                 count = writing()
-        except OSError as error:
-            reason = failureFromOSError(error, otherwise="unwritable").text()
+        except EXPECTED_ERRORS as error:
+            reason = failureFromError(error, otherwise="unwritable").text()
             show(self.ui.statusLabel, reason, Level.ERROR)
             self.log("error", reason)
-        except CalidError as error:
-            show(self.ui.statusLabel, str(error), Level.ERROR)
-            self.log("error", str(error))
         else:
             show(self.ui.statusLabel, _("{count} files written.").format(count=count))
 

@@ -24,7 +24,7 @@ GUESSED = "CaLID.GuessedTimes"
 BEAT = "CaLID.BeatMs"
 NUMBERED = "frame numbers"
 TRIGGER_TIME = "DICOM.triggerTime"
-LABELS = "MultiVolume.FrameLabels"
+FRAME_LABELS = "MultiVolume.FrameLabels"
 TAG = "MultiVolume.FrameIdentifyingDICOMTagName"
 UNIT = "MultiVolume.FrameIdentifyingDICOMTagUnits"
 TIME_TAGS = ("Time", "TriggerTime", "AcquisitionTime", "ContentTime", "SeriesTime", "DeltaStartTime")
@@ -49,6 +49,7 @@ class FrameTimes:
 
     @property
     def areSorted(self) -> bool:
+        """Whether there are times and they increase from item to item."""
         return self.ms is not None and bool((np.diff(self.ms) > 0).all())
 
 
@@ -72,7 +73,7 @@ def labelTimes(node, count: int) -> np.ndarray | None:
     scale = MILLISECONDS.get(node.GetAttribute(UNIT) or "")
     if scale is None or node.GetAttribute(TAG) not in TIME_TAGS:
         return None
-    labels = _numbers((node.GetAttribute(LABELS) or "").split(","), count)
+    labels = _numbers((node.GetAttribute(FRAME_LABELS) or "").split(","), count)
     return _distinct(labels * scale) if labels is not None else None
 
 

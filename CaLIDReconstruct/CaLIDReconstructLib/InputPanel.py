@@ -31,6 +31,7 @@ class Facts:
 
     @classmethod
     def of(cls, stack: Stack) -> Facts:
+        """The facts of a stack that was read."""
         shape = stack.voxels.shape
         return cls(Stack(np.broadcast_to(np.uint8(0), shape), stack.affine, stack.frame_times_ms))
 
@@ -58,6 +59,7 @@ class InputPanel:
         ui.assembleButton.clicked.connect(self.onAssemble)
 
     def setParameters(self, parameters) -> None:
+        """Take another parameter node, or None; its input is looked at anew."""
         self.parameters, self._checked = parameters, None
 
     def forget(self) -> None:
@@ -87,7 +89,7 @@ class InputPanel:
             stack = Inputs.readStack(chosen)
             self.facts = Facts.of(stack)
             self.problem = Suitability.blockingFailure(stack, chosen.name)
-            warnings = Suitability.warnings(stack) if self.problem is None else []
+            warnings = Suitability.warningTexts(stack) if self.problem is None else []
             text = "\n".join([_describe(stack), *warnings])
             level = Level.WARNING if warnings else Level.INFO
         except ModuleError as error:
@@ -108,7 +110,7 @@ class InputPanel:
         self._regionsSeen.add(region.GetID())
         if max(region.GetSize()) <= 0:
             chosen = Inputs.resolve(self.parameters.inputNode)
-            Inputs.centerRegion(region, chosen.volume or chosen.reference)
+            Inputs.centerRegion(region, chosen.placed)
 
     # --- choosing by itself ---
 

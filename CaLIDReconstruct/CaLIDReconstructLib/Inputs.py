@@ -31,6 +31,7 @@ class Input:
 
     @property
     def isCine(self) -> bool:
+        """Whether there is more than one frame."""
         return self.sequence is not None and self.sequence.GetNumberOfDataNodes() > 1
 
     @property
@@ -47,6 +48,15 @@ class Input:
     def reference(self):
         """A volume node that has the geometry of the input."""
         return self.sequence.GetNthDataNode(0) if self.sequence is not None else self.volume
+
+    @property
+    def placed(self):
+        """A volume node that lies where the input lies in the world: the shown one, else the first frame."""
+        return self.volume or self.reference
+
+    def regionInVoxels(self, region) -> list[int] | None:
+        """See `regionInVoxels`, on the input's grid and under its transform."""
+        return regionInVoxels(region, self.reference, self.placed.GetParentTransformNode())
 
 
 def resolve(node) -> Input:

@@ -61,6 +61,8 @@ print("CALID-SELF-CHECK " + json.dumps(report))
 
 
 class TorchState(enum.Enum):
+    """Whether PyTorch is there and can be used."""
+
     MISSING = "missing"
     HALF_INSTALLED = "half installed"
     TOO_OLD = "too old"
@@ -83,6 +85,7 @@ class SelfCheck:
 
     @property
     def isFine(self) -> bool:
+        """Whether nothing is wrong."""
         return not self.problem
 
     def text(self) -> str:
@@ -140,7 +143,7 @@ def isReady(interpreter: str = "") -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InstallationPlan:
     """What a click would change in Slicer's Python; false when that is nothing.
 
     Args:
@@ -184,11 +187,14 @@ class Plan:
 class Installer(Protocol):
     """Installs what is missing. Contract: is only called after the user's confirmation; raises on failure."""
 
-    def installTorch(self) -> None: ...
+    def installTorch(self) -> None:
+        """Install torch of the version that the engine needs."""
 
-    def removeTorch(self) -> None: ...
+    def removeTorch(self) -> None:
+        """Take the torch that is there away."""
 
-    def installRequirements(self) -> None: ...
+    def installRequirements(self) -> None:
+        """Install the other packages that are missing."""
 
 
 class SlicerInstaller:
@@ -209,6 +215,7 @@ class SlicerInstaller:
         PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=TORCH_REQUIREMENT)
 
     def removeTorch(self) -> None:
+        """Remove torch, and torchvision with it."""
         slicer.util.pip_uninstall("torch torchvision")  # the extension installs the two, fitted to each other
 
     def installRequirements(self) -> None:
@@ -251,26 +258,26 @@ class Installation:
         self.installer = installer or SlicerInstaller()
         self.confirm = confirm or slicer.util.confirmOkCancelDisplay
 
-    def plan(self) -> Plan:
+    def plan(self) -> InstallationPlan:
         """What a click on Install would do."""
         state = torchState()
-        return Plan(
+        return InstallationPlan(
             removesTorch=state in (TorchState.HALF_INSTALLED, TorchState.TOO_OLD),
             installsTorch=state is not TorchState.PRESENT,
             requirements=tuple(missingRequirements()),
         )
 
-    def repairPlan(self) -> Plan:
+    def repairPlan(self) -> InstallationPlan:
         """What a click on Repair would do: torch anew, and what else is missing."""
-        return Plan(removesTorch=True, installsTorch=True, requirements=tuple(missingRequirements()))
+        return InstallationPlan(removesTorch=True, installsTorch=True, requirements=tuple(missingRequirements()))
 
-    def isAgreed(self, plan: Plan) -> bool:
+    def isAgreed(self, plan: InstallationPlan) -> bool:
         """Ask the user."""
         return self.confirm(
             _("CaLID is going to change Slicer's Python environment:") + "\n\n- " + "\n- ".join(plan.lines())
         )
 
-    def carryOut(self, plan: Plan) -> None:
+    def carryOut(self, plan: InstallationPlan) -> None:
         """Do what the user agreed to."""
         if plan.removesTorch:
             self.installer.removeTorch()
@@ -319,9 +326,10 @@ class SelfCheckProcess:
         self._output.seek(0)
         output = self._output.read().decode("utf-8", errors="replace")
         self._output.close()
-        return evaluate(output, isOwnPython=self._isOwnPython)
+        return selfCheckFrom(output, isOwnPython=self._isOwnPython)
 
     def kill(self) -> None:
+        """End the check; it has no outcome then."""
         if self._process is not None and self._process.poll() is None:
             killTree(self._process)
         self._output.close()
@@ -335,7 +343,7 @@ def _stateFromFiles(*, isOwnPython: bool) -> TorchState:
     return torchState() if isOwnPython else TorchState.MISSING
 
 
-def evaluate(output: str, *, isOwnPython: bool) -> SelfCheck:
+def selfCheckFrom(output: str, *, isOwnPython: bool) -> SelfCheck:
     """What the self-check's output means.
 
     Args:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import enum
+import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import slicer
 import vtk
 from calid.images import files
-from calid.stack import Stack
 from slicer.i18n import tr as _
 
 from . import Inputs, LongAxisFiles, Nodes, Suitability
 from .EngineClient import EngineClient
 from .Figures import FigureNodes, Subject, updateFigures
-from .Messages import Failure, ModuleError, engineFailure, failure, failureFromEvent, failureFromOSError, stageText
+from .Messages import (
+    EXPECTED_ERRORS,
+    Failure,
+    ModuleError,
+    failure,
+    failureFromError,
+    failureFromEvent,
+    stageText,
+)
 from .Recomputation import noteDigests
 from .Results import ResultNodes, resultName
 from .RunResult import RunResult
@@ -33,22 +41,56 @@ UPSAMPLING_SHARE = 0.85
 class JobListener(Protocol):
     """Told how a run goes. Contract: `progressed` may come any number of times, then exactly one of the other three."""
 
-    def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None: ...
+    def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        """The run is on its way: the share that is done, what is done now in words, and seconds left if known."""
 
-    def logged(self, level: str, message: str) -> None: ...
+    def logged(self, level: str, message: str) -> None:
+        """The engine said something worth a line in the log; level is one of Python's, in lower case."""
 
-    def finished(self, result: RunResult) -> None: ...
+    def finished(self, result: RunResult) -> None:
+        """The run is done and its nodes are in the scene."""
 
-    def failed(self, failure: Failure) -> None: ...
+    def failed(self, failure: Failure) -> None:
+        """The run could not be done; the scene is as it was."""
 
-    def cancelled(self) -> None: ...
+    def cancelled(self) -> None:
+        """The run was ended by the user; the scene is as it was."""
 
 
 class State(enum.Enum):
+    """How far a run is."""
+
     NEW = "new"
     RUNNING = "running"
     CANCELLING = "cancelling"
     DONE = "done"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a run works on, once its input is checked and written.
+
+    Args:
+        chosen: the input.
+        nodes: the growing result.
+        views: volume nodes of the long-axis images that are taken along.
+        workspace: folder of the run's files.
+        dense: file of the stack that the engine makes.
+        uncertainty: file of the spread between samples; None where it is not wanted.
+        fields: the settings as the engine is told them.
+    """
+
+    chosen: Inputs.Input
+    nodes: ResultNodes
+    views: list
+    workspace: Workspace
+    dense: Path
+    uncertainty: Path | None
+    fields: dict
+
+    @property
+    def isCine(self) -> bool:
+        return self.nodes.isCine
 
 
 class UpsampleJob:
@@ -64,18 +106,18 @@ class UpsampleJob:
     def __init__(self, client: EngineClient, node, settings: RunSettings, listener: JobListener) -> None:
         self.client, self.node, self.settings, self.listener = client, node, settings, listener
         self.state = State.NEW
-        self.result: RunResult | None = None
         self._warnings: list[str] = []
         self._transaction = Transaction(slicer.mrmlScene)
         self._workspace: Workspace | None = None
         self._requestId: str | None = None
         self._steps: deque[Callable[[], None]] = deque()
         self._sceneTags: list[int] = []
-        self._needed: set[str] = set()
-        self._labels: Stack | None = None
+        self._needed: dict[str, str] = {}  # ID of a node without which the run cannot go on -> what its removal means
+        self._nodes: ResultNodes | None = None
 
     @property
     def isDone(self) -> bool:
+        """Whether the listener has heard the end."""
         return self.state is State.DONE
 
     def start(self) -> None:
@@ -107,135 +149,131 @@ class UpsampleJob:
             self.client.forget(self._requestId)
         self._end(self.listener.cancelled if reason is None else lambda: self.listener.failed(reason))
 
-    # --- the steps, in order ---
+    # --- the steps, in order: each hands what it made to the next ---
 
     def _begin(self) -> None:
-        self.chosen = Inputs.resolve(self.node)
-        stack = Inputs.readStack(self.chosen, allFrames=self.settings.allFrames)
-        reason = Suitability.blockingFailure(stack, self.chosen.name)
+        chosen = Inputs.resolve(self.node)
+        stack = Inputs.readStack(chosen, allFrames=self.settings.allFrames)
+        reason = Suitability.blockingFailure(stack, chosen.name)
         if reason:
             raise ModuleError(reason)
-        self._isCine = stack.num_frames > 1
-        self._needed = {node.GetID() for node in self.chosen.nodes}
-        if self._isCine and self.chosen.browser is not None:
-            self._needed.add(self.chosen.browser.GetID())
-        self._workspace = Workspace()
-        suffix = ".seq.nrrd" if self._isCine else ".nrrd"
-        self._inputFile, self._outputFile = (
-            self._workspace.file(f"input{suffix}"),
-            self._workspace.file(f"output{suffix}"),
+        isCine = stack.num_frames > 1
+        self._needed = {node.GetID(): "" for node in chosen.nodes}
+        if isCine and chosen.browser is not None:
+            self._needed[chosen.browser.GetID()] = _("Its sequence browser was deleted.")
+        workspace = self._workspace = Workspace()
+        suffix = ".seq.nrrd" if isCine else ".nrrd"
+        inputFile = workspace.file(f"input{suffix}")
+        files.write_stack(stack, inputFile)
+        views = LongAxisFiles.viewsOf(chosen.placed) if self.settings.align != "off" else []
+        Nodes.showBrowser(chosen.browser)
+        name = self.settings.name or resultName(chosen, self.settings.method, self.settings.factor)
+        self._nodes = ResultNodes(chosen, name, self._transaction, isCine=isCine)
+        task = _Task(
+            chosen,
+            self._nodes,
+            views,
+            workspace,
+            dense=workspace.file(f"output{suffix}"),
+            uncertainty=workspace.file(f"uncertainty{suffix}") if self.settings.uncertainty else None,
+            fields=self.settings.request(inputFile, roi=chosen.regionInVoxels(self.settings.region)),
         )
-        self._uncertaintyFile = self._workspace.file(f"uncertainty{suffix}") if self.settings.uncertainty else None
-        files.write_stack(stack, self._inputFile)
-        Nodes.showBrowser(self.chosen.browser)
-        name = self.settings.name or resultName(self.chosen, self.settings.method, self.settings.factor)
-        self._nodes = ResultNodes(self.chosen, name, self._transaction, isCine=self._isCine)
         self.listener.progressed(0.0, _("Starting the engine"), None)
-        self._requestId = self.client.request("upsample", self._guarding(self._onUpsampling), **self._request())
-
-    def _request(self) -> dict:
-        region = Inputs.regionInVoxels(
-            self.settings.region,
-            self.chosen.reference,
-            (self.chosen.volume or self.chosen.reference).GetParentTransformNode(),
+        self._requestId = self.client.request(
+            "upsample",
+            self._guarding(lambda event: self._onUpsampling(task, event)),
+            **task.fields,
+            output=str(task.dense),
+            uncertainty=str(task.uncertainty) if task.uncertainty else None,
+            frames_folder=str(workspace.subfolder("frames")) if isCine else None,
+            views=_writtenViews(task),
         )
-        self._fields = self.settings.request(self._inputFile, roi=region)
-        frames = str(self._workspace.subfolder("frames")) if self._isCine else None
-        uncertainty = str(self._uncertaintyFile) if self._uncertaintyFile else None
-        outputs = {"output": str(self._outputFile), "uncertainty": uncertainty, "frames_folder": frames}
-        return {**self._fields, **outputs, "views": self._writeViews()}
 
-    def _writeViews(self) -> str | None:
-        """The folder of the long-axis images that are taken along, or None."""
-        self._views = []
-        if self.settings.align == "off":
-            return None
-        stackVolume = self.chosen.volume or self.chosen.reference
-        self._views = LongAxisFiles.viewsOf(stackVolume)
-        if not self._views:
-            return None
-        folder = self._workspace.subfolder("views")
-        LongAxisFiles.writeViews(LongAxisFiles.named(self._views), stackVolume, folder)
-        return str(folder)
-
-    def _onUpsampling(self, event: dict) -> None:
+    def _onUpsampling(self, task: _Task, event: dict) -> None:
         share = UPSAMPLING_SHARE if self.settings.segment else 1.0
         if self._isCommonEvent(event, start=0.0, share=share):
             return
-        if event["event"] == "frame" and self._isCine:
+        if event["event"] == "frame" and task.isCine:
             frame, path = int(event["index"]), Path(event["path"])
-            self._steps.append(lambda: self._nodes.addFrame(frame, files.read_stack(path)))
+            self._steps.append(lambda: task.nodes.addFrame(frame, files.read_stack(path)))
         elif event["event"] == "result":
             self._requestId = None
-            self._steps.append(self._finishVolume)
+            self._steps.append(lambda: self._finishVolume(task))
 
-    def _finishVolume(self) -> None:
-        stack = files.read_stack(self._outputFile)
-        self._nodes.finish(stack, self._requested())
-        self.result = RunResult(self._nodes.node)
-        self.result.input = self.chosen.nodes[0]
-        self.result.views = self._views
+    def _finishVolume(self, task: _Task) -> None:
+        stack = files.read_stack(task.dense)
+        task.nodes.finish(stack, self._requested(task))
+        result = RunResult(task.nodes.node)
+        result.input = task.chosen.nodes[0]
+        result.views = task.views
         if self.settings.markGenerated:
-            self.result.generatedMask = self._nodes.addGeneratedMask(stack)
-        if self._uncertaintyFile and self._uncertaintyFile.is_file():
-            self.result.uncertainty = self._nodes.addUncertainty(files.read_stack(self._uncertaintyFile))
-        self._steps.append(self._startSegmentation if self.settings.segment else self._finish)
+            result.generatedMask = task.nodes.addGeneratedMask(stack)
+        if task.uncertainty and task.uncertainty.is_file():
+            result.uncertainty = task.nodes.addUncertainty(files.read_stack(task.uncertainty))
+        if self.settings.segment:
+            self._steps.append(lambda: self._startSegmentation(task, result))
+        else:
+            self._steps.append(lambda: self._finish(result))
 
-    def _requested(self) -> dict:
-        values = asdict(self.settings) | {"region": self._fields["roi"]}
+    def _requested(self, task: _Task) -> dict:
+        """What was asked for, as the result's provenance keeps it."""
+        values = asdict(self.settings) | {"region": task.fields["roi"]}
         return {key: value for key, value in values.items() if key not in ("segment", "markGenerated", "modelsFolder")}
 
-    def _startSegmentation(self) -> None:
-        self._labelsFile = self._workspace.file("labels.seq.nrrd" if self._isCine else "labels.nrrd")
-        self._surfacesFolder = self._workspace.subfolder("surfaces")
+    def _startSegmentation(self, task: _Task, result: RunResult) -> None:
+        labelsFile = task.workspace.file("labels.seq.nrrd" if task.isCine else "labels.nrrd")
+        surfacesFolder = task.workspace.subfolder("surfaces")
+
+        def onEvent(event: dict) -> None:
+            if event["event"] == "error":
+                # The volume is whole and right without its segmentation, so it is kept and the reason is said.
+                self._requestId = None
+                self._warnings.append(_("No segmentation: {reason}").format(reason=failureFromEvent(event).text()))
+                self._steps.append(lambda: self._finish(result))
+            elif self._isCommonEvent(event, start=UPSAMPLING_SHARE, share=1 - UPSAMPLING_SHARE):
+                return
+            elif event["event"] == "result":
+                self._requestId = None
+                self._steps.append(lambda: self._readLabels(task, result, labelsFile, surfacesFolder))
+
         self._requestId = self.client.request(
             "segment",
-            self._guarding(self._onSegmentation),
-            input=str(self._outputFile),
-            output=str(self._labelsFile),
-            surfaces_folder=str(self._surfacesFolder),
+            self._guarding(onEvent),
+            input=str(task.dense),
+            output=str(labelsFile),
+            surfaces_folder=str(surfacesFolder),
             device=self.settings.device,
             models=self.settings.modelsFolder or None,
         )
 
-    def _onSegmentation(self, event: dict) -> None:
-        if event["event"] == "error":
-            # The volume is whole and right without its segmentation, so it is kept and the reason is said.
-            self._requestId = None
-            self._warnings.append(_("No segmentation: {reason}").format(reason=failureFromEvent(event).text()))
-            self._steps.append(self._finish)
-        elif self._isCommonEvent(event, start=UPSAMPLING_SHARE, share=1 - UPSAMPLING_SHARE):
-            return
-        elif event["event"] == "result":
-            self._requestId = None
-            self._steps.append(self._readLabels)
+    def _readLabels(self, task: _Task, result: RunResult, labelsFile: Path, surfacesFolder: Path) -> None:
+        labels = files.read_stack(labelsFile)
+        segmentations = SegmentationNodes(task.nodes, labels, self._transaction, surfacesFolder)
+        for frame in range(labels.num_frames):
+            self._steps.append(lambda frame=frame: self._addSegmentation(segmentations, frame))
+        self._steps.append(lambda: self._finishSegmentation(task, result, segmentations))
 
-    def _readLabels(self) -> None:
-        self._labels = files.read_stack(self._labelsFile)
-        self._segmentations = SegmentationNodes(self._nodes, self._labels, self._transaction, self._surfacesFolder)
-        for frame in range(self._labels.num_frames):
-            self._steps.append(lambda frame=frame: self._addSegmentation(frame))
-        self._steps.append(self._finishSegmentation)
-
-    def _addSegmentation(self, frame: int) -> None:
+    def _addSegmentation(self, segmentations: SegmentationNodes, frame: int) -> None:
         stage = _("Surfaces of frame {frame} of {count}")
-        self.listener.progressed(1.0, stage.format(frame=frame + 1, count=self._labels.num_frames), None)
-        self._segmentations.addFrame(frame)
+        count = segmentations.labels.num_frames
+        self.listener.progressed(1.0, stage.format(frame=frame + 1, count=count), None)
+        segmentations.addFrame(frame)
 
-    def _finishSegmentation(self) -> None:
-        self._segmentations.finish()
-        self.result.segmentation = self._segmentations.node
-        subject = Subject(self._nodes.name, self._nodes.volume, self._isCine and Nodes.hasTimes(self._nodes.sequence))
+    def _finishSegmentation(self, task: _Task, result: RunResult, segmentations: SegmentationNodes) -> None:
+        segmentations.finish()
+        result.segmentation = segmentations.node
+        hasTimes = task.isCine and Nodes.hasTimes(task.nodes.sequence)
+        subject = Subject(task.nodes.name, task.nodes.volume, hasTimes)
         figures = FigureNodes()
-        self._warnings += updateFigures(figures, subject, self._labels, self._transaction)
-        self.result.keepFigures(figures)
-        noteDigests(self.result.node, self._labels)
-        self._steps.append(self._finish)
+        self._warnings += updateFigures(figures, subject, segmentations.labels, self._transaction)
+        result.keepFigures(figures)
+        noteDigests(result.node, segmentations.labels)
+        self._steps.append(lambda: self._finish(result))
 
-    def _finish(self) -> None:
-        self.result.keep(self._transaction.nodes, self._warnings)
+    def _finish(self, result: RunResult) -> None:
+        result.keep(self._transaction.nodes, self._warnings)
         self._transaction.forget()
-        self._end(lambda: self.listener.finished(self.result))
+        self._end(lambda: self.listener.finished(result))
 
     # --- what every step shares ---
 
@@ -267,10 +305,8 @@ class UpsampleJob:
             return
         try:
             step()
-        except ModuleError as error:
-            self.abandon(error.failure)
-        except OSError as error:
-            self.abandon(failureFromOSError(error))
+        except EXPECTED_ERRORS as error:
+            self.abandon(failureFromError(error))
         except Exception as error:  # noqa: BLE001 - the scene must be restored whatever happened, and the user told
             self.abandon(_unexpected(error))
 
@@ -301,9 +337,8 @@ class UpsampleJob:
             return
         # The names of nodes are left out: they may be a patient's, and the reason goes into the log.
         if node.GetID() in self._needed:
-            what = _("Its sequence browser was deleted.") if node is self.chosen.browser else ""
-            self.abandon(failure("input-removed", what))
-        elif self._transaction.owns(node.GetID()) and node in self._nodes.needed:
+            self.abandon(failure("input-removed", self._needed[node.GetID()]))
+        elif self._nodes is not None and self._transaction.owns(node.GetID()) and node in self._nodes.needed:
             self.abandon(failure("output-removed"))
 
     def _onSceneCloses(self) -> None:
@@ -311,13 +346,16 @@ class UpsampleJob:
         self.abandon(failure("scene-closed"))
 
 
+def _writtenViews(task: _Task) -> str | None:
+    """Write the long-axis images that are taken along; the folder, or None where there are none."""
+    if not task.views:
+        return None
+    folder = task.workspace.subfolder("views")
+    LongAxisFiles.writeViews(LongAxisFiles.named(task.views), task.chosen.placed, folder)
+    return str(folder)
+
+
 def _unexpected(error: Exception) -> Failure:
-    import traceback
-
-    from calid.errors import CalidError
-
-    if isinstance(error, CalidError):
-        return engineFailure(error.code, error.message, error.remedy)
     if isinstance(error, MemoryError):
         return failure("memory")
     details = "".join(traceback.format_exception(error))

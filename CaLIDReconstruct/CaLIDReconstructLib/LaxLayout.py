@@ -243,7 +243,7 @@ class LaxComparison:
             composite.SetHotLinkedControl(True)
 
     def _setFieldOfView(self, sliceNode) -> None:
-        """As high as the stack is thick, with a margin; millimetres are square."""
+        """As high as the stack is thick, with a margin; millimeters are square."""
         slices = self.original.GetImageData().GetDimensions()[2]
         height_mm = HEIGHT_PER_STACK * slices * float(np.linalg.norm(Nodes.affineRas(self.original)[:3, 2]))
         width, height = (max(1, value) for value in sliceNode.GetDimensions()[:2])
@@ -252,18 +252,21 @@ class LaxComparison:
 
 
 class FrameLink:
-    """Keeps the browsers of other cines at the frame of the same cardiac phase as the short-axis cine's."""
+    """Keeps the browsers of other cines at the frame of the same cardiac phase as the short-axis cine's.
+
+    Args:
+        stackVolume: shown node of the short axis; a static one leads nothing.
+        others: shown nodes of the cines that follow.
+    """
 
     def __init__(self, stackVolume, others: Sequence) -> None:
-        self._pairs = []
         self._leader = Inputs.resolve(stackVolume)
-        self._tag = None
-        if self._leader.browser is None:
-            return
-        followers = [Inputs.resolve(node) for node in others]
-        self._followers = [f for f in followers if f.browser is not None and f.browser is not self._leader.browser]
-        self._tag = self._leader.browser.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.update())
-        self.update()
+        cines = [Inputs.resolve(node) for node in others]
+        self._followers = [cine for cine in cines if cine.browser not in (None, self._leader.browser)]
+        self._tag: int | None = None
+        if self._leader.browser is not None:
+            self._tag = self._leader.browser.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self.update())
+            self.update()
 
     def update(self) -> None:
         """Move every follower to the leader's phase."""
@@ -277,6 +280,7 @@ class FrameLink:
                 follower.browser.SetSelectedItemNumber(wanted)
 
     def remove(self) -> None:
+        """Let the browsers go their own ways again."""
         if self._tag is not None:
             self._leader.browser.RemoveObserver(self._tag)
             self._tag = None

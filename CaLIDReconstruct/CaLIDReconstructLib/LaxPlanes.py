@@ -25,7 +25,7 @@ class LaxPlane:
 
     Args:
         name: as shown in the view's corner.
-        sliceToRas: (4, 4) image right, image up, normal and centre in world RAS mm.
+        sliceToRas: (4, 4) image right, image up, normal and center in world RAS mm.
         volume: the node of the acquired long-axis image, or None for a plane derived from the anatomy.
     """
 
@@ -61,7 +61,7 @@ def sliceToRas(ijkToRas: np.ndarray, center: np.ndarray) -> np.ndarray:
 
     Args:
         ijkToRas: (4, 4) of the one-slice image.
-        center: (3,) RAS mm that the view is centred on, projected into the plane.
+        center: (3,) RAS mm that the view is centered on, projected into the plane.
     """
     right = ijkToRas[:3, 0] / np.linalg.norm(ijkToRas[:3, 0])
     up = -ijkToRas[:3, 1] / np.linalg.norm(ijkToRas[:3, 1])
@@ -140,8 +140,8 @@ def _crosses(imageMatrix: np.ndarray, stackMatrix: np.ndarray, size: np.ndarray)
 def _heartCenter(planes: Sequence[np.ndarray], stackMatrix: np.ndarray, size: np.ndarray) -> np.ndarray:
     """(3,) RAS: where the long-axis planes and the stack's middle slice meet."""
     stack = _emptyStack(stackMatrix, size)
-    centre_lps = heart_center(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
-    return lps_to_ras(np.eye(4))[:3, :3] @ centre_lps
+    center_lps = heart_center(stack, [_emptyStack(matrix, np.ones(3)) for matrix in planes])
+    return lps_to_ras(np.eye(4))[:3, :3] @ center_lps
 
 
 def _emptyStack(matrixRas: np.ndarray, size: np.ndarray) -> Stack:

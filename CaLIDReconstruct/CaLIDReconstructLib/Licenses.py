@@ -1,4 +1,4 @@
-"""Under which licence the segmenter's weights come, and the user's consent to one that is not for every use."""
+"""Under which license the segmenter's weights come, and the user's consent to one that is not for every use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEGMENTER = "segmenter"
 
 @dataclass(frozen=True)
 class License:
-    """The licence of a model's weights.
+    """The license of a model's weights.
 
     Args:
         identifier: SPDX, such as "CC-BY-NC-SA-4.0".
@@ -32,6 +32,7 @@ class License:
 
     @property
     def isNonCommercial(self) -> bool:
+        """Whether the weights may not be used commercially."""
         return "NC" in self.identifier.split("-")
 
     @property
@@ -60,7 +61,7 @@ class License:
 
 
 def segmenterLicense(modelsFolder: str = "") -> License | None:
-    """The licence that the manifest names for the segmenter; None where there is no segmenter.
+    """The license that the manifest names for the segmenter; None where there is no segmenter.
 
     Args:
         modelsFolder: folder of other weights; empty for the bundled ones.
@@ -75,7 +76,7 @@ def segmenterLicense(modelsFolder: str = "") -> License | None:
 
 
 def isAgreed(license: License | None, preferences: Preferences) -> bool:  # noqa: A002 - Slicer's own spelling
-    """Whether the weights may be used: asked once for each licence that is not for every use, then remembered."""
+    """Whether the weights may be used: asked once for each license that is not for every use, then remembered."""
     if license is None or not license.isNonCommercial or preferences.agreedLicense == license.identifier:
         return True
     question = _(

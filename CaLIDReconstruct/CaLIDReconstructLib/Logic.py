@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from calid.errors import Cancelled
 
 from . import Inputs, Installation, LongAxisFiles
 from .EngineClient import EngineClient
@@ -42,12 +43,15 @@ class Quiet:
         """Nothing to do."""
 
     def finished(self, result: RunResult) -> None:
+        """Keep the result."""
         self.result = result
 
     def failed(self, failure: Failure) -> None:
+        """Keep the reason."""
         self.failure = failure
 
     def cancelled(self) -> None:
+        """Remember it."""
         self.wasCancelled = True
 
 
@@ -59,16 +63,13 @@ class ProgressTo(Quiet):
         self.onProgress = onProgress
 
     def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        """Pass it on, where somebody wants to know."""
         del secondsLeft
         if self.onProgress:
             self.onProgress(fraction, stage)
 
 
-class Cancelled(Exception):
-    """The run was cancelled; the scene is as it was."""
-
-
-class Reconstruction:
+class Logic:
     """The engine and the runs on it. `CaLIDReconstructLogic` in the module file is this class with Slicer's base.
 
     Args:
@@ -169,7 +170,7 @@ class Reconstruction:
 
         Raises:
             ModuleError: with the reason in words; the scene is as it was.
-            Cancelled: `job.cancel()` was called meanwhile.
+            Cancelled: `job.cancel()` was called meanwhile; the scene is as it was.
         """
         settings.setdefault("modelsFolder", self.modelsFolder)
         listener = ProgressTo(onProgress)
@@ -210,8 +211,6 @@ class Reconstruction:
 
         chosen = Inputs.resolve(node)
         stack = Inputs.readStack(chosen, allFrames=settings.allFrames)
-        transform = (chosen.volume or chosen.reference).GetParentTransformNode()
-        roi = Inputs.regionInVoxels(settings.region, chosen.reference, transform)
         workspace = Workspace()
         few = np.unique(np.linspace(0, stack.num_frames - 1, TRIAL_FRAMES).astype(int))
         part = replace(stack, voxels=stack.voxels[few], frame_times_ms=stack.frame_times_ms[few])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
-from calid.geometry import Plane, plane_of, positions_along, tilt_degrees
+from calid.geometry import SAME_POSITION_MM, Plane, plane_of, positions_along, tilt_degrees
 
 from . import Inputs, Nodes
 from .FrameTimes import frameTimes
@@ -19,7 +19,6 @@ from .Messages import ModuleError
 from .Results import isGenerated
 
 SAME_ORIENTATION_DEGREES = 1.0
-SAME_POSITION_MM = 0.05
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 
+from calid.errors import CalidError
 from slicer.i18n import tr as _
 
 
@@ -37,6 +39,10 @@ class ModuleError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text())
         self.failure = failure
+
+
+EXPECTED_ERRORS = (ModuleError, CalidError, OSError)
+"""What is raised where the input, the settings, the disk or the machine are at fault, and not the program."""
 
 
 def _titles() -> dict[str, str]:
@@ -219,16 +225,19 @@ def failureFromEvent(event: dict) -> Failure:
     )
 
 
-def failureFromOSError(error: OSError, *, otherwise: str = "result-unreadable") -> Failure:
-    """The failure behind a file that could not be written or read.
+def failureFromError(error: Exception, *, otherwise: str = "result-unreadable") -> Failure:
+    """The failure behind one of `EXPECTED_ERRORS`.
 
     Args:
-        error: what the system said.
-        otherwise: the code unless the disk is full, by what was done with the file.
+        error: what was raised.
+        otherwise: code of the system's errors, by what was done with the file; a full disk has its own.
     """
-    import errno
-
-    return failure("disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else otherwise, str(error))
+    if isinstance(error, ModuleError):
+        return error.failure
+    if isinstance(error, CalidError):
+        return engineFailure(error.code, error.message, error.remedy)
+    isFull = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return failure("disk-full" if isFull else otherwise, str(error))
 
 
 def stageText(stage: str) -> str:

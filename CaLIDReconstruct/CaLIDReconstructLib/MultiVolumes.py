@@ -15,7 +15,7 @@ from slicer.i18n import tr as _
 
 from . import Nodes
 from .DicomSources import sourceFiles
-from .FrameTimes import LABELS, NUMBERED, labelTimes
+from .FrameTimes import FRAME_LABELS, NUMBERED, labelTimes
 
 COUNT = "MultiVolume.NumberOfFrames"
 
@@ -28,14 +28,17 @@ class MultiVolume:
 
     @property
     def name(self) -> str:
+        """The node's name."""
         return self.node.GetName()
 
     @property
     def shown(self):
+        """The node that the frames can be seen in."""
         return self.node
 
     @property
     def numFrames(self) -> int:
+        """How many frames every voxel holds."""
         return self.node.GetImageData().GetNumberOfScalarComponents()
 
     def files(self) -> list[Path]:
@@ -43,6 +46,7 @@ class MultiVolume:
         return sourceFiles(self.node)
 
     def label(self) -> str:
+        """How the panel offers it, such as "Multi-volume, 9 slices, 25 frames: 7: SAX"."""
         slices = self.node.GetImageData().GetDimensions()[2]
         return _("Multi-volume, {slices} slices, {frames} frames: {name}").format(
             slices=slices, frames=self.numFrames, name=self.name
@@ -60,7 +64,7 @@ class MultiVolume:
 
 def isMultiVolume(node) -> bool:
     """True for a volume node with the marks of a multi-volume and as many components as frames."""
-    if node is None or not node.IsA("vtkMRMLVolumeNode") or node.GetAttribute(LABELS) is None:
+    if node is None or not node.IsA("vtkMRMLVolumeNode") or node.GetAttribute(FRAME_LABELS) is None:
         return False
     image = node.GetImageData()
     return image is not None and 1 < image.GetNumberOfScalarComponents() == int(node.GetAttribute(COUNT) or 0)

@@ -37,7 +37,7 @@ def setAffineLps(volumeNode, affine: np.ndarray) -> None:
 
 
 def hasImage(node) -> bool:
-    """True for a scalar volume with voxels; colour and vector images are not."""
+    """True for a scalar volume with voxels; color and vector images are not."""
     image = node.GetImageData() if node is not None and node.IsA("vtkMRMLScalarVolumeNode") else None
     return image is not None and image.GetNumberOfPoints() > 0 and image.GetNumberOfScalarComponents() == 1
 

@@ -13,6 +13,8 @@ _LOOKS = {
 
 
 class Level(enum.Enum):
+    """How much a text must not be overlooked."""
+
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"

@@ -13,7 +13,7 @@ from .BatchPanel import BatchPanel
 from .DicomExport import DicomExport
 from .EstimatePanel import EstimatePanel, Question
 from .InputPanel import InputPanel
-from .Logic import Reconstruction
+from .Logic import Logic
 from .Messages import Failure, timeText
 from .Notices import Level, show
 from .PrivateLog import PrivateLog
@@ -40,10 +40,11 @@ class Panel:
         installation: says what is missing and installs it; None for the real one.
     """
 
-    def __init__(self, ui, logic: Reconstruction, installation: Installation.Installation | None = None) -> None:
+    def __init__(self, ui, logic: Logic, installation: Installation.Installation | None = None) -> None:
         self.ui, self.logic = ui, logic
         self.parameters = None
         self._doneInput: str | None = None
+        self._startTime = 0.0  # of the run
         self._log = PrivateLog()
         self.results = ResultPanel(ui, self.log)
         self.input = InputPanel(ui, self.log, onChosen=lambda _node: self.results.leaveComparison())
@@ -176,6 +177,7 @@ class Panel:
 
     @property
     def isRunning(self) -> bool:
+        """Whether a run is going on."""
         return self.logic.job is not None and not self.logic.job.isDone
 
     def onUpsample(self) -> None:
@@ -226,6 +228,7 @@ class Panel:
         return RunSettings.fromParameters(self.parameters, self.logic.preferences.modelsFolder)
 
     def startPolling(self) -> None:
+        """Begin to look for answers; called whenever something was asked."""
         self.idleTimer.stop()
         self.pollTimer.start()
 
@@ -247,14 +250,17 @@ class Panel:
     # --- listener of the run ---
 
     def progressed(self, fraction: float, stage: str, secondsLeft: float | None) -> None:
+        """Show how far the run is."""
         self.ui.progressBar.value = round(1000 * min(1.0, max(0.0, fraction)))
         left = _("about {time} left").format(time=timeText(secondsLeft)) if secondsLeft is not None else ""
         show(self.ui.statusLabel, ", ".join(part for part in (stage, left) if part))
 
     def logged(self, level: str, message: str) -> None:
+        """Put the engine's words into the log."""
         self.log(level, message)
 
     def finished(self, result: RunResult) -> None:
+        """Say how long it took, and choose the result."""
         took = timeText(time.monotonic() - self._startTime)
         self._ended(_("Done in {time}.").format(time=took), Level.WARNING if result.warnings else Level.INFO)
         node = self.parameters.inputNode if self.parameters is not None else None
@@ -264,10 +270,12 @@ class Panel:
         self.results.setResult(result, isShown=self.parameters is not None)
 
     def failed(self, failure: Failure) -> None:
+        """Say why; what is for the log only goes there."""
         self._ended(failure.text(), Level.ERROR)
         self.log("error", "\n".join(filter(None, [failure.text(), failure.details])))
 
     def cancelled(self) -> None:
+        """Say that nothing has changed."""
         self._ended(_("Cancelled. The scene is as it was."), Level.INFO)
 
     def _ended(self, text: str, level: Level) -> None:
@@ -298,6 +306,7 @@ class Panel:
         self.log(level, message)
 
     def onCopyLog(self) -> None:
+        """Put the report into the clipboard."""
         slicer.app.clipboard().setText(self.report())
 
     def report(self) -> str:

@@ -14,7 +14,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from .Settings import DEFAULTS
 
 
-class Factor(enum.Enum):
+class FactorChoice(enum.Enum):
     """How many times as many gaps between slices the result has."""
 
     ISOTROPIC = "isotropic"
@@ -24,68 +24,84 @@ class Factor(enum.Enum):
     X16 = 16
 
     def label(self) -> str:
-        if self is Factor.ISOTROPIC:
+        """What the panel shows for it."""
+        if self is FactorChoice.ISOTROPIC:
             return _("Isotropic (as fine as the pixels)")
         return _("x{count}").format(count=self.value)
 
 
-class Method(enum.Enum):
+class MethodChoice(enum.Enum):
+    """How slices are made."""
+
     CALID_PLUS = "calid+"
     CALID = "calid"
     LINEAR = "linear"
 
     def label(self) -> str:
+        """What the panel shows for it."""
         return {
-            Method.CALID_PLUS: _("CaLID+ (starts from the neighbors)"),
-            Method.CALID: _("CaLID (starts from noise)"),
-            Method.LINEAR: _("Linear (no model, to compare with)"),
+            MethodChoice.CALID_PLUS: _("CaLID+ (starts from the neighbors)"),
+            MethodChoice.CALID: _("CaLID (starts from noise)"),
+            MethodChoice.LINEAR: _("Linear (no model, to compare with)"),
         }[self]
 
 
-class Model(enum.Enum):
+class ModelChoice(enum.Enum):
+    """Which of the bundled models works."""
+
     AUTO = "auto"
     FRAMES = "2d"
     CINE = "2d+t"
 
     def label(self) -> str:
+        """What the panel shows for it."""
         return {
-            Model.AUTO: _("Automatic (by the input)"),
-            Model.FRAMES: _("2D (each frame by itself)"),
-            Model.CINE: _("2D+T (all frames of a cine together)"),
+            ModelChoice.AUTO: _("Automatic (by the input)"),
+            ModelChoice.FRAMES: _("2D (each frame by itself)"),
+            ModelChoice.CINE: _("2D+T (all frames of a cine together)"),
         }[self]
 
 
-class Mode(enum.Enum):
+class ModeChoice(enum.Enum):
+    """How generated slices look."""
+
     DETAIL = "detail"
     FIDELITY = "fidelity"
 
     def label(self) -> str:
+        """What the panel shows for it."""
         return {
-            Mode.DETAIL: _("Sharp: looks like an MR slice"),
-            Mode.FIDELITY: _("Smooth: least error on average"),
+            ModeChoice.DETAIL: _("Sharp: looks like an MR slice"),
+            ModeChoice.FIDELITY: _("Smooth: least error on average"),
         }[self]
 
 
-class Frames(enum.Enum):
+class FramesChoice(enum.Enum):
+    """Which frames of a cine are worked on."""
+
     ALL = "all"
     CURRENT = "current"
 
     def label(self) -> str:
-        return {Frames.ALL: _("All frames"), Frames.CURRENT: _("Shown frame only")}[self]
+        """What the panel shows for it."""
+        return {FramesChoice.ALL: _("All frames"), FramesChoice.CURRENT: _("Shown frame only")}[self]
 
 
-class Device(enum.Enum):
+class DeviceChoice(enum.Enum):
+    """Where the engine computes."""
+
     AUTO = "auto"
     CUDA = "cuda"
     MPS = "mps"
     CPU = "cpu"
 
     def label(self) -> str:
+        """What the panel shows for it."""
         return {
-            Device.AUTO: _("Automatic"),
-            Device.CUDA: _("NVIDIA graphics card (CUDA)"),
-            Device.MPS: _("Apple graphics (MPS)"),
-            Device.CPU: _("Processor (CPU)"),
+            DeviceChoice.AUTO: _("Automatic"),
+            DeviceChoice.CUDA: _("NVIDIA graphics card (CUDA)"),
+            DeviceChoice.MPS: _("Apple graphics (MPS)"),
+            DeviceChoice.CPU: _("Processor (CPU)"),
         }[self]
 
 
@@ -105,16 +121,16 @@ class CaLIDReconstructParameterNode:
     """
 
     inputNode: vtkMRMLScalarVolumeNode | vtkMRMLSequenceNode | None
-    frames: Frames = Frames.ALL
-    factor: Factor = Factor(DEFAULTS.factor)
-    method: Method = Method(DEFAULTS.method)
-    model: Model = Model(DEFAULTS.model)
-    mode: Mode = Mode(DEFAULTS.mode)
+    frames: FramesChoice = FramesChoice.ALL
+    factor: FactorChoice = FactorChoice(DEFAULTS.factor)
+    method: MethodChoice = MethodChoice(DEFAULTS.method)
+    model: ModelChoice = ModelChoice(DEFAULTS.model)
+    mode: ModeChoice = ModeChoice(DEFAULTS.mode)
     samples: Annotated[int, WithinRange(1, engine.MAX_SAMPLES)] = engine.DEFAULT_SAMPLES
     steps: Annotated[int, WithinRange(1, engine.MAX_STEPS)] = DEFAULTS.steps
     seed: Annotated[int, WithinRange(0, 2147483647)] = 0
     region: vtkMRMLMarkupsROINode
-    device: Device = Device.AUTO
+    device: DeviceChoice = DeviceChoice.AUTO
     outputName: str = ""
     segmentResult: bool = True
     markGenerated: bool = True
@@ -178,7 +194,7 @@ class Preferences:
 
     @property
     def agreedLicense(self) -> str:
-        """The licence of the segmenter's weights that the user agreed to; empty before."""
+        """The license of the segmenter's weights that the user agreed to; empty before."""
         return str(self._settings.value(self.PREFIX + "AgreedLicense", "") or "")
 
     @agreedLicense.setter

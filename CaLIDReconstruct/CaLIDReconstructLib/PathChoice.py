@@ -41,6 +41,7 @@ class PathChoice:
         return getattr(self.preferences, self.name)
 
     def close(self) -> None:
+        """Take no more paths; the panel is going away."""
         self._timer.stop()
 
     def finish(self) -> None:
@@ -58,6 +59,7 @@ class PathChoice:
             self.onChosen()
 
     def onDefault(self, *_args) -> None:
+        """Go back to what Slicer or the module brings."""
         self.edit.currentPath = ""
         self.apply()
 

@@ -21,6 +21,7 @@ class PrivateLog:
         self._names: set[str] = set()
 
     def add(self, line: str) -> None:
+        """Keep a line, and the names that the scene's images have now."""
         self._lines.append(line)
         for name in NAMED_CLASSES:
             self._names |= {node.GetName() for node in slicer.util.getNodesByClass(name) if node.GetName()}

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import slicer
 from calid.heart.surfaces import SHOWN_GRID_MM, surfaces
 from calid.labels import LABELS
+from calid.serve.commands import SURFACE_GRID_MM
 from calid.stack import Stack
 
 from . import Nodes
 from .Figures import FigureNodes, Subject, updateFigures
 from .RunResult import RunResult
-from .Segmentations import SURFACE, nodesOfFrame, turned
+from .Segmentations import SURFACE, halfTurned, nodesOfFrame
 from .Transaction import Transaction
 
 DIGESTS = "CaLID.LabelDigests"
@@ -71,5 +72,5 @@ def _remakeSurfaces(result: RunResult, labels: Stack, frame: int) -> None:
                 continue  # the user deleted it
             segment.RemoveRepresentation(SURFACE)
             if label.value in found:
-                segment.AddRepresentation(SURFACE, turned(found[label.value]))
+                segment.AddRepresentation(SURFACE, halfTurned(found[label.value]))
         node.Modified()

@@ -152,6 +152,7 @@ class RemoteEngine(EngineProcess):
         self._writer = threading.Thread(target=self._passOn, daemon=True)
 
     def start(self) -> None:
+        """Start ssh, and the thread that sends."""
         super().start()
         self._writer.start()
 
@@ -162,10 +163,12 @@ class RemoteEngine(EngineProcess):
         self._outgoing.put(request)
 
     def receive(self) -> list[dict]:
+        """The events since the last call; the end of ssh is told in the user's words."""
         events = super().receive()
         return [{**event, **self._reason(event)} if event["event"] == "exit" else event for event in events]
 
     def kill(self) -> None:
+        """Cut the connection, which ends the engine there."""
         self._outgoing.put(None)
         super().kill()
 

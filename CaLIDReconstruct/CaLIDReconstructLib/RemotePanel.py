@@ -8,7 +8,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .EstimatePanel import deviceText
-from .Logic import Reconstruction
+from .Logic import Logic
 from .Messages import Failure, failure
 from .Notices import Level, show
 from .RemoteEngine import isHost
@@ -28,7 +28,7 @@ class RemotePanel:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         log: Callable[[str, str], None],
         *,
         onChanged: Callable[[], None],

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import qt
 import slicer
-from calid.errors import CalidError
 from calid.images import files
 from slicer.i18n import tr as _
 
 from . import LongAxisFiles
 from .EngineProcess import engineCommand, killTree, startProcess
-from .Logic import Reconstruction
-from .Messages import ModuleError, failureFromOSError
+from .Logic import Logic
+from .Messages import EXPECTED_ERRORS, failureFromError
 from .Notices import Level, show
 from .Results import readResult
 from .RunResult import RunResult
@@ -38,7 +37,7 @@ class ReportExport:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         result: Callable[[], RunResult | None],
         log: Callable[[str, str], None],
         onBusy: Callable[[], None],
@@ -51,9 +50,11 @@ class ReportExport:
 
     @property
     def isBusy(self) -> bool:
+        """Whether a report is being made."""
         return self._process is not None
 
     def close(self) -> None:
+        """End a report that is being made, and remove its files."""
         if self._process is not None and self._process.poll() is None:
             killTree(self._process)
         self._tidy()
@@ -66,12 +67,8 @@ class ReportExport:
             return
         try:
             self._start(result, Path(path))
-        except ModuleError as error:
-            self._fail(error.failure.text())
-        except CalidError as error:
-            self._fail(str(error))
-        except OSError as error:
-            self._fail(failureFromOSError(error, otherwise="unwritable").text())
+        except EXPECTED_ERRORS as error:
+            self._fail(failureFromError(error, otherwise="unwritable").text())
         else:
             self.ui.reportButton.enabled = False
             show(self.ui.statusLabel, _("Making the report ... You can go on working."))

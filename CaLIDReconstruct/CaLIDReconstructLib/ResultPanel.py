@@ -64,6 +64,7 @@ class ResultPanel(VTKObservationMixin):
         return self._comparing.planes()
 
     def close(self) -> None:
+        """Leave the comparison and watch no more nodes; the panel is going away."""
         self.removeObservers()
         self.leaveComparison()
 
@@ -74,6 +75,7 @@ class ResultPanel(VTKObservationMixin):
         self.refresh()
 
     def leaveComparison(self) -> None:
+        """End the comparison; the next one is of the chosen result."""
         self._comparing.leave()
         self._comparing.result = self._result
 
@@ -107,6 +109,7 @@ class ResultPanel(VTKObservationMixin):
         Views.showVolume(volumeNode)
 
     def refresh(self, *_args) -> None:
+        """Bring list, texts and buttons up to date with the scene."""
         self._offerResults()
         result = self.result
         isThere = result is not None
@@ -181,6 +184,7 @@ class ResultPanel(VTKObservationMixin):
         self.refresh()
 
     def onShow3D(self, isShown: bool = True) -> None:
+        """Show the chosen result's surfaces in 3D, or hide them."""
         segmentation = self.result.segmentation
         display = segmentation.GetDisplayNode()
         display.SetVisibility3D(isShown)

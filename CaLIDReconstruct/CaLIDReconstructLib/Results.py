@@ -149,7 +149,7 @@ class ResultNodes:
     def _startProxy(self) -> None:
         """Join the browser, which needs an item in the sequence to make the shown node of."""
         self.browser.AddSynchronizedSequenceNode(self.sequence)
-        # A frame that is not made yet is shown as nothing, never as its neighbour.
+        # A frame that is not made yet is shown as nothing, never as its neighbor.
         self.browser.SetMissingItemMode(self.sequence, self.browser.MissingItemSetToDefault)
         self.browser.SetOverwriteProxyName(self.sequence, False)
         first = self.sequence.GetNthDataNode(0)
@@ -163,7 +163,7 @@ class ResultNodes:
 
     def _place(self, node, *, copyDisplay: bool = True) -> None:
         """Same transform, same study and same window and level as the input."""
-        source = self.chosen.volume or self.chosen.reference
+        source = self.chosen.placed
         node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
         placeInStudy(node, source)
         if copyDisplay:
@@ -193,7 +193,7 @@ def generatedSlices(node, count: int) -> np.ndarray:
 
 
 def noteProvenance(node, provenance: Mapping) -> None:
-    """Write on a node what made it, and under which licences its models' weights are."""
+    """Write on a node what made it, and under which licenses its models' weights are."""
     node.SetAttribute(PROVENANCE, json.dumps(dict(provenance), sort_keys=True, default=str))
     licenses = [provenance.get("model_license"), provenance.get("segmenter", {}).get("license")]
     node.SetAttribute(LICENSE, ", ".join(filter(None, licenses)) or None)
@@ -234,7 +234,7 @@ def copyWindowLevel(source, target) -> None:
 
 
 def _addColors(name: str):
-    """A mask's own colour table, so that it goes with its result and no other mask loses its colours."""
+    """A mask's own color table, so that it goes with its result and no other mask loses its colors."""
     colors = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLColorTableNode", name)
     colors.SetTypeToUser()
     colors.SetNumberOfColors(2)

@@ -81,10 +81,12 @@ class RunResult:
 
     @property
     def functionSummary(self) -> str:
+        """The figures of the ventricles in words; empty without them."""
         return self.functionTable.GetDescription() if self.functionTable is not None else ""
 
     @property
     def warnings(self) -> list[str]:
+        """What the run had to say beside its result."""
         return json.loads(self.node.GetAttribute(RESULT) or "[]")
 
     @property

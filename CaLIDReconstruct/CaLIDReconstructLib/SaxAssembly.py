@@ -18,7 +18,7 @@ from . import MultiVolumes, Nodes
 from .DicomSources import nominalBeatMs, noteFiles, sourceFiles
 from .FrameTimes import NUMBERED
 from .LooseSlices import SAME_ORIENTATION_DEGREES, LooseSlice, findSlices
-from .Messages import Failure, ModuleError, engineFailure
+from .Messages import Failure, ModuleError, failureFromError
 from .Results import copyWindowLevel, placeInStudy
 
 FEWEST_SLICES = 3
@@ -32,14 +32,17 @@ class SaxGroup:
 
     @property
     def planes(self) -> list[Plane]:
+        """Where the slices lie."""
         return [each.plane for each in self.slices]
 
     @property
     def numFrames(self) -> int:
+        """The largest number of frames of a slice."""
         return max(len(each.frames) for each in self.slices)
 
     @property
     def name(self) -> str:
+        """The first slice's name."""
         return self.slices[0].name
 
     @property
@@ -52,6 +55,7 @@ class SaxGroup:
         return [path for each in self.slices for frame in each.frames for path in sourceFiles(frame)]
 
     def label(self) -> str:
+        """How the panel offers it, such as "9 slices, 25 frames, 10.0 mm apart: 7: SAX ..."."""
         positions = positions_along(self.planes[0].normal, self.planes)
         gap = typical_gap(np.abs(np.diff(positions)))
         return _("{slices} slices, {frames} frames, {gap} mm apart: {first} ...").format(
@@ -113,7 +117,7 @@ def assemble(group: Group):
         stack = group.stack()
         checks.check_stack(stack, source=name)
     except InputError as error:
-        raise ModuleError(engineFailure(error.code, error.message, error.remedy)) from error
+        raise ModuleError(failureFromError(error)) from error
     node, sequence = Nodes.addStack(stack, name)
     noteFiles(sequence or node, group.files())
     shown = group.shown

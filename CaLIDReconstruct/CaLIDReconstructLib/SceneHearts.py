@@ -55,7 +55,7 @@ def writeHearts(hearts: list[Inputs.Input], folder: Path) -> Path:
         views = _viewsOf(chosen)
         if not (place / "sax.seq.nrrd").exists():
             (place / "lax").mkdir(parents=True, exist_ok=True)
-            stackVolume = chosen.volume or chosen.reference
+            stackVolume = chosen.placed
             LongAxisFiles.writeViews(LongAxisFiles.named(views), stackVolume, place / "lax", overwrite=True)
             files.write_stack(stack, place / "sax.seq.nrrd")
         rows.append((name, f"{name}/sax.seq.nrrd", f"{name}/lax" if views else ""))
@@ -75,7 +75,7 @@ def _digest(stack: Stack) -> str:
 
 def _viewsOf(chosen: Inputs.Input) -> list:
     """The long-axis images of the same study: those of another patient may cross the stack as well."""
-    shown = chosen.volume or chosen.reference
+    shown = chosen.placed
     return [node for node in LongAxisFiles.viewsOf(shown) if _studyOf(node) == _studyOf(shown)]
 
 

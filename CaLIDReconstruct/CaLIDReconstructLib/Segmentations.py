@@ -153,10 +153,10 @@ def readSurface(path: Path):
     reader = vtk.vtkXMLPolyDataReader()
     reader.SetFileName(str(path))
     reader.Update()
-    return turned(reader.GetOutput())
+    return halfTurned(reader.GetOutput())
 
 
-def turned(mesh):
+def halfTurned(mesh):
     """A surface in RAS mm as one in LPS mm, or the other way round: a half turn, so triangles keep facing outwards."""
     halfTurn = vtk.vtkTransform()
     halfTurn.Scale(-1, -1, 1)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from calid.run import settings as engine
 
-FACTORS = ("isotropic", *engine.FACTORS)
-METHODS, MODELS, MODES, DEVICES = engine.METHODS, engine.MODELS, engine.MODES, engine.DEVICES
-ALIGN, LAX = engine.OPTIONS["align"].choices, engine.OPTIONS["lax"].choices
 DEFAULTS = engine.Settings()
+CHOSEN = ("factor", "method", "model", "mode", "device", "align", "lax")
+"""Settings of which the engine names all choices."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class RunSettings:
     """Everything one run is told besides its input node.
 
     Args:
-        factor: gaps are divided by this, or "isotropic".
+        factor: how many gaps each gap between slices becomes, or "isotropic".
         method: "calid+", "calid" or "linear".
         model: "2d" makes each frame by itself, "2d+t" all frames of a cine together, "auto" chooses by the input.
         mode: "detail" (one sample) or "fidelity" (mean of `samples`).
@@ -57,9 +56,8 @@ class RunSettings:
     modelsFolder: str = ""
 
     def __post_init__(self) -> None:
-        allowed = {"factor": FACTORS, "method": METHODS, "model": MODELS, "mode": MODES, "device": DEVICES}
-        allowed |= {"align": ALIGN, "lax": LAX}
-        for name, choices in allowed.items():
+        for name in CHOSEN:
+            choices = engine.OPTIONS[name].choices
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}")
         if self.samples < 1 or self.steps < 1 or self.seed < 0:

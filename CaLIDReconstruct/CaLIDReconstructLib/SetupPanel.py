@@ -9,8 +9,8 @@ from subprocess import CalledProcessError
 import slicer
 from slicer.i18n import tr as _
 
-from .Installation import Installation, Plan, SelfCheck, SelfCheckProcess, TorchState, isReady
-from .Logic import Reconstruction
+from .Installation import Installation, InstallationPlan, SelfCheck, SelfCheckProcess, TorchState, isReady
+from .Logic import Logic
 from .PathChoice import PathChoice
 
 
@@ -29,7 +29,7 @@ class SetupPanel:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         installation: Installation | None,
         log: Callable[[str, str], None],
         *,
@@ -41,7 +41,7 @@ class SetupPanel:
         self.onChanged, self.onBusy = onChanged, onBusy
         self.lastCheck: SelfCheck | None = None
         self.isInstalling = False
-        self._plan = Plan()
+        self._plan = InstallationPlan()
         self._check: SelfCheckProcess | None = None
         ui.installButton.clicked.connect(self.onInstall)
         ui.selfCheckButton.clicked.connect(self.onSelfCheck)
@@ -56,9 +56,11 @@ class SetupPanel:
 
     @property
     def isBusy(self) -> bool:
+        """Whether a self-check is under way."""
         return self._check is not None
 
     def close(self) -> None:
+        """End a self-check and take no more paths; the panel is going away."""
         for path in self._paths:
             path.close()
         if self._check is not None:
@@ -73,7 +75,7 @@ class SetupPanel:
     def refresh(self) -> None:
         """Say what is missing; nothing is imported or installed for that."""
         interpreter = self.logic.preferences.interpreter
-        plan = Plan() if self.logic.isReady else self.installation.plan()
+        plan = InstallationPlan() if self.logic.isReady else self.installation.plan()
         if plan:
             self.ui.setupLabel.text = _("Before the first run: {steps}. Click 'Install'.").format(
                 steps="; ".join(plan.lines())
@@ -98,6 +100,7 @@ class SetupPanel:
         self.ui.repairButton.enabled = canRepair and not self.isInstalling
 
     def onInstall(self) -> None:
+        """Install what is missing."""
         self.install()
 
     def install(self) -> bool:
@@ -105,9 +108,10 @@ class SetupPanel:
         return self._change(self.installation.plan()) and isReady(self.logic.preferences.interpreter)
 
     def onRepair(self) -> None:
+        """Install PyTorch anew."""
         self._change(self.installation.repairPlan())
 
-    def _change(self, plan: Plan) -> bool:
+    def _change(self, plan: InstallationPlan) -> bool:
         if self.isInstalling or not plan:
             return False
         if plan.needsRestart:
@@ -156,6 +160,7 @@ class SetupPanel:
             self.onBusy()
 
     def poll(self) -> None:
+        """Show the outcome of a self-check, once it is there."""
         outcome = self._check.poll() if self._check is not None else None
         if outcome is None:
             return

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from calid.run.alignment import NOTICEABLE_MM, PROVENANCE_KEY
 from slicer.i18n import tr as _
 
-KEY = "alignment"
-NOTICEABLE_MM = 2.0
 SMALLEST_MM = 0.05  # less would be told as 0.0
 
 
@@ -47,7 +46,7 @@ class Shifts:
 
 def shiftsOf(provenance: Mapping[str, Any]) -> Shifts | None:
     """What a result's provenance tells of shifts; None where they were not looked for."""
-    found = provenance.get(KEY)
+    found = provenance.get(PROVENANCE_KEY)
     if not found or not found.get("slices"):
         return None
     lengths = np.hypot(*np.array([each["mm"][:2] for each in found["slices"]]).T)

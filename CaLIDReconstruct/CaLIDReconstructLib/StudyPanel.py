@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import qt
-from calid.errors import CalidError
 from calid.images import files
 from slicer.i18n import tr as _
 
 from . import Inputs
 from .DicomSources import noteFolder
-from .Logic import Reconstruction
-from .Messages import Failure, ModuleError, engineFailure, failure, failureFromOSError
+from .Logic import Logic
+from .Messages import EXPECTED_ERRORS, Failure, ModuleError, failureFromError
 from .Notices import Level, show
 from .StudyNodes import addStudy
 from .Workspace import Workspace
@@ -36,7 +35,7 @@ class StudyPanel:
     def __init__(
         self,
         ui,
-        logic: Reconstruction,
+        logic: Logic,
         log: Callable[[str, str], None],
         *,
         canAsk: Callable[[], bool],
@@ -51,9 +50,11 @@ class StudyPanel:
 
     @property
     def isLoading(self) -> bool:
+        """Whether a folder is being read."""
         return self._workspace is not None
 
     def close(self) -> None:
+        """Remove the temporary files of a study."""
         if self._workspace is not None:
             self._workspace.remove()
             self._workspace = None
@@ -87,10 +88,8 @@ class StudyPanel:
                 self._fail(reason)
             else:
                 self._say("")
-        except CalidError as error:
-            self._fail(engineFailure(error.code, error.message, error.remedy))
-        except (OSError, KeyError) as error:
-            self._fail(failureFromOSError(error) if isinstance(error, OSError) else failure("result-unreadable"))
+        except (*EXPECTED_ERRORS, KeyError) as error:
+            self._fail(failureFromError(error))
         finally:
             self.close()
             self.ui.dicomButton.enabled = True

@@ -30,7 +30,7 @@ def blockingFailure(stack: Stack, name: str) -> Failure | None:
     return None
 
 
-def warnings(stack: Stack) -> list[str]:
+def warningTexts(stack: Stack) -> list[str]:
     """What is unusual but does not stop a run."""
     found = [
         engineFailure(finding.code, finding.message, finding.remedy).text()

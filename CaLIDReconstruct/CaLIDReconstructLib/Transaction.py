@@ -38,6 +38,7 @@ class Transaction:
             self.scene.RemoveObserver(tag)
 
     def owns(self, nodeId: str) -> bool:
+        """Whether the node of this ID was added."""
         return nodeId in self._added
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import slicer
 
-from .Messages import ModuleError, failureFromOSError
+from .Messages import ModuleError, failureFromError
 
 _PREFIX = "CaLID-"
 _NAME = re.compile(rf"{_PREFIX}(\d+)-")
@@ -33,17 +33,20 @@ class Workspace:
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent or temporaryFolder()))
         except OSError as error:
-            raise ModuleError(failureFromOSError(error, otherwise="unwritable")) from error
+            raise ModuleError(failureFromError(error, otherwise="unwritable")) from error
 
     def file(self, name: str) -> Path:
+        """Path of a file in the folder."""
         return self.folder / name
 
     def subfolder(self, name: str) -> Path:
+        """A folder in the folder, which is made."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         return folder
 
     def remove(self) -> None:
+        """Remove the folder with all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

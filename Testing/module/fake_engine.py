@@ -1,6 +1,6 @@
 """An engine for tests of what a real one does only by accident: it crashes, hangs, prints rubbish, starts slowly.
 
-Run as `python fake_engine.py BEHAVIOUR`; it speaks the protocol of `calid serve` as far as its behaviour lets it.
+Run as `python fake_engine.py BEHAVIOR`; it speaks the protocol of `calid serve` as far as its behavior lets it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ def say(event: str, **values) -> None:
     print(json.dumps({"event": event, **values}), flush=True)
 
 
-def answer(behaviour: str, request: dict) -> None:
+def answer(behavior: str, request: dict) -> None:
     """Act out one request."""
     identity = request.get("id")
-    if behaviour == "crash":
+    if behavior == "crash":
         print("Traceback: RuntimeError: something broke", file=sys.stderr, flush=True)
         sys.exit(3)
-    if behaviour == "kill":
+    if behavior == "kill":
         os.kill(os.getpid(), 9)
-    if behaviour == "memory":
+    if behavior == "memory":
         print("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", file=sys.stderr, flush=True)
         sys.exit(1)
-    if behaviour == "rubbish":
+    if behavior == "rubbish":
         print("Downloading ... 100%", flush=True)
         print('{"event": 7}', flush=True)
         print("\udce4\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), flush=True)
-    if behaviour in ("hang", "child"):
+    if behavior in ("hang", "child"):
         say("progress", id=identity, fraction=0.1, stage="working", seconds_left=100.0)
         time.sleep(600)
     say("progress", id=identity, fraction=0.5, stage="half", seconds_left=1.0)
@@ -49,15 +49,15 @@ def launch(*arguments: str) -> int:
 
 
 def main() -> int:
-    behaviour = sys.argv[1]
-    if behaviour == "launched":
+    behavior = sys.argv[1]
+    if behavior == "launched":
         return launch(*sys.argv[2:])
-    if behaviour == "missing":
+    if behavior == "missing":
         print("ModuleNotFoundError: No module named 'torch'", file=sys.stderr, flush=True)
         return 1
-    if behaviour == "slow":
+    if behavior == "slow":
         time.sleep(600)
-    if behaviour == "child":
+    if behavior == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(sys.argv[2]).write_text(f"{os.getpid()} {child.pid}", encoding="ascii")
     say("ready", protocol=1, version="0")
@@ -66,7 +66,7 @@ def main() -> int:
         if request["command"] == "shutdown":
             break
         if request["command"] != "cancel":
-            answer(behaviour, request)
+            answer(behavior, request)
     return 0
 
 

@@ -69,14 +69,14 @@ def main() -> int:
 
 def runDemo(application, widget, options) -> None:
     """Load the demo case and upsample it by clicks, as a user would."""
-    from CaLIDReconstructLib.Parameters import Factor, Frames, Method
+    from CaLIDReconstructLib.Parameters import FactorChoice, FramesChoice, MethodChoice
 
     widget.ui.sampleButton.click()
     parameters = widget.panel.parameters
-    parameters.method = Method(options.method)
-    parameters.frames = Frames(options.frames)
+    parameters.method = MethodChoice(options.method)
+    parameters.frames = FramesChoice(options.frames)
     parameters.useLongAxis = options.lax == "auto"
-    parameters.factor = Factor(int(options.factor) if options.factor.isdigit() else options.factor)
+    parameters.factor = FactorChoice(int(options.factor) if options.factor.isdigit() else options.factor)
     until(application, lambda: widget.ui.estimateLabel.text)
     if options.folder:
         savePanel(application, widget, options.folder / "panel-before.png")
@@ -144,12 +144,12 @@ def saveThumbnail(widget, path: Path) -> None:
     voxels = slicer.util.arrayFromVolume(widget.panel.parameters.inputNode)
     middle = voxels[len(voxels) // 2].astype(float)
     low, high = np.percentile(middle, [1, 99.5])
-    grey = Image.fromarray((255 * np.clip((middle - low) / (high - low), 0, 1)).astype(np.uint8))
+    gray = Image.fromarray((255 * np.clip((middle - low) / (high - low), 0, 1)).astype(np.uint8))
     width, height = THUMBNAIL_PIXELS
-    scale = max(width / grey.width, height / grey.height)
-    grey = grey.resize((round(grey.width * scale), round(grey.height * scale)), Image.Resampling.LANCZOS)
-    left, top = (grey.width - width) // 2, (grey.height - height) // 2
-    grey.crop((left, top, left + width, top + height)).quantize(64).save(path, optimize=True)
+    scale = max(width / gray.width, height / gray.height)
+    gray = gray.resize((round(gray.width * scale), round(gray.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (gray.width - width) // 2, (gray.height - height) // 2
+    gray.crop((left, top, left + width, top + height)).quantize(64).save(path, optimize=True)
 
 
 def write(canvas: Image.Image, place: tuple[int, int], text: str, size: int) -> None:
@@ -176,7 +176,7 @@ def savePanel(application, widget, path: Path) -> None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG below the limit; grey views and a few colours fit into a palette."""
+    """Write a PNG below the limit; gray views and a few colors fit into a palette."""
     for colors in (256, 128, 96, 64, 48):
         picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST_BYTES:

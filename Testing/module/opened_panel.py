@@ -18,7 +18,7 @@ class Opened:
 
     Args:
         script: what the engine answers, see `scripted`.
-        agreedLicense: the licence that the user agreed to earlier.
+        agreedLicense: the license that the user agreed to earlier.
         installer: does what the user agreed to.
         agrees: the user's answer to what is going to be installed.
         options: of the `scripted.ScriptedTransport`.

@@ -11,7 +11,7 @@ import pytest
 import scripted
 import slicer
 from CaLIDReconstructLib import LaxLayout, Messages, Nodes, Notices, Workspace
-from CaLIDReconstructLib.Parameters import Method
+from CaLIDReconstructLib.Parameters import MethodChoice
 from host.views import LayoutManager
 from opened_panel import MODULE_INSTANCE
 
@@ -151,9 +151,9 @@ def test_a_linear_result_is_headed_linear(opened, views):
     hearts.addPicture(frames=2)
     Nodes.addStack(hearts.longAxis(hearts.picture(2), phantoms.heart_frame(3)), "4ch")
     panel = opened()
-    panel.parameters.method = Method.LINEAR
+    panel.parameters.method = MethodChoice.LINEAR
     panel.run()
-    panel.parameters.method = Method.CALID_PLUS
+    panel.parameters.method = MethodChoice.CALID_PLUS
     panel.run()
     panel.ui.compareButton.click()
     label = views.views[LaxLayout.viewTag(0, "upsampled")].node

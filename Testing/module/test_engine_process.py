@@ -14,8 +14,8 @@ from CaLIDReconstructLib.EngineProcess import EngineCommand, EngineProcess, engi
 FAKE = Path(__file__).parent / "fake_engine.py"
 
 
-def fakeClient(behaviour: str, *arguments: str) -> EngineClient:
-    command = EngineCommand((sys.executable, str(FAKE), behaviour, *arguments), os.environ, str(FAKE.parent))
+def fakeClient(behavior: str, *arguments: str) -> EngineClient:
+    command = EngineCommand((sys.executable, str(FAKE), behavior, *arguments), os.environ, str(FAKE.parent))
     return EngineClient(lambda: EngineProcess(command))
 
 
@@ -60,7 +60,7 @@ def test_one_engine_serves_many_requests():
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "word"),
+    ("behavior", "code", "word"),
     [
         ("crash", "engine-crashed", "something broke"),
         ("kill", "engine-killed", "exit code -9"),
@@ -68,8 +68,8 @@ def test_one_engine_serves_many_requests():
         ("missing", "engine-missing", "torch"),
     ],
 )
-def test_the_death_of_the_engine_is_told_apart(behaviour, code, word):
-    (event,) = ask(fakeClient(behaviour))
+def test_the_death_of_the_engine_is_told_apart(behavior, code, word):
+    (event,) = ask(fakeClient(behavior))
     assert event["event"] == "error"
     assert event["code"] == code
     assert word in event["message"]
@@ -90,11 +90,9 @@ def test_an_interpreter_that_does_not_exist_is_an_error_and_no_exception():
 
 
 def test_a_new_engine_is_started_after_a_crash():
-    behaviours = iter(["crash", "good"])
+    behaviors = iter(["crash", "good"])
     client = EngineClient(
-        lambda: EngineProcess(
-            EngineCommand((sys.executable, str(FAKE), next(behaviours)), os.environ, str(FAKE.parent))
-        )
+        lambda: EngineProcess(EngineCommand((sys.executable, str(FAKE), next(behaviors)), os.environ, str(FAKE.parent)))
     )
     assert ask(client)[-1]["event"] == "error"
     assert ask(client)[-1]["event"] == "result"
@@ -111,9 +109,9 @@ def test_lines_that_are_no_events_are_logged_and_do_not_end_the_run():
     assert any("Downloading" in message for _, message in heard)
 
 
-@pytest.mark.parametrize("behaviour", ["hang", "slow"])
-def test_cancel_takes_effect_within_two_seconds_even_when_the_engine_does_not_listen(behaviour):
-    client = fakeClient(behaviour)
+@pytest.mark.parametrize("behavior", ["hang", "slow"])
+def test_cancel_takes_effect_within_two_seconds_even_when_the_engine_does_not_listen(behavior):
+    client = fakeClient(behavior)
     start = time.monotonic()
     events = ask(client, cancelAfter_s=0.3)
     assert events[-1]["event"] == "cancelled"

@@ -79,7 +79,7 @@ def test_every_text_file_ends_lines_with_lf():
     assert wrong == []
 
 
-def test_there_is_a_licence_in_the_root():
+def test_there_is_a_license_in_the_root():
     assert "Apache License" in (REPOSITORY / "LICENSE.txt").read_text(encoding="utf-8")
 
 
@@ -100,7 +100,7 @@ def test_the_metadata_is_there(name):
     assert setting(name)
 
 
-def test_the_description_says_that_slices_are_synthetic_and_names_the_licence():
+def test_the_description_says_that_slices_are_synthetic_and_names_the_license():
     description = setting("EXTENSION_DESCRIPTION")
     assert "synthetic" in description
     assert "Apache-2.0" in description

@@ -63,7 +63,7 @@ def test_a_volume_is_at_its_place_and_keeps_our_entries(scene, tmp_path):
 
 
 @pytest.mark.parametrize("frames", [1, 2])
-def test_a_segmentation_has_names_colours_terminology_and_voxels(scene, tmp_path, frames):
+def test_a_segmentation_has_names_colors_terminology_and_voxels(scene, tmp_path, frames):
     picture = file_phantoms.noisy_stack((frames, 5, 6, 10))
     labels = picture.with_voxels((picture.voxels % 4).astype(np.uint8))
     write_labels(labels, tmp_path / "a.seg.nrrd")
@@ -74,14 +74,14 @@ def test_a_segmentation_has_names_colours_terminology_and_voxels(scene, tmp_path
     segmentation = node.GetSegmentation()
     assert segmentation.GetNumberOfSegments() == 3 * frames
     names = ("Left ventricle", "LV myocardium", "Right ventricle")
-    colours = ((204, 51, 47), (189, 178, 166), (52, 113, 196))
+    colors = ((204, 51, 47), (189, 178, 166), (52, 113, 196))
     for index in range(3 * frames):
         frame, value = divmod(index, 3)
         identifier = segmentation.GetNthSegmentID(index)
         segment = segmentation.GetSegment(identifier)
-        name, colour = names[value], colours[value]
+        name, color = names[value], colors[value]
         assert segment.GetName() == (name if frames == 1 else f"{name}, frame {frame + 1}")
-        np.testing.assert_allclose(np.array(segment.GetColor()) * 255, colour, atol=0.01)
+        np.testing.assert_allclose(np.array(segment.GetColor()) * 255, color, atol=0.01)
         found = voxelsOf(binaryLabelmap(node, identifier))
         np.testing.assert_array_equal(found, labels.voxels[frame] == value + 1)
         tag = vtk.mutable("")

@@ -47,7 +47,7 @@ def test_a_volume_sequence_has_the_trigger_times_of_its_frame_labels(heart):
         assert np.allclose(stack.frame_times_ms, TIMES_MS)
         assert np.allclose(stack.affine, heart.affine)
         assert np.array_equal(stack.voxels, heart.voxels)
-        assert Suitability.warnings(stack) == []
+        assert Suitability.warningTexts(stack) == []
     assert Nodes.hasTimes(sequence)
 
 
@@ -65,7 +65,7 @@ def test_frame_labels_count_by_what_they_say_they_are(heart, tag, labels, expect
     found = FrameTimes.frameTimes(sequence)
     if expected is None:
         assert found.ms is None
-        assert "guessed" in Suitability.warnings(Nodes.stackFromSequence(sequence))[0]
+        assert "guessed" in Suitability.warningTexts(Nodes.stackFromSequence(sequence))[0]
     else:
         assert np.allclose(found.ms, expected)
 
@@ -131,10 +131,10 @@ def test_numbers_that_run_on_from_slice_to_slice_are_no_times(heart):
     (group,) = SaxAssembly.findGroups()
     stack = group.stack()
     assert np.array_equal(stack.frame_times_ms, np.arange(FRAMES))
-    assert any("guessed" in text for text in Suitability.warnings(stack))
+    assert any("guessed" in text for text in Suitability.warningTexts(stack))
     made = SaxAssembly.assemble(group)
     assert not Nodes.hasTimes(Inputs.resolve(made).sequence)
-    assert any("guessed" in text for text in Suitability.warnings(Inputs.readStack(Inputs.resolve(made))))
+    assert any("guessed" in text for text in Suitability.warningTexts(Inputs.readStack(Inputs.resolve(made))))
 
 
 def numbered(single: Stack) -> list:
@@ -195,7 +195,7 @@ def test_an_axial_stack_is_named_as_such():
     affine = np.diag([1.5, 1.5, 8.0, 1.0])
     assert Suitability.alignedPlane(Stack(heart.voxels, affine)) == "axial"
     assert Suitability.alignedPlane(heart) == ""
-    assert any("axial" in text for text in Suitability.warnings(Stack(heart.voxels, affine)))
+    assert any("axial" in text for text in Suitability.warningTexts(Stack(heart.voxels, affine)))
 
 
 # --- what is made of them ---

@@ -111,7 +111,7 @@ def test_an_empty_region_is_put_around_the_middle_of_the_stack(scene):
     assert abs((y0 + y1) - rows) <= 1
 
 
-def test_colour_images_are_no_input(scene):
+def test_color_images_are_no_input(scene):
     node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode")
     image = vtk.vtkImageData()
     image.SetDimensions(4, 4, 4)

@@ -11,7 +11,13 @@ from types import SimpleNamespace
 import pytest
 import slicer
 from CaLIDReconstructLib import Installation
-from CaLIDReconstructLib.Installation import Plan, SelfCheckProcess, SlicerInstaller, TorchState, evaluate
+from CaLIDReconstructLib.Installation import (
+    InstallationPlan,
+    SelfCheckProcess,
+    SlicerInstaller,
+    TorchState,
+    selfCheckFrom,
+)
 from slicer import packaging
 
 
@@ -81,10 +87,10 @@ def test_repair_removes_and_installs_torch_and_what_else_is_missing(installed):
 
 def test_only_a_torch_that_this_process_holds_asks_for_a_restart_before_it_is_removed(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    assert not Plan(removesTorch=True, installsTorch=True).needsRestart
+    assert not InstallationPlan(removesTorch=True, installsTorch=True).needsRestart
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
-    assert Plan(removesTorch=True, installsTorch=True).needsRestart
-    assert not Plan(requirements=("monai>=1.4",)).needsRestart
+    assert InstallationPlan(removesTorch=True, installsTorch=True).needsRestart
+    assert not InstallationPlan(requirements=("monai>=1.4",)).needsRestart
 
 
 @pytest.fixture
@@ -144,7 +150,7 @@ def output(**report) -> str:
 
 def test_a_torch_that_is_there_but_cannot_be_imported_is_called_half_installed(installed):
     installed(TorchState.PRESENT, [])
-    check = evaluate(output(errors={"torch": "OSError: libtorch_cpu.so: file too short"}), isOwnPython=True)
+    check = selfCheckFrom(output(errors={"torch": "OSError: libtorch_cpu.so: file too short"}), isOwnPython=True)
     assert check.torch is TorchState.HALF_INSTALLED
     assert "Repair" in check.text()
     assert "file too short" in check.text()
@@ -152,13 +158,13 @@ def test_a_torch_that_is_there_but_cannot_be_imported_is_called_half_installed(i
 
 def test_a_torch_that_is_not_there_is_called_missing(installed):
     installed(TorchState.MISSING, [])
-    check = evaluate(output(errors={"torch": "ModuleNotFoundError: No module named 'torch'"}), isOwnPython=True)
+    check = selfCheckFrom(output(errors={"torch": "ModuleNotFoundError: No module named 'torch'"}), isOwnPython=True)
     assert check.torch is TorchState.MISSING
     assert "Install" in check.text()
 
 
 def test_a_graphics_card_that_cannot_compute_is_said():
-    check = evaluate(
+    check = selfCheckFrom(
         output(python="3.12", torch="2.4", device="cpu", cuda_error="no kernel image is available"), isOwnPython=True
     )
     assert check.isFine
@@ -166,19 +172,21 @@ def test_a_graphics_card_that_cannot_compute_is_said():
 
 
 def test_a_torch_that_is_too_old_is_said():
-    check = evaluate(output(torch="2.1.2", device="cpu"), isOwnPython=True)
+    check = selfCheckFrom(output(torch="2.1.2", device="cpu"), isOwnPython=True)
     assert check.torch is TorchState.TOO_OLD
     assert ">=2.2" in check.text()
     assert "Repair" in check.text()
 
 
 def test_device_and_memory_are_reported():
-    check = evaluate(output(torch="2.4", device="cuda", device_name="RTX 4070", memory_bytes=11.5e9), isOwnPython=True)
+    check = selfCheckFrom(
+        output(torch="2.4", device="cuda", device_name="RTX 4070", memory_bytes=11.5e9), isOwnPython=True
+    )
     assert "RTX 4070 (11.5 GB free)" in check.text()
 
 
 def test_an_interpreter_that_prints_nothing_is_a_problem():
-    assert not evaluate("bash: no such program\n", isOwnPython=False).isFine
+    assert not selfCheckFrom("bash: no such program\n", isOwnPython=False).isFine
 
 
 def outcomeOf(check: SelfCheckProcess):

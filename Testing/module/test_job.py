@@ -248,7 +248,7 @@ def test_the_labels_of_a_result_are_those_of_its_segments(frames):
     assert all(set(np.unique(frame)) == {0, 1, 2, 3} for frame in result.labels.voxels[1:])
 
 
-def test_a_mask_keeps_its_colours_when_an_older_result_is_removed():
+def test_a_mask_keeps_its_colors_when_an_older_result_is_removed():
     volume, _ = hearts.addPicture()
     first, second = (Run(scripted.good, volume).toTheEnd().listener.result for _ in range(2))
     first.remove()
@@ -317,7 +317,7 @@ def test_a_misspelt_setting_is_an_error():
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_a_segmentation_has_names_colours_terminology_and_surfaces(frames):
+def test_a_segmentation_has_names_colors_terminology_and_surfaces(frames):
     volume, _ = hearts.addPicture(frames)
     result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
     assert result.warnings == []
@@ -371,7 +371,7 @@ def test_the_engines_surfaces_are_shown_in_their_place_facing_outwards(frames):
     assert surface.GetNumberOfPoints() > 100  # what the engine did not write is made by Slicer
 
 
-def test_a_segmentation_says_what_made_it_and_under_which_licence():
+def test_a_segmentation_says_what_made_it_and_under_which_license():
     volume, _ = hearts.addPicture(frames=2)
     result = Run(scripted.good, volume, segment=True).toTheEnd().listener.result
     Inputs.resolve(volume).browser.SetSelectedItemNumber(1)
@@ -421,7 +421,7 @@ def test_a_failed_segmentation_keeps_the_volume_and_says_why():
     assert "No segmenter." in result.warnings[0]
 
 
-def test_our_terminology_knows_every_label_with_its_colour():
+def test_our_terminology_knows_every_label_with_its_color():
     logic = slicer.modules.terminologies.logic()
     context = logic.LoadTerminologyFromFile(str(Segmentations.TERMINOLOGY_FILE))
     assert context == Segmentations.TERMINOLOGY_CONTEXT

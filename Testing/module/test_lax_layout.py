@@ -61,7 +61,7 @@ def test_a_view_shows_the_plane_in_which_the_image_was_acquired(case):
     assert local[2, 1] < local[0, 1]
 
 
-def test_views_are_centred_where_the_planes_meet_in_the_heart(case):
+def test_views_are_centered_where_the_planes_meet_in_the_heart(case):
     original = case[0]
     base_ras = np.array([12.0, -31.0, 7.0]) * [-1, -1, 1]
     axis_ras = HEART[:, 2] * [-1, -1, 1]

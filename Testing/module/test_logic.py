@@ -11,7 +11,7 @@ import scripted
 import slicer
 from calid.errors import OutputError
 from calid.images import files
-from CaLIDReconstructLib.Logic import Reconstruction
+from CaLIDReconstructLib.Logic import Logic
 from CaLIDReconstructLib.Settings import RunSettings
 
 
@@ -24,7 +24,7 @@ def temporaryFolder(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def logic():
-    made = Reconstruction(makeTransport=lambda: scripted.ScriptedTransport(scripted.good))
+    made = Logic(makeTransport=lambda: scripted.ScriptedTransport(scripted.good))
     yield made
     made.close()
 

@@ -64,8 +64,8 @@ def test_a_temporary_folder_that_cannot_be_written_is_called_so(tmp_path):
 
 
 def test_a_full_disk_is_told_from_other_file_errors():
-    assert Messages.failureFromOSError(OSError(errno.ENOSPC, "full")).code == "disk-full"
-    assert Messages.failureFromOSError(OSError(errno.EACCES, "no")).code != "disk-full"
+    assert Messages.failureFromError(OSError(errno.ENOSPC, "full")).code == "disk-full"
+    assert Messages.failureFromError(OSError(errno.EACCES, "no")).code != "disk-full"
 
 
 @pytest.mark.parametrize(

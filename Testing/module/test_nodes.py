@@ -1,4 +1,4 @@
-"""The RAS door: volumes and sequences to stacks and back, compared in millimetres on an oblique, odd-shaped phantom."""
+"""The RAS door: volumes and sequences to stacks and back, compared in millimeters on an oblique, odd-shaped phantom."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from CaLIDReconstructLib.Messages import ModuleError
 
 
 def cine(frames: int = 3, seed: int = 5) -> Stack:
-    """A random oblique, non-square, even-sized, off-centre cine."""
+    """A random oblique, non-square, even-sized, off-center cine."""
     rng = np.random.default_rng(seed)
     matrix = phantoms.affine((1.3, 1.7, 9.0), phantoms.rotation(seed), np.array([-31.0, 12.5, 88.0]))
     voxels = rng.integers(0, 4000, (frames, 4, 18, 26)).astype(np.int16)

@@ -11,7 +11,7 @@ import scripted
 import slicer
 from CaLIDReconstructLib import Inputs, Installation, LaxLayout, Messages, Nodes, SaxAssembly
 from CaLIDReconstructLib.Installation import TorchState
-from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Model, Preferences
+from CaLIDReconstructLib.Parameters import FactorChoice, FramesChoice, MethodChoice, ModelChoice, Preferences
 from opened_panel import MODULE, MODULE_INSTANCE
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_will_not_fit_is_warned_of_before_the_click(opened):
     panel.until(lambda: panel.ui.estimateLabel.text)
     assert "6.3 GB of 6.0 GB free" in panel.ui.estimateLabel.text
     assert "not fit into memory" in panel.ui.estimateLabel.text
-    panel.parameters.frames = Frames.CURRENT
+    panel.parameters.frames = FramesChoice.CURRENT
     panel.until(lambda: "not fit" not in panel.ui.estimateLabel.text)
 
 
@@ -129,7 +129,7 @@ def test_a_run_ends_well_while_another_module_is_shown(opened):
 def test_a_click_makes_the_result_and_says_so(opened):
     volume, _ = hearts.addPicture(frames=3)
     panel = opened()
-    panel.parameters.factor = Factor.X2
+    panel.parameters.factor = FactorChoice.X2
     panel.run()
     assert "Done" in panel.ui.statusLabel.text
     result = panel.panel.results.result
@@ -233,13 +233,13 @@ def test_parameters_and_widgets_follow_each_other(opened):
     hearts.addPicture(frames=3)
     panel = opened()
     panel.ui.factorComboBox.setCurrentIndex(2)
-    assert panel.parameters.factor is Factor.X4
-    panel.parameters.method = Method.CALID
+    assert panel.parameters.factor is FactorChoice.X4
+    panel.parameters.method = MethodChoice.CALID
     assert "CaLID (" in panel.ui.methodComboBox.currentText
     panel.ui.stepsSpinBox.setValue(25)
     assert panel.parameters.steps == 25
     panel.ui.framesComboBox.setCurrentIndex(1)
-    assert panel.parameters.frames is Frames.CURRENT
+    assert panel.parameters.frames is FramesChoice.CURRENT
     panel.ui.uncertaintyCheckBox.setChecked(True)
     assert panel.parameters.mapUncertainty
     panel.ui.nameEdit.setText("mine")
@@ -249,7 +249,7 @@ def test_parameters_and_widgets_follow_each_other(opened):
 def test_the_chosen_model_is_what_the_engine_is_asked_for(opened):
     hearts.addPicture(frames=2)
     panel = opened()
-    assert panel.parameters.model is Model.AUTO
+    assert panel.parameters.model is ModelChoice.AUTO
     panel.ui.modelComboBox.setCurrentIndex(2)
     panel.run()
     request = next(r for t in panel.transports for r in t.requests if r["command"] == "upsample")
@@ -445,7 +445,7 @@ def test_the_planes_of_the_comparison_can_be_chosen(opened, views):
     assert not panel.ui.planesButton.enabled
 
 
-def test_the_licence_of_the_segmentation_is_told_before_anything_is_clicked(opened):
+def test_the_license_of_the_segmentation_is_told_before_anything_is_clicked(opened):
     panel = opened()
     assert panel.ui.licenseLabel.isVisibleTo(panel.widget.parent)
     assert "non-commercial use only" in panel.ui.licenseLabel.text
@@ -461,7 +461,7 @@ def asked(monkeypatch, answer: bool) -> list[str]:
     return questions
 
 
-def test_nothing_runs_until_the_non_commercial_licence_is_agreed_to(opened, monkeypatch):
+def test_nothing_runs_until_the_non_commercial_license_is_agreed_to(opened, monkeypatch):
     questions = asked(monkeypatch, answer=False)
     hearts.addPicture()
     panel = opened(agreedLicense="")
@@ -477,7 +477,7 @@ def test_nothing_runs_until_the_non_commercial_licence_is_agreed_to(opened, monk
     assert len(questions) == 1
 
 
-def test_the_agreement_is_remembered_for_this_licence_only(opened, monkeypatch, tmp_path):
+def test_the_agreement_is_remembered_for_this_license_only(opened, monkeypatch, tmp_path):
     questions = asked(monkeypatch, answer=True)
     hearts.addPicture()
     panel = opened(agreedLicense="")
@@ -494,7 +494,7 @@ def test_the_agreement_is_remembered_for_this_licence_only(opened, monkeypatch, 
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", '{"models": [{"name": "segmenter", "license": "MIT"}]}'])
-def test_a_licence_for_every_use_or_an_unreadable_one_asks_nothing(opened, monkeypatch, tmp_path, manifest):
+def test_a_license_for_every_use_or_an_unreadable_one_asks_nothing(opened, monkeypatch, tmp_path, manifest):
     questions = asked(monkeypatch, answer=False)
     hearts.addPicture()
     panel = opened(agreedLicense="")

@@ -14,7 +14,7 @@ import vtk
 from calid.labels import LABELS
 from CaLIDReconstructLib import DemoCase, Nodes, Results
 from CaLIDReconstructLib.Messages import ModuleError
-from CaLIDReconstructLib.Parameters import Factor, Frames, Method, Preferences
+from CaLIDReconstructLib.Parameters import FactorChoice, FramesChoice, MethodChoice, Preferences
 from host.application import MODULE_FOLDER, loadModule, openWidget
 
 pytest.importorskip("torch", reason="the engine needs PyTorch")
@@ -56,9 +56,9 @@ def until(condition, timeout_s: float = START_TIMEOUT_S) -> None:
         time.sleep(0.005)
 
 
-def chooseLinear(widget, node, factor: Factor = Factor.X4) -> None:
+def chooseLinear(widget, node, factor: FactorChoice = FactorChoice.X4) -> None:
     parameters = widget.panel.parameters
-    parameters.inputNode, parameters.factor, parameters.method = node, factor, Method.LINEAR
+    parameters.inputNode, parameters.factor, parameters.method = node, factor, MethodChoice.LINEAR
     parameters.segmentResult = False
 
 
@@ -69,7 +69,7 @@ def engineProcess(logic):
 def startLongRun(widget):
     """Click Upsample on a cine that takes the engine some seconds; returns when its first progress is shown."""
     volume, _ = hearts.addPicture(frames=40)
-    chooseLinear(widget, volume, Factor.X16)
+    chooseLinear(widget, volume, FactorChoice.X16)
     widget.ui.upsampleButton.click()
     until(lambda: widget.ui.progressBar.value > 0)
     assert widget.panel.isRunning
@@ -122,8 +122,8 @@ def test_a_killed_engine_is_told_in_words_and_the_next_run_works(widget, logic):
     until(lambda: not widget.panel.isRunning, timeout_s=5.0)
     assert "operating system ended the engine" in widget.ui.statusLabel.text
     assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 1
-    widget.panel.parameters.frames = Frames.CURRENT
-    chooseLinear(widget, volume, Factor.X2)
+    widget.panel.parameters.frames = FramesChoice.CURRENT
+    chooseLinear(widget, volume, FactorChoice.X2)
     widget.ui.upsampleButton.click()
     until(lambda: not widget.panel.isRunning)
     assert "Done" in widget.ui.statusLabel.text
@@ -176,7 +176,7 @@ def test_the_sample_button_loads_the_demo_case_and_it_can_be_upsampled(widget):
     parameters = widget.panel.parameters
     assert parameters.inputNode is not None
     assert widget.ui.upsampleButton.enabled, widget.ui.inputLabel.text
-    chooseLinear(widget, parameters.inputNode, Factor.X2)
+    chooseLinear(widget, parameters.inputNode, FactorChoice.X2)
     widget.ui.upsampleButton.click()
     until(lambda: not widget.panel.isRunning)
     assert "Done" in widget.ui.statusLabel.text
@@ -185,7 +185,7 @@ def test_the_sample_button_loads_the_demo_case_and_it_can_be_upsampled(widget):
 
 def test_the_report_button_writes_a_page_of_the_result(widget, monkeypatch, tmp_path):
     volume, _ = hearts.addPicture(name="DOE^JANE")
-    chooseLinear(widget, volume, Factor.X2)
+    chooseLinear(widget, volume, FactorChoice.X2)
     widget.ui.upsampleButton.click()
     until(lambda: not widget.panel.isRunning)
     path = tmp_path / "report.html"

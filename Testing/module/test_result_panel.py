@@ -9,7 +9,7 @@ import pytest
 import scripted
 import slicer
 from CaLIDReconstructLib import DemoCase, Inputs, LaxLayout, Nodes
-from CaLIDReconstructLib.Parameters import Factor, Method, Mode
+from CaLIDReconstructLib.Parameters import FactorChoice, MethodChoice, ModeChoice
 from CaLIDReconstructLib.RunResult import resultsInScene, resultsOf
 from CaLIDReconstructLib.Segmentations import SURFACE
 from host.views import LayoutManager
@@ -142,9 +142,9 @@ def twice(opened):
     """A panel whose cine was upsampled x2 with its segmentation, then x4 without one."""
     hearts.addPicture(frames=2)
     panel = opened()
-    panel.parameters.factor = Factor.X2
+    panel.parameters.factor = FactorChoice.X2
     panel.run()
-    panel.parameters.factor, panel.parameters.segmentResult = Factor.X4, False
+    panel.parameters.factor, panel.parameters.segmentResult = FactorChoice.X4, False
     panel.run()
     return panel
 
@@ -156,11 +156,11 @@ def test_the_results_of_the_input_are_offered_newest_first(opened):
     hearts.addPicture()
     panel = opened()
     assert not panel.ui.resultComboBox.isVisibleTo(panel.widget.parent)
-    panel.parameters.factor = Factor.X2
+    panel.parameters.factor = FactorChoice.X2
     panel.run()
-    panel.parameters.method = Method.LINEAR
+    panel.parameters.method = MethodChoice.LINEAR
     panel.run()
-    panel.parameters.method, panel.parameters.mode = Method.CALID, Mode.FIDELITY
+    panel.parameters.method, panel.parameters.mode = MethodChoice.CALID, ModeChoice.FIDELITY
     panel.parameters.outputName = "mine"
     panel.run()
     assert offered(panel) == ["mine (CaLID x2, smooth)", "SAX linear x2", "SAX CaLID+ x2 (sharp)"]
@@ -286,7 +286,7 @@ def test_a_run_that_ends_in_another_module_leaves_the_views_alone(opened, views,
     panel.widget.exit()
     panel.until(lambda: not panel.panel.isRunning)
     assert redView(views).composite.GetBackgroundVolumeID() == users.GetID()
-    assert layoutManager.centred == []
+    assert layoutManager.centered == []
     assert playing == []
     panel.widget.enter()
     assert "synthetic" in panel.ui.resultLabel.text
@@ -318,7 +318,7 @@ def test_an_assembled_stack_is_shown_and_played(opened, views, playing):
 def test_the_3d_views_turn_to_a_new_segmentation(opened, layoutManager):
     hearts.addPicture()
     opened().run()
-    assert layoutManager.centred == [0, 1]
+    assert layoutManager.centered == [0, 1]
 
 
 @pytest.mark.parametrize("frames", [1, 2])

@@ -21,7 +21,7 @@ def resultOf(node, frames: int, factor: int = 4):
     return result, transaction
 
 
-def test_a_result_lies_where_the_input_lies_in_millimetres():
+def test_a_result_lies_where_the_input_lies_in_millimeters():
     volume, _ = hearts.addPicture()
     result, _ = resultOf(volume, 1, factor=4)
     inputToRas, resultToRas = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()

@@ -51,7 +51,7 @@ def test_long_axis_images_and_whole_stacks_are_left_out():
     assert {chosen.name for chosen in group.slices} == {f"series {index}" for index in range(stack.num_slices)}
 
 
-def test_a_missing_slice_is_named_with_its_neighbours():
+def test_a_missing_slice_is_named_with_its_neighbors():
     stack = hearts.picture()
     order = [index for index in range(stack.num_slices) if index != 3]
     loadSlices(stack, order)

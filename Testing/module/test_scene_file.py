@@ -11,7 +11,7 @@ from CaLIDReconstructLib import Inputs, Results
 from CaLIDReconstructLib.EngineClient import EngineClient
 from CaLIDReconstructLib.Job import UpsampleJob
 from CaLIDReconstructLib.Logic import Quiet
-from CaLIDReconstructLib.Parameters import Factor, Frames
+from CaLIDReconstructLib.Parameters import FactorChoice, FramesChoice
 from CaLIDReconstructLib.Settings import RunSettings
 from host.application import MODULE_FOLDER, loadModule
 from host.views import SliceView, ThreeDView
@@ -72,12 +72,12 @@ def test_a_segmentation_survives_saving_and_loading(scene, tmp_path):
 def test_the_users_choices_survive_saving_and_loading(scene, tmp_path):
     volume, sequence = hearts.addPicture(frames=2)
     parameters = parameterNode()
-    parameters.inputNode, parameters.factor, parameters.frames = volume, Factor.X8, Frames.CURRENT
+    parameters.inputNode, parameters.factor, parameters.frames = volume, FactorChoice.X8, FramesChoice.CURRENT
     parameters.steps, parameters.outputName, parameters.segmentResult = 21, "mine", False
     saveAndReload(scene, tmp_path)
     restored = parameterNode()
     assert restored.inputNode.GetName() == volume.GetName() or restored.inputNode.GetName() == sequence.GetName()
-    assert (restored.factor, restored.frames, restored.steps) == (Factor.X8, Frames.CURRENT, 21)
+    assert (restored.factor, restored.frames, restored.steps) == (FactorChoice.X8, FramesChoice.CURRENT, 21)
     assert (restored.outputName, restored.segmentResult) == ("mine", False)
 
 
@@ -97,7 +97,7 @@ def test_a_slice_view_shows_the_upsampled_heart_and_the_browser_moves_it():
     assert np.abs(pictures[0] - pictures[1]).max() > 60
 
 
-def test_a_3d_view_shows_the_ventricles_in_their_colours():
+def test_a_3d_view_shows_the_ventricles_in_their_colors():
     _, result = madeResult(frames=1)
     result.segmentation.GetDisplayNode().SetVisibility3D(True)
     view = ThreeDView("1", (240, 200))

@@ -245,5 +245,5 @@ def test_segments_lie_where_the_american_heart_association_puts_them():
 
 
 def test_a_segment_without_a_figure_is_gray():
-    assert len(set(BullsEye.color(np.nan, (0.0, 1.0)))) == 1
+    assert len(set(BullsEye.rampColor(np.nan, (0.0, 1.0)))) == 1
     assert BullsEye.limits(np.full(17, np.nan)) == (0.0, 1.0)

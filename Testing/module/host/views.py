@@ -193,7 +193,7 @@ class LayoutManager:
 
     def __init__(self, views: LayoutViews) -> None:
         self._views = views.views
-        self.centred: list[int] = []
+        self.centered: list[int] = []
 
     def sliceViewNames(self) -> tuple[str, ...]:
         return tuple(self._views)
@@ -205,7 +205,7 @@ class LayoutManager:
         return slicer.app.applicationLogic().GetSliceLogics()
 
     def threeDWidget(self, index: int):
-        view = types.SimpleNamespace(resetFocalPoint=lambda: self.centred.append(index))
+        view = types.SimpleNamespace(resetFocalPoint=lambda: self.centered.append(index))
         return types.SimpleNamespace(threeDView=lambda: view)
 
 
