@@ -37,7 +37,7 @@ def icc(ratings: np.ndarray) -> float:
     return float((between - error) / total) if total > 0 else float("nan")
 
 
-def compared(values: Sequence[float], others: Sequence[float], *, seed: int = 0) -> dict[str, Any] | None:
+def agreement_of(values: Sequence[float], others: Sequence[float], *, seed: int = 0) -> dict[str, Any] | None:
     """Agreement of two measurements of every patient.
 
     Args:

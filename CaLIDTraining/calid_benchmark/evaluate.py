@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 
-from calid_benchmark.tables import TABLES, table
+from calid_benchmark.tables import TABLES, table_module
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="calid-evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="table")
     for name in TABLES:
-        module = table(name)
+        module = table_module(name)
         command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
         module.add_arguments(command)
         command.set_defaults(run=module.run)

@@ -105,7 +105,7 @@ def frechet_p(
     return min(1.0, 2 * (min(nearer, draws - nearer) + 1) / (draws + 1))
 
 
-def compare(made: np.ndarray, truth: np.ndarray, spacings: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def compare_masks(made: np.ndarray, truth: np.ndarray, spacings: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """All figures of two boolean masks of any dimension, NaN where one does not exist.
 
     Args:

@@ -28,7 +28,7 @@ from calid.run.generation import Generation
 from calid.run.preparation import GRID_MULTIPLE, Preparation
 from calid.run.progress import Watch
 from calid.run.reconstruct import warm_interpolator
-from calid.run.settings import DeviceName, Method, Mode, Settings
+from calid.run.settings import DEFAULT_SAMPLES, DeviceName, Method, Mode, Settings
 
 from calid_benchmark import paper_form, rivals
 from calid_benchmark.paper_form import PaperForm
@@ -39,6 +39,8 @@ MOTION_ALONE = "CaLID's motion alone"
 CODE_0, FROM_PRIOR = "CaLID's D, code 0", "CaLID's D, code from its prior"
 HOT = "CaLID, temperature 1"
 """A draw that goes all of the way from the mean of all draws."""
+SHIPPED_STEPS = Settings().steps
+"""DDIM steps of CaLID as it ships."""
 COMMON_SPACING_MM = 10.0
 DIFFUSION_BASELINES = ("DiffAE", "DMCVR")
 SLOW_BASELINES = (syn.NAME, *DIFFUSION_BASELINES, "DeepRecon")
@@ -75,7 +77,7 @@ Upsampling = Callable[[np.ndarray, int], np.ndarray]
 """(slices (Z, Y, X) in [0, 1], factor) -> ((Z - 1) * factor + 1, Y, X), the acquired slices kept."""
 
 
-class Answer(NamedTuple):
+class Made(NamedTuple):
     """What a system made of a question, and how long it took."""
 
     images: np.ndarray
@@ -106,11 +108,11 @@ class Named:
     weights: tuple[tuple[str, str], ...] = ()
     budget: str = ""
 
-    def answer(self, before: np.ndarray, after: np.ndarray) -> Answer:
+    def answer(self, before: np.ndarray, after: np.ndarray) -> Made:
         """The slices between, clipped to [0, 1], and how long they took."""
         start = time.perf_counter()
         made = np.asarray(self.make(before, after), np.float32).clip(0, 1)
-        return Answer(made, time.perf_counter() - start)
+        return Made(made, time.perf_counter() - start)
 
     def told(self, spacing_mm: float) -> Named:
         """This system, told the distance of acquired slices, if it asks."""
@@ -212,7 +214,7 @@ def calid(
     spacing_mm: float = COMMON_SPACING_MM,
 ) -> np.ndarray:
     """CaLID or CaLID+ exactly as `calid upsample` runs it, on two-slice stacks, two spacings apart."""
-    made = between(before, after, settings=settings, models_folder=models_folder, spacing_mm=spacing_mm)
+    made = draws_between(before, after, settings=settings, models_folder=models_folder, spacing_mm=spacing_mm)
     return np.stack([value for value, _ in made])
 
 
@@ -229,7 +231,7 @@ def calid_between(
     return generated(interpolator, slices[None], factor, settings, slice_mm=spacing_mm)[0][0]
 
 
-def between(
+def draws_between(
     before: np.ndarray,
     after: np.ndarray,
     *,
@@ -326,9 +328,17 @@ def classical_systems() -> list[Named]:
         Named("nearest", nearest, upsample=nearest_slices),
         Named("linear", linear, upsample=linear_between),
         Named("B-spline", classical.bspline, upsample=classical.bspline_between),
-        Named("registration", classical.registration, upsample=classical.registration_between),
-        *([Named(syn.NAME, syn.between, upsample=syn.upsample)] if syn.is_here() else []),
+        _registration("registration", classical.demons),
+        *([_registration(syn.NAME, syn.syn)] if syn.is_here() else []),
     ]
+
+
+def _registration(name: str, register: classical.Register) -> Named:
+    return Named(
+        name,
+        partial(classical.registration, register=register),
+        upsample=partial(classical.registration_between, register=register),
+    )
 
 
 def _latent(source: Source) -> list[Named]:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from calid_training.lpips import lpips_network
 from calid_training.rates import warmup
-from calid_training.validation import gradient_magnitude, log_pictures
+from calid_training.validation import log_pictures, mean_gradient
 
 LPIPS_FRAME_STEP = 4
 
@@ -80,16 +80,20 @@ class AutoencoderStage(L.LightningModule):
         self._lpips = None if perceptual == "discriminator" else (lpips_network(alexnet),)
 
     def on_fit_start(self) -> None:
+        """Bring LPIPS, which is no part of this module, to its device."""
         if self._lpips is not None:
             self._lpips[0].to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the number of steps: Lightning counts those of both optimizers."""
         checkpoint["steps_done"] = self.steps_done
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Go on from that number."""
         self.steps_done = checkpoint.get("steps_done", checkpoint["global_step"])
 
     def configure_optimizers(self) -> tuple[list, list]:
+        """Adam of E and D, and Adam of the discriminator, each with a warm-up."""
         optimizers = [
             torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.learning_rate),
             torch.optim.Adam(self.discriminator.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.9)),
@@ -97,6 +101,7 @@ class AutoencoderStage(L.LightningModule):
         return optimizers, [warmup(optimizer, self.warmup_steps) for optimizer in optimizers]
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """A share of a step of E and D and, once it takes part, of the discriminator; see `accumulate`."""
         images = batch["images"]
         ends_step = (index + 1) % self.accumulate == 0 or index + 1 == self.trainer.num_training_batches
         optimizer, discriminator_optimizer = cast(list[torch.optim.Optimizer], self.optimizers())
@@ -173,11 +178,12 @@ class AutoencoderStage(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log how well E and D make slices of themselves and, of the first batch, pictures."""
         images = batch["images"]
         reconstruction = self.network.reconstruct(images).float()
         error = F.mse_loss(reconstruction, images)
         metrics = {"val/l1": F.l1_loss(reconstruction, images), "val/psnr": 10 * torch.log10(4 / error)}
-        metrics["val/sharpness"] = gradient_magnitude(reconstruction) / gradient_magnitude(images)
+        metrics["val/sharpness"] = mean_gradient(reconstruction) / mean_gradient(images)
         self.log_dict(metrics, batch_size=images.shape[0], prog_bar=True, sync_dist=True)
         if index == 0:
             log_pictures(self, [images, reconstruction])

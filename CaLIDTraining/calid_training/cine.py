@@ -5,7 +5,7 @@ The open sets that may train hold two phases of a beat. What lies between them i
 1. ES slices are put beside the ED slices that they show (`aligned`): what does not move is alike in both.
 2. Each ED slice is registered to its ES slice in-plane (`displacement`, symmetric diffeomorphic demons).
 3. The displacement is carried through a volume curve of two-phase filling (`contraction`), every frame a warp of both
-   ends, blended (`moved`): positions from the displacement, appearance from the pair.
+   ends, blended (`on_the_way`): positions from the displacement, appearance from the pair.
 4. Every frame gets thermal noise of its own (`with_noise`), so that noise is not frozen to the tissue.
 
 What this cannot show: motion through the plane, twist beyond what ED and ES show, arrhythmia, breathing.
@@ -27,7 +27,7 @@ from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 from calid_training.datasets import RawCase
-from calid_training.prepare import AnyCase, heart_center, load_cases, write_cases
+from calid_training.prepare import AnyCase, case_center, load_cases, write_cases
 from calid_training.registration import demons_field
 
 NUM_FRAMES = 20
@@ -111,7 +111,7 @@ def displacement(ed: np.ndarray, es: np.ndarray) -> np.ndarray:
     return field.astype(np.float32)
 
 
-def moved(ed: np.ndarray, es: np.ndarray, field: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+def on_the_way(ed: np.ndarray, es: np.ndarray, field: np.ndarray, fractions: np.ndarray) -> np.ndarray:
     """Images (len(fractions), Y, X) of tissue that has gone a fraction of its way from ED (0) to ES (1).
 
     Tissue at x in ED is at y = x + c u(x) at fraction c; x is found by fixed-point iteration of x = y - c u(x). The
@@ -154,7 +154,7 @@ def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> RawCase | Non
     ends = ed.images[0, first:last][window], es.images[0, first - offset : last - offset][window]
     beat = draw_beat(rng)
     course = contraction(beat, np.arange(NUM_FRAMES) / NUM_FRAMES)
-    slices = [moved(a, b, displacement(a, b), course) for a, b in zip(*ends, strict=True)]
+    slices = [on_the_way(a, b, displacement(a, b), course) for a, b in zip(*ends, strict=True)]
     images = with_noise(rng, np.stack(slices, axis=1), beat.noise)
     labels = np.broadcast_to(ed.drawn[0, first:last][window], images.shape)  # of ED: they say where the heart is
     affine = np.diag([*ed.entry.spacing_mm, 1.0])
@@ -166,7 +166,7 @@ def beating(rng: np.random.Generator, ed: AnyCase, es: AnyCase) -> RawCase | Non
 
 def _around_heart(case: AnyCase) -> tuple[slice, ...]:
     """All slices, and rows and columns around the heart."""
-    column, row = heart_center(case)
+    column, row = case_center(case)
     ranges = (
         slice(start := int(np.clip(center - MARGIN_PIXELS / 2, 0, max(size - MARGIN_PIXELS, 0))), start + MARGIN_PIXELS)
         for center, size in zip((row, column), case.images.shape[2:], strict=True)

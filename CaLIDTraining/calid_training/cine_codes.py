@@ -17,6 +17,7 @@ from calid.method.weights import below, config_from, read_tensors
 
 from calid_training.cine_denoiser import cine_figures, joint_noise
 from calid_training.code_denoiser import CodeDenoiserStage
+from calid_training.denoiser import drawn_times
 from calid_training.validation import log_slices_between
 
 VALIDATION_STEPS = 2
@@ -63,17 +64,22 @@ class CineCodeStage(CodeDenoiserStage):
         self.network.temporal.requires_grad_(True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which 2D model is extended."""
         checkpoint["base_sha256"] = self.base_sha256
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on.
+
+        Raises:
+            ValueError: if the run extends another 2D model.
+        """
         if checkpoint["base_sha256"] != self.base_sha256:
             raise ValueError("this run extends another 2D model than --model.base; start a new run folder")
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Eq. 5 on the codes of clips, and the same on their frame-to-frame differences."""
         z_0, z_c, _ = self.coded(batch)
-        last = self.schedule.num_times - 1
-        t = torch.randint(0, last + 1, (len(z_0),), device=self.device)
-        t = torch.where(torch.rand(len(z_0), device=self.device) < self.terminal_share, last, t)
+        t = drawn_times(self.schedule, len(z_0), terminal_share=self.terminal_share, device=self.device)
         shares = torch.empty(len(z_0), device=self.device).uniform_(*self.noise_shares)
         noise = joint_noise(shares, common=torch.randn_like(z_0[:, :, :1]), own=torch.randn_like(z_0))
         prediction = self.over_time(batch, z_c)(self.schedule.add_noise(z_0, noise, t), t).float()
@@ -98,6 +104,7 @@ class CineCodeStage(CodeDenoiserStage):
         return lambda z, t: self.network(z, t, z_c, is_periodic=bool(batch["is_periodic"]))
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log figures of draws over time, of the same frame by frame, and of the true codes."""
         z_0, z_c, sight = self.coded(batch)
         frames, generator = z_0.shape[2], torch.Generator().manual_seed(index)
         common = torch.randn(z_0[:, :, :1].shape, generator=generator).to(self.device).expand_as(z_0)

@@ -45,6 +45,7 @@ class Moving:
 
     @property
     def num_frames(self) -> int:
+        """How many frames the cine has."""
         return self.triplet.case.entry.shape[0]
 
 
@@ -161,6 +162,7 @@ class ClipData(TripletData):
         self.frames, self.whole_cycle = frames, whole_cycle
 
     def batch_maker(self, split: str) -> BatchMaker:
+        """`clip_batch`; one slice three times only in training."""
         return partial(
             clip_batch,
             frames=self.frames,
@@ -170,6 +172,7 @@ class ClipData(TripletData):
         )
 
     def sources(self, split: str) -> Sequence:
+        """The triplets of the split's cines."""
         return Movements(self.cases(split), frames=self.frames, max_gap_mm=self.max_gap_mm)
 
 
@@ -177,6 +180,7 @@ class ClipImages(ClipData):
     """Clips of single slices, for the autoencoder of the paper's 2D+T model."""
 
     def batch_maker(self, split: str) -> BatchMaker:
+        """The middle slices of `clip_batch` alone, as "images"."""
         return partial(_targets, super().batch_maker(split))
 
 

@@ -86,13 +86,20 @@ class CineDenoiserStage(DenoiserStage):
         self.network.temporal.requires_grad_(True)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep which 2D model is extended; "" for none."""
         checkpoint["base_sha256"] = self.base_sha256
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Go on.
+
+        Raises:
+            ValueError: if the run extends another 2D model.
+        """
         if checkpoint["base_sha256"] != self.base_sha256:
             raise ValueError("this run extends another 2D model than --model.base; start a new run folder")
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Eq. 5 on clips, and the same on their frame-to-frame differences."""
         prediction, target = self.predicted(batch)
         error = F.mse_loss(prediction, target)
         flicker = F.mse_loss(prediction.diff(dim=2), target.diff(dim=2))
@@ -100,13 +107,16 @@ class CineDenoiserStage(DenoiserStage):
         return error + self.difference_weight * flicker
 
     def is_periodic(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Whether the clips' last frame is followed by their first."""
         return bool(batch["is_periodic"])
 
     def drawn_noise(self, z_0: torch.Tensor) -> torch.Tensor:
+        """Noise with a drawn share common to the frames of each clip."""
         shares = torch.empty(len(z_0), device=self.device).uniform_(*self.noise_shares)
         return joint_noise(shares, common=torch.randn_like(z_0[:, :, :1]), own=torch.randn_like(z_0))
 
     def initial_noise(self, z_0: torch.Tensor, *, seed: int) -> torch.Tensor:
+        """Noise with the largest share common to the frames, the same in every epoch."""
         shares = torch.full((len(z_0),), self.noise_shares[1], device=self.device)
         common = super().initial_noise(z_0[:, :, :1], seed=seed)
         return joint_noise(shares, common=common, own=super().initial_noise(z_0, seed=-1 - seed))

@@ -23,6 +23,7 @@ from calid.method.weights import below, read_codec, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from calid_training.codec import Fidelity, Judge
+from calid_training.denoiser import drawn_times
 from calid_training.lpips import lpips_network
 from calid_training.rates import adam
 from calid_training.validation import image_figures, log_slices_between
@@ -89,11 +90,13 @@ class CodeDenoiserStage(L.LightningModule):
         self.fidelity = Fidelity()
 
     def train(self, mode: bool = True) -> CodeDenoiserStage:
+        """Switch the mode; the motion stays in evaluation."""
         super().train(mode)
         self.motion.eval()
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam of all that learns, with a warm-up."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         learned = torch.nn.ModuleList([self.network, self.codec, *([self.motion] if self.trains_motion else [])])
         return adam(learned, self.learning_rate, self.warmup_steps, total=total)
@@ -105,6 +108,7 @@ class CodeDenoiserStage(L.LightningModule):
         return self.codec.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        """Eq. 5 and, with `image_weight`, what becomes of two draws, a code of zeros, or the wish for fidelity."""
         sight = self.seen(batch)
         z_c = self.network.tau1(sight.features[-1])
         loss = F.mse_loss(*self.predicted(batch, sight, z_c))
@@ -125,9 +129,7 @@ class CodeDenoiserStage(L.LightningModule):
         with torch.no_grad():
             z_0 = self.codec.encode(batch["target"], sight).float()
         z_0, z_c = (x.repeat_interleave(self.noise_draws, dim=0) for x in (z_0, z_c))
-        last = self.schedule.num_times - 1
-        t = torch.randint(0, last + 1, (len(z_0),), device=self.device)
-        t = torch.where(torch.rand(len(z_0), device=self.device) < self.terminal_share, last, t)
+        t = drawn_times(self.schedule, len(z_0), terminal_share=self.terminal_share, device=self.device)
         noise = torch.randn_like(z_0)
         prediction = self.network(self.schedule.add_noise(z_0, noise, t), t, z_c)
         return prediction.float(), self.schedule.target(z_0, noise, t)
@@ -150,6 +152,7 @@ class CodeDenoiserStage(L.LightningModule):
         return lambda z, t: self.network(z, t, z_c)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log figures of draws at several numbers of steps beside those of codes without a denoiser."""
         sight, truth = self.seen(batch), batch["target"]
         z_c = self.network.tau1(sight.features[-1])
         z_T = torch.randn(self.codec.code_shape(truth), generator=torch.Generator().manual_seed(index))

@@ -87,11 +87,13 @@ class CodecStage(L.LightningModule):
             raise ValueError(f"{start} has other parts than this codec: {', '.join(missing.unexpected_keys[:3])}")
 
     def train(self, mode: bool = True) -> CodecStage:
+        """Switch the codec's mode; the motion stays in evaluation."""
         super().train(mode)
         self.motion.eval()
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a warm-up."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
 
@@ -102,6 +104,7 @@ class CodecStage(L.LightningModule):
         return self.network.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        """Likelihood, perceptual, texture and KL losses of a drawn code; every few steps those of fidelity instead."""
         sight, truth = self.seen(batch), batch["target"]
         if index % self.fidelity_every == self.fidelity_every - 1:
             losses = self.fidelity(self.network.estimate(sight), truth)
@@ -118,6 +121,7 @@ class CodecStage(L.LightningModule):
         return losses["total"] + self.kl_weight * risen * kl
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log figures of slices made of codes: zeros, the prior's, the truth's own."""
         sight = self.seen(batch)
         mean = self.network.encode(batch["target"], sight)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(index)).to(self.device)

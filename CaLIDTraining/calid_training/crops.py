@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 
-from calid_training.prepare import AnyCase, heart_center
+from calid_training.prepare import AnyCase, case_center
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _random_image(
     frames, slices, height, width = case.entry.shape
     native_mm = case.entry.spacing_mm[0]
     image = case.images[frame_step * rng.integers(-(-frames // frame_step)), rng.integers(slices)]
-    center = heart_center(case)
+    center = case_center(case)
     if variety.anywhere:
         center = np.array([width, height]) * rng.uniform(0.5 - variety.anywhere / 2, 0.5 + variety.anywhere / 2, 2)
     plan = draw_crop(rng, center=center, native_mm=native_mm, size=size, variety=variety)
@@ -250,7 +250,7 @@ class Triplets(Sequence[Triplet]):
         within = index - (int(self._ends[block - 1]) if block else 0)
         case, stride = self.cases[self._owners[block]], int(self._strides[block])
         frame, place = divmod(within, case.entry.shape[1] - 2 * stride)
-        return Triplet(case, heart_center(case), self.frame_step * frame, stride + place, stride)
+        return Triplet(case, case_center(case), self.frame_step * frame, stride + place, stride)
 
 
 def triplet_batch(

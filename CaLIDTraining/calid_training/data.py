@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Reseeding(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Seed torch's generator for one batch."""
         del pl_module, batch
         key = (data_module_of(trainer).seed, trainer.current_epoch, trainer.global_rank, batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
@@ -89,16 +90,21 @@ class CropData(L.LightningDataModule):
         return provenance_of(read_index(self.prepared), self.datasets)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
-        self.train_stream = self._stream(
+        """Make both streams, so that a split without cases is told before anything learns."""
+        _ = self.train_stream, self.validation_stream
+
+    @cached_property
+    def train_stream(self) -> CropStream:
+        """The crops that train."""
+        return self._stream(
             "train", sizes=self.sizes, size_weights=self.size_weights, batches=self.batches, seed=self.seed
         )
-        self.validation_stream = self._stream(
-            "validation",
-            sizes=self.sizes[:1],
-            size_weights=[1.0],
-            batches=self.validation_batches,
-            seed=VALIDATION_SEED,
-        )
+
+    @cached_property
+    def validation_stream(self) -> CropStream:
+        """The crops that judge, the same every time."""
+        sizes = {"sizes": self.sizes[:1], "size_weights": [1.0]}
+        return self._stream("validation", **sizes, batches=self.validation_batches, seed=VALIDATION_SEED)
 
     def _stream(self, split: str, **drawing: Any) -> CropStream:
         sources = self.sources(split)
@@ -110,11 +116,13 @@ class CropData(L.LightningDataModule):
         return CropStream(sources, self.batch_maker(split), batch_size=self.batch_size, **drawing)
 
     def train_dataloader(self) -> DataLoader:
+        """The training stream of the epoch and the process that ask."""
         if self.trainer is not None:
             self.train_stream.epoch, self.train_stream.rank = self.trainer.current_epoch, self.trainer.global_rank
         return DataLoader(self.train_stream, batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
+        """The validation stream."""
         return DataLoader(self.validation_stream, batch_size=None)
 
 
@@ -135,7 +143,9 @@ class TripletData(CropData):
         self.identity, self.max_gap_mm = identity, max_gap_mm
 
     def batch_maker(self, split: str) -> BatchMaker:
+        """`triplet_batch`; one slice three times only in training."""
         return partial(triplet_batch, identity=self.identity if split == "train" else 0.0, variety=self.variety)
 
     def sources(self, split: str) -> Sequence:
+        """The triplets of the split's cases."""
         return Triplets(self.cases(split), max_gap_mm=self.max_gap_mm, frame_step=self.frame_step)

@@ -89,6 +89,7 @@ class Item:
 
     @property
     def name(self) -> str:
+        """Set, patient and series."""
         return f"{self.dataset}/{self.patient}/{self.series}"
 
 
@@ -149,7 +150,7 @@ def _mapped(labels: Stack, mapping: dict[int, int]) -> Stack:
 
 
 def _chla(folder: Path) -> Iterator[Item]:
-    """Paediatric congenital hearts: NIfTI per ventricle and phase, cavity masks only."""
+    """Pediatric congenital hearts: NIfTI per ventricle and phase, cavity masks only."""
     for subject in sorted(folder.glob("subject*")):
         number = int(subject.name.removeprefix("subject"))
         for path in sorted(subject.glob("[LR]V_E[DS].nii.gz")):

@@ -31,7 +31,7 @@ VIEWS = ("4ch", "3ch", "2ch", "rv-2ch", "rvot")
 
 SURFACES = ("LV_ENDOCARDIAL", "RV_ENDOCARDIAL", "EPICARDIAL")
 CASE = "biv-me example case (Auckland Bioengineering Institute), patient1"
-LICENCE = "Apache-2.0"
+LICENSE = "Apache-2.0"
 
 NOTICE = """# The demo case
 
@@ -88,7 +88,7 @@ def build(bivme: Path, output: Path) -> int:
     stacks = {"sax": study.sax} | dict(zip(VIEWS, (image.stack for image in study.lax), strict=True))
     for name, stack in stacks.items():
         size = SAX_SIZE if name == "sax" else VIEW_SIZE
-        cropped = _cropped(stack, heart_lps, size).noted(case=CASE, license=LICENCE, view=name, **frames)
+        cropped = _cropped(stack, heart_lps, size).noted(case=CASE, license=LICENSE, view=name, **frames)
         write_stack(cropped, output / f"{name}.seq.nrrd", overwrite=True)
     _write_surfaces(surfaces, frames, output / "meshes")
     _write_notes(study.sax, frames, volumes_ml, output)
@@ -169,7 +169,7 @@ def _write_notes(sax: Stack, frames: dict[str, int], volumes_ml: list[float], ou
     """`NOTICE.md` for people and `demo.json` for programs."""
     facts = {
         "case": CASE,
-        "license": LICENCE,
+        "license": LICENSE,
         "frames": sax.num_frames,
         **frames,
         "mesh_lv_volume_ml": {moment: round(volumes_ml[frame], 1) for moment, frame in frames.items()},

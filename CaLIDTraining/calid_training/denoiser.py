@@ -63,6 +63,7 @@ class DenoiserStage(L.LightningModule):
         self.motion = None if motion is None else read_motion(motion).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DenoiserStage:
+        """Switch the denoiser's mode; latent space and motion stay in evaluation."""
         super().train(mode)
         self.latent_space.eval()
         if self.motion is not None:
@@ -70,10 +71,12 @@ class DenoiserStage(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a warm-up."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Eq. 5: the mean squared error of what the network predicts."""
         loss = F.mse_loss(*self.predicted(batch))
         self.log("train/loss", loss)
         return loss
@@ -90,7 +93,7 @@ class DenoiserStage(L.LightningModule):
             seen = self.calid.halfway(batch["before"], batch["after"])
         z_c = self.calid.condition(*seen)
         z_0, z_c = (x.repeat_interleave(self.noise_draws, dim=0) for x in (z_0, z_c))
-        t = self._draw_times(len(z_0))
+        t = drawn_times(self.schedule, len(z_0), terminal_share=self.terminal_share, device=self.device)
         noise = self.drawn_noise(z_0)
         z_t = self.schedule.add_noise(z_0, noise, t)
         prediction = self.network(z_t, t, z_c, is_periodic=self.is_periodic(batch))
@@ -109,13 +112,8 @@ class DenoiserStage(L.LightningModule):
         """Noise of the shape of z_0 that a validated slice starts from, the same in every epoch."""
         return torch.randn(z_0.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
-    def _draw_times(self, count: int) -> torch.Tensor:
-        last = self.schedule.num_times - 1
-        t = torch.randint(0, last + 1, (count,), device=self.device)
-        terminal = torch.rand(count, device=self.device) < self.terminal_share
-        return torch.where(terminal, last, t)
-
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log figures of slices made in one step and in several, beside linear and moved means."""
         before, after = batch["before"], batch["after"]
         calid, seen = self.calid, self.calid.halfway(before, after)
         z_T = self.initial_noise(calid.encode(batch["target"]), seed=index)
@@ -123,3 +121,10 @@ class DenoiserStage(L.LightningModule):
         for name, steps in (("one_step", 1), ("detail", VALIDATION_STEPS)):
             made[name] = calid.between(before, after, z_T, steps=steps, is_periodic=self.is_periodic(batch))
         log_slices_between(self, batch, made, index=index, figures_of=self.figures_of)
+
+
+def drawn_times(schedule: Schedule, count: int, *, terminal_share: float, device: torch.device) -> torch.Tensor:
+    """Times (count,) of the schedule, drawn evenly, but for a share that is the last one, where every walk starts."""
+    last = schedule.num_times - 1
+    t = torch.randint(0, last + 1, (count,), device=device)
+    return torch.where(torch.rand(count, device=device) < terminal_share, last, t)

@@ -56,7 +56,7 @@ class Known:
         return self
 
 
-def estimate(steps: Sequence[RecipeStep], data: Path) -> str:
+def estimate_of(steps: Sequence[RecipeStep], data: Path) -> str:
     """Lines for every step and their sums; `data` is the folder with the raw sets."""
     precisions = {suited(step.settings()["trainer"]["precision"])[0] for step in steps if step.configs}
     speeds, known = {one: flops_per_second(one) for one in sorted(precisions)}, Known()

@@ -39,10 +39,10 @@ from calid_training.runs import checkpoint_of, read_checkpoint, run_config
 from calid_training.stages import Stage, all_stages
 from calid_training.weight_files import (
     merged,
-    named,
     origin_in,
     origin_of,
     part_config,
+    prefixed,
     released_facts,
     write_model,
     write_tensors,
@@ -171,7 +171,7 @@ def latent_moments(
 def _export_motion(options: Namespace) -> None:
     config = {"motion": asdict(config_from(MotionConfig, run_config(options.run)["model"]["network"]))}
     write_tensors(
-        options.out, named("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
+        options.out, prefixed("motion", below(checkpoint_of(options.run), "network.")), config, origin_of(options.run)
     )
     print(options.out)
 
@@ -186,10 +186,10 @@ def _export_model(options: Namespace) -> None:
         origin = merged([origin_in(options.model), *(origin_in(other) for other in others if other is not None)])
     if options.autoencoder is not None:
         trained_on = below(tensors, "latent_space.")
-        tensors |= named("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
+        tensors |= prefixed("latent_space", _refined(trained_on, read_tensors(options.autoencoder)[0]))
     if options.motion is not None:
         config["motion"] = part_config(options.motion, "motion")
-        tensors |= named("motion", read_motion(options.motion).state_dict())
+        tensors |= prefixed("motion", read_motion(options.motion).state_dict())
     strength = options.strength or (STRENGTH if "motion" in config and "strength" not in config else None)
     if strength is not None:
         config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
@@ -205,10 +205,10 @@ def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = checkpoint_of(run)
     network = _denoiser_config(model)
     config = {"autoencoder": part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
-    tensors = named("denoiser", below(state, "network.")) | named("latent_space", below(state, "latent_space."))
+    tensors = prefixed("denoiser", below(state, "network.")) | prefixed("latent_space", below(state, "latent_space."))
     if model.get("motion") is not None:
         config["motion"] = part_config(model["motion"], "motion")
-        tensors |= named("motion", below(state, "motion."))
+        tensors |= prefixed("motion", below(state, "motion."))
     if network.is_over_time:
         config["noise_share"] = model["noise_shares"][1]
     return tensors, config
@@ -245,7 +245,7 @@ def _export_cine(options: Namespace) -> None:
     write_model(
         options.models,
         options.name,
-        named("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
+        prefixed("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
         {"denoiser": {"temporal": True}, "noise_share": options.noise_share},
         origin,
         **released_facts(options, origin),

@@ -17,9 +17,9 @@ from calid.run.batches import DEFAULT_MODEL
 
 from calid_training.runs import checkpoint_of, run_config
 from calid_training.weight_files import (
-    named,
     origin_of,
     part_config,
+    prefixed,
     released_facts,
     write_model,
     write_tensors,
@@ -62,7 +62,7 @@ def _export_codec(options: Namespace) -> None:
     own_motion = read_motion(Path(settings["model"]["motion"]))
     codec.scale.copy_(code_deviation(codec, own_motion, options.prepared, datasets=sets))
     parts = {"codec": asdict(config), "motion": part_config(settings["model"]["motion"], "motion")}
-    tensors = named("codec", codec.state_dict()) | named("motion", motion)
+    tensors = prefixed("codec", codec.state_dict()) | prefixed("motion", motion)
     write_tensors(options.out, tensors, parts, origin_of(options.run, [settings["model"]["motion"]]))
     print(f"{options.out}: deviation of the codes {codec.scale.flatten().tolist()}")
 
@@ -85,7 +85,7 @@ def code_deviation(codec: Codec, motion: Motion, prepared: Path, *, datasets: Se
 def _export_coded(options: Namespace) -> None:
     model, state = run_config(options.run)["model"], checkpoint_of(options.run)
     parts = {"denoiser": "network.", "codec": "codec.", "motion": "motion."}
-    tensors = {key: value for part, old in parts.items() for key, value in named(part, below(state, old)).items()}
+    tensors = {key: value for part, old in parts.items() for key, value in prefixed(part, below(state, old)).items()}
     config = {
         "codec": part_config(model["codec"], "codec"),
         "denoiser": asdict(config_from(DenoiserConfig, model["network"])),

@@ -130,11 +130,11 @@ def sampling_grid(item: LabeledSlice, settings: Augmentation, rng: np.random.Gen
     mirror = np.diag([1.0, rng.choice((-1.0, 1.0))])
     offset = rng.uniform(-1, 1, 2) * (settings.wide_offset_mm if far else settings.offset_mm)
     axis = (np.arange(size) - (size - 1) / 2) * pixel_mm
-    millimetres = np.stack(np.meshgrid(axis, axis), axis=-1) @ (turn @ mirror * stretch).T + offset
+    millimeters = np.stack(np.meshgrid(axis, axis), axis=-1) @ (turn @ mirror * stretch).T + offset
     if rng.random() < 0.3:
-        millimetres = millimetres + _smooth_field(rng, size) * rng.uniform(0, settings.bend_mm)
+        millimeters = millimeters + _smooth_field(rng, size) * rng.uniform(0, settings.bend_mm)
     spacing, heart, shape = (np.array(v)[::-1] for v in (item.spacing_mm, item.heart, item.image.shape))
-    return torch.from_numpy(2 * (heart + millimetres / spacing) / (shape - 1) - 1)[None].float()
+    return torch.from_numpy(2 * (heart + millimeters / spacing) / (shape - 1) - 1)[None].float()
 
 
 def _smooth_field(rng: np.random.Generator, size: int) -> np.ndarray:

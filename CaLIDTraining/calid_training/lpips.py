@@ -87,6 +87,7 @@ class AlexNetLPIPS(nn.Module):
         return found
 
     def forward(self, truth: Tensor, made: Tensor) -> Tensor:
+        """The distances (N,) of pairs of images (N, 1, Y, X) in [0, 1]."""
         return self.between(self.features(truth), self.features(made))
 
     def between(self, truth: Sequence[Tensor], made: Sequence[Tensor]) -> Tensor:

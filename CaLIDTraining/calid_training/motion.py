@@ -54,10 +54,12 @@ class MotionStage(L.LightningModule):
         self.own_weight, self.structure_weight, self.smoothness = own_weight, structure_weight, smoothness
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a warm-up."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Errors of both moved neighbors and of their mean against the slice between, and the fields' roughness."""
         fields, before, after = self.moved(batch)
         truth = batch["target"]
         between = (before + after) / 2
@@ -75,6 +77,7 @@ class MotionStage(L.LightningModule):
         return fields, warped(batch["before"], fields.before), warped(batch["after"], fields.after)
 
     def validation_step(self, batch: dict[str, torch.Tensor], index: int) -> None:
+        """Log figures of the moved mean and of one moved neighbor, beside linear interpolation."""
         _, before, after = self.moved(batch)
         made = {"linear": (batch["before"] + batch["after"]) / 2, "moved": (before + after) / 2, "one": before}
         log_slices_between(self, batch, made, index=index)

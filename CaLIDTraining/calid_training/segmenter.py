@@ -145,6 +145,7 @@ class SegmenterData(L.LightningDataModule):
         self.validation: list[RawCase] = []
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Read all labeled slices, once."""
         if self.slices:
             return
         cases = (case for name in self.sets.weights for case in read_cases(self.data, name))
@@ -176,6 +177,7 @@ class SegmenterData(L.LightningDataModule):
         return DataLoader(crops, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
+        """Whole stacks of the patients who choose, one at a time."""
         cases = cast(Dataset[RawCase], self.validation)  # a list is one: it has a length and items
         return DataLoader(cases, batch_size=None, collate_fn=lambda case: case)
 
@@ -224,6 +226,7 @@ class SegmenterModule(L.LightningModule):
         return network
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Both outputs' `segmentation_loss`, weighted; the auxiliary one against every fourth pixel's label."""
         images, labels, annotated = batch
         logits, auxiliary = self.network.forward_with_auxiliary(images.contiguous(memory_format=torch.channels_last))
         coarse_labels = labels[:, 2::4, 2::4]
@@ -232,11 +235,13 @@ class SegmenterModule(L.LightningModule):
         return (1 - self.auxiliary_weight) * main + self.auxiliary_weight * deep
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of a batch of crops."""
         loss = self.loss(batch)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
+        """Move the average towards the weights."""
         self.average.update_parameters(self.network)
 
     def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
@@ -244,12 +249,14 @@ class SegmenterModule(L.LightningModule):
         return batch if isinstance(batch, RawCase) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def validation_step(self, case: RawCase, batch_idx: int) -> None:  # noqa: ARG002
+        """Segment a whole stack as the engine does, with the averaged weights."""
         dtype = torch.bfloat16 if self.trainer.precision.startswith("bf16") else None
         segmenter = Segmenter(self.averaged.eval(), Device(self.device, "training", dtype))
         labels = segment_with(segmenter, case.stack).voxels
         self.dice.append(dice_by_structure(labels, case.drawn.voxels))
 
     def on_validation_epoch_end(self) -> None:
+        """Log the mean Dice of every structure, and of all."""
         for name in STRUCTURE_NAMES.values():
             values = [scores[name] for scores in self.dice if name in scores]
             if values:
@@ -259,6 +266,7 @@ class SegmenterModule(L.LightningModule):
         self.dice = []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up and a polynomial decay."""
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.learning_rate, betas=(0.9, 0.999), weight_decay=self.weight_decay
         )

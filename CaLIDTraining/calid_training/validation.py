@@ -10,11 +10,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 MAX_COLUMNS = 6
 
-Figures = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+FiguresOf = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 """(images, truth) in [-1, 1] -> figures by name."""
 
 
-def gradient_magnitude(images: torch.Tensor) -> torch.Tensor:
+def mean_gradient(images: torch.Tensor) -> torch.Tensor:
     """Mean length of the gradient over the last two axes: how sharp images (..., Y, X) are."""
     return torch.hypot(*torch.gradient(images, dim=(-2, -1))).mean()
 
@@ -24,7 +24,7 @@ def image_figures(images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.
     errors = (images - truth).square().mean(dim=(1, 2, 3))
     return {
         "psnr": (10 * torch.log10(4 / errors)).mean(),
-        "sharpness": gradient_magnitude(images) / gradient_magnitude(truth),
+        "sharpness": mean_gradient(images) / mean_gradient(truth),
     }
 
 
@@ -34,7 +34,7 @@ def log_slices_between(
     made: Mapping[str, torch.Tensor],
     *,
     index: int,
-    figures_of: Figures = image_figures,
+    figures_of: FiguresOf = image_figures,
 ) -> None:
     """Log the figures of slices made between others and, of the first batch, their pictures.
 

@@ -88,7 +88,7 @@ def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
     partial.replace(manifest)
 
 
-def named(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prefixed(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a part as a whole model's file names them."""
     return {f"{part}.{key}": value for key, value in tensors.items()}
 

@@ -13,7 +13,7 @@ pytest.importorskip("skimage", reason="the training package is not installed (pi
 
 from calid.images.files import write_stack
 from calid.stack import Stack
-from calid_benchmark.agreement import compared, icc
+from calid_benchmark.agreement import agreement_of, icc
 from calid_benchmark.evaluate import main
 from calid_benchmark.tables.agreement import (
     EXPERT,
@@ -38,13 +38,13 @@ def test_the_icc_is_that_of_shrout_and_fleiss() -> None:
 
 def test_a_constant_offset_lowers_the_icc_and_is_the_bias() -> None:
     values = np.array([100.0, 120, 140, 160, 180])
-    found = compared((values + 7).tolist(), values.tolist())
+    found = agreement_of((values + 7).tolist(), values.tolist())
     assert found["bias"]["mean"] == pytest.approx(7)
     assert found["sd"] == pytest.approx(0, abs=1e-9)
     assert found["limits"] == pytest.approx((7, 7))
     # variance of the patients 1000, of the raters' offset 49 / 2
     assert found["icc"]["mean"] == pytest.approx(1000 / (1000 + 49 / 2), abs=1e-6)
-    assert compared(values.tolist(), values.tolist())["icc"]["mean"] == pytest.approx(1)
+    assert agreement_of(values.tolist(), values.tolist())["icc"]["mean"] == pytest.approx(1)
 
 
 def test_limits_of_agreement_hold_95_percent_of_normal_differences() -> None:
@@ -54,7 +54,7 @@ def test_limits_of_agreement_hold_95_percent_of_normal_differences() -> None:
     pairs = truth + differences, truth
     differences_sd = float(differences.std(ddof=1))
     low, high = float(differences.mean()) - 1.96 * differences_sd, float(differences.mean()) + 1.96 * differences_sd
-    found = compared(*(side[:400].tolist() for side in pairs))
+    found = agreement_of(*(side[:400].tolist() for side in pairs))
     assert found["limits"] == pytest.approx((low, high), abs=1)
     assert np.mean((differences > found["limits"][0]) & (differences < found["limits"][1])) == pytest.approx(
         0.95, abs=0.02
@@ -62,8 +62,8 @@ def test_limits_of_agreement_hold_95_percent_of_normal_differences() -> None:
 
 
 def test_who_could_not_be_measured_is_left_out_and_two_patients_are_too_few() -> None:
-    assert compared([1, 2, 3, float("nan")], [1, 2, 4, 4])["patients"] == 3
-    assert compared([1, 2], [1, 2]) is None
+    assert agreement_of([1, 2, 3, float("nan")], [1, 2, 4, 4])["patients"] == 3
+    assert agreement_of([1, 2], [1, 2]) is None
 
 
 def test_quantities_of_a_computed_heart_are_its_own() -> None:

@@ -61,9 +61,9 @@ def test_blood_is_brighter_than_muscle_where_the_fitted_surfaces_say():
         blood, muscle = [], []
         for z in (2, 3):
             ring = cavity[np.abs(cavity[:, 2] - z) < 0.3, :2]
-            centre = ring.mean(axis=0)
+            center = ring.mean(axis=0)
             for share, values in ((0.5, blood), (1.25, muscle)):
-                columns, rows = np.round(centre + share * (ring - centre)).astype(int).T
+                columns, rows = np.round(center + share * (ring - center)).astype(int).T
                 values.append(np.median(sax.voxels[frame, z, rows, columns]))
         assert min(blood) > 1.5 * max(muscle)
 

@@ -58,11 +58,11 @@ def test_bspline_never_sees_the_slice_it_makes():
 @pytest.mark.skipif(not syn.is_here(), reason="antspyx is not installed (pip install calid[rivals])")
 def test_syn_finds_the_way_of_a_disc_in_both_directions():
     before, after = (disc(10, row=row, column=column) for row, column in ((28, 33), (33, 29)))
-    u, v = syn.displacements(before, after)
+    u, v = syn.syn(before, after)
     places = (disc(9, row=28, column=33) == 1), (disc(9, row=33, column=29) == 1)
     np.testing.assert_allclose(u[:, places[0]].mean(axis=1), (5, -4), atol=1.0)
     np.testing.assert_allclose(v[:, places[1]].mean(axis=1), (-5, 4), atol=1.0)
-    made = syn.between(before[None], after[None])[0]
+    made = classical.registration(before[None], after[None], register=syn.syn)[0]
     assert middle_of(made) == pytest.approx((30.5, 31), abs=0.5)
     assert np.abs(made - disc(10, row=30.5, column=31)).mean() < 0.5 * np.abs((before + after) / 2 - made).mean()
 

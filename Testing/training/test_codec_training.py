@@ -9,12 +9,14 @@ import pytest
 
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
+import numpy as np
 import torch
 from calid.__main__ import main as calid
 from calid.images.files import read_stack, write_stack
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
-from calid.method.weights import below, read_codec
+from calid.method.motion import halfway
+from calid.method.weights import below, read_codec, read_motion
 from calid_benchmark.evaluate import main as evaluate
 from calid_training.codec import Judge, code_divergence, strengths
 from calid_training.lpips import lpips_network
@@ -91,6 +93,34 @@ def test_the_exported_codec_is_the_trained_one_and_measures_its_codes(codec_run,
     for key, value in below(checkpoint["state_dict"], "network.").items():
         if key != "scale":
             torch.testing.assert_close(codec.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_the_gates_judge_the_ways_of_a_run(codec_run, prepared, asked, random_models, all_random_models, tmp_path):
+    command = ["gates", "--codec", str(codec_run), "--prepared", str(prepared), "--datasets", "phantom"]
+    command += [
+        "--split",
+        "test",
+        "--models",
+        str(all_random_models),
+        "--rows",
+        "moved mean",
+        "code 0",
+        "code of the truth",
+    ]
+    assert evaluate([*command, "--out", str(tmp_path)]) == 0
+    lines = {name: cells for name, *cells in json.loads((tmp_path / "gates.json").read_text())["lines"]}
+    assert list(lines) == ["moved mean", "code 0", "code of the truth"]
+    assert "| way | psnr | ssim |" in (tmp_path / "gates.md").read_text()
+    assert "(" not in "".join(lines["code 0"])  # nothing is tested against itself
+    assert lines["code of the truth"][-2].endswith(")")
+    motion = read_motion(random_models / "calid-2d.safetensors")
+    found = []
+    for question in asked:
+        images = (torch.from_numpy(x)[:, None] * 2 - 1 for x in (question.before, question.after))
+        with torch.inference_mode():
+            mean = (torch.stack(halfway(motion, *images)).mean(dim=0)[:, 0].numpy() + 1) / 2
+        found += (-10 * np.log10(np.square(mean.clip(0, 1) - question.truth).mean(axis=(1, 2)))).tolist()
+    assert float(lines["moved mean"][0]) == pytest.approx(np.mean(found), abs=0.05)  # bfloat16 where there is any
 
 
 @pytest.mark.parametrize("image_weight", [0.0, 1.0])

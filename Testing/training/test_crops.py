@@ -24,7 +24,7 @@ def coordinates(crop: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values[0], values[1]
 
 
-def test_the_centre_of_the_crop_is_where_it_was_asked_for():
+def test_the_center_of_the_crop_is_where_it_was_asked_for():
     columns, rows = coordinates(apply_crop(ramps(), plan(), native_mm=1.5))
     assert columns[8, 7:9].mean() == pytest.approx(20, abs=0.05)
     assert rows[7:9, 8].mean() == pytest.approx(12, abs=0.05)

@@ -279,7 +279,7 @@ def test_predictions_are_made_once_and_kept(phantom_set, segmenter, tmp_path):
 
     def labels(segmenter: Segmenter | None) -> list[np.ndarray]:
         cases = load_cases(beating, datasets=["phantom"], split="validation")
-        return [found.labels for found in labeled_cases(unlabelled(cases), segmenter, tmp_path)]
+        return [found.labels for found in labeled_cases(unlabeled(cases), segmenter, tmp_path)]
 
     made = labels(segmenter)
     assert made[0].shape == next(load_cases(beating, datasets=["phantom"], split="validation")).images.shape
@@ -287,7 +287,7 @@ def test_predictions_are_made_once_and_kept(phantom_set, segmenter, tmp_path):
         np.testing.assert_array_equal(first, again)
 
 
-def unlabelled(cases: Iterable[AnyCase]) -> Iterator[PreparedCase]:
+def unlabeled(cases: Iterable[AnyCase]) -> Iterator[PreparedCase]:
     return (PreparedCase(case.entry, case.images, None) for case in cases)
 
 

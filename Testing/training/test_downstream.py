@@ -41,7 +41,7 @@ def evaluate(tmp_path):
 
     def evaluated(asked, systems_asked, segmenter, **options):
         answers = ask(systems_asked, asked, tmp_path, **options)
-        return downstream.evaluate(asked, downstream.labeled(answers, segmenter))
+        return downstream.evaluate(asked, downstream.labelings_of(answers, segmenter))
 
     return evaluated
 
@@ -103,11 +103,11 @@ def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nou
 
 def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_asked_for(asked, evaluate):
     again = replace(asked[0], images=asked[0].images[:-1], stack_labels=asked[0].stack_labels[:-1])
-    unlabelled = replace(asked[1], stack_labels=None)
-    rows = evaluate([asked[0], again, unlabelled], [LINEAR], Expert(asked))
+    unlabeled = replace(asked[1], stack_labels=None)
+    rows = evaluate([asked[0], again, unlabeled], [LINEAR], Expert(asked))
     row = rows["phantom ED 16 mm"][downstream.SHAPE_BASED]
     both = [
-        downstream.compare(shape_based.between(q.stack_labels[:-2], q.stack_labels[2:]), q)["lv"]["dice"]
+        downstream.compare_labels(shape_based.between(q.stack_labels[:-2], q.stack_labels[2:]), q)["lv"]["dice"]
         for q in (asked[0], again)
     ]
     assert row["patients"] == row["lv"]["dice"]["count"] == 1
@@ -128,7 +128,7 @@ def test_only_what_the_expert_drew_is_judged(asked, evaluate):
     assert set(rows["original"]) == {"patients", "lv", "mean"}
 
 
-def test_distances_in_3d_are_in_voxels_as_in_dmcvrs_code_and_in_millimetres():
+def test_distances_in_3d_are_in_voxels_as_in_dmcvrs_code_and_in_millimeters():
     truth = np.zeros((12, 40, 40), bool)
     truth[3:7, 10:20, 10:20] = True
     made = np.roll(truth, 1, axis=0)

@@ -53,7 +53,7 @@ def test_a_ventricle_that_a_plane_only_grazes_is_not_judged(labels, lax):
 
 
 def test_means_and_deviations_are_over_all_cuts():
-    found = long_axis.summarize({"4ch": {"LV": [0.8, 0.9], "RV": [0.6, 0.7]}, "2ch": {"LV": [1.0, 0.9]}})
+    found = long_axis.dice_summary({"4ch": {"LV": [0.8, 0.9], "RV": [0.6, 0.7]}, "2ch": {"LV": [1.0, 0.9]}})
     assert found["sides"]["LV"] == {"mean": pytest.approx(0.9), "sd": pytest.approx(np.sqrt(0.005)), "cuts": 4}
     assert found["views"]["4ch"]["mean"] == pytest.approx(0.75)
     assert found["views"]["2ch"] == {"mean": pytest.approx(0.95), "sd": pytest.approx(0.05), "cuts": 2}
@@ -68,8 +68,8 @@ def test_the_crop_stays_where_it_was_in_the_patient():
     slope = np.array([0.3, -0.5, 0.2])
     ramp = stack.to_lps(np.stack([x, y, z], axis=-1)) @ slope
     stack = stack.with_voxels(ramp[None])
-    centre = stack.to_lps(np.array([110.0, 95.0, 1.0]))
-    crop = long_axis.cropped(stack, centre)
+    center = stack.to_lps(np.array([110.0, 95.0, 1.0]))
+    crop = long_axis.cropped(stack, center)
     assert crop.voxels.shape == (1, 3, 128, 128)
     assert crop.spacing_mm == pytest.approx([1.8, 1.8, 12.0])
     low, high = np.percentile(ramp, [1, 99.5])
@@ -97,7 +97,7 @@ def test_a_mesh_fills_its_volume_on_an_oblique_grid():
     sphere.SetThetaResolution(60)
     sphere.SetPhiResolution(60)
     sphere.Update()
-    inside = meshes.filled(sphere.GetOutput(), grid)
+    inside = meshes.inside_of(sphere.GetOutput(), grid)
     assert inside.sum() * 1.5 * 1.2 * 3.0 == pytest.approx(4 / 3 * np.pi * 25**3, rel=0.03)
     middle = np.argwhere(inside).mean(axis=0)
     assert middle == pytest.approx([15, 40, 32], abs=0.5)

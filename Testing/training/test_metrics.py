@@ -81,13 +81,13 @@ def test_two_stacks_of_a_patient_count_as_one_patient():
 def test_masks_are_compared_in_every_unit_and_where_one_is_empty_distances_do_not_exist():
     made, truth = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
     made[5:15, 5:15], truth[5:15, 8:18] = True, True  # 100 each, 70 shared
-    found = metrics.compare(made, truth, {"px": (1, 1), "mm": (2.0, 1.5)})
+    found = metrics.compare_masks(made, truth, {"px": (1, 1), "mm": (2.0, 1.5)})
     assert found["dice"] == pytest.approx(0.7)
     assert (found["hd_px"], found["hd_mm"]) == (pytest.approx(3), pytest.approx(4.5))
-    missed = metrics.compare(np.zeros_like(made), truth, {"px": (1, 1)})
+    missed = metrics.compare_masks(np.zeros_like(made), truth, {"px": (1, 1)})
     assert (missed["dice"], missed["voe"]) == (0, 100)
     assert np.isnan(missed["assd_px"])
-    assert np.isnan(metrics.compare(np.zeros_like(made), np.zeros_like(made), {})["dice"])
+    assert np.isnan(metrics.compare_masks(np.zeros_like(made), np.zeros_like(made), {})["dice"])
 
 
 def test_intervals_hold_the_mean_and_tests_see_a_difference():

@@ -184,5 +184,5 @@ def test_an_index_of_version_0_1_is_still_read(tmp_path):
     case = StoredCase(entry, tmp_path)
     np.testing.assert_array_equal(case.images, images)
     assert case.labels is None
-    assert preparing.heart_center(case).tolist() == [4.5, 3.5]
+    assert preparing.case_center(case).tolist() == [4.5, 3.5]
     assert isinstance(preparing.spans_cycle(case), bool)

@@ -54,7 +54,7 @@ def test_the_three_costs_are_recovered_from_the_small_runs():
     true = speed.Costs(evaluation=0.03, encoded=0.2, made=0.05)
     for probes in speed.PROBES.values():
         runs = [speed.work_of(line("DiffAE"), diffae(steps), a, f) for a, f, steps in probes]
-        for fit in (speed.fitted, speed.solved):
+        for fit in (speed.fitted_costs, speed.solved_costs):
             found = fit(runs, [true.of(work) for work in runs])
             assert (found.evaluation, found.encoded, found.made) == pytest.approx((0.03, 0.2, 0.05))
     careful = true.of(speed.work_of(line("DiffAE"), diffae(64), 11, 8))
@@ -72,8 +72,8 @@ def test_a_system_that_inverts_nothing_has_no_naive_way():
 
 def test_costs_of_flops_may_take_back_what_another_part_counts_and_those_of_time_may_not():
     runs = [speed.Work(1, 1, 0), speed.Work(1, 0, 1), speed.Work(0, 1, 1)]
-    assert speed.solved(runs, [1.0, 4.0, 1.0]) == speed.Costs(*map(pytest.approx, (2.0, -1.0, 2.0)))
-    assert speed.fitted(runs, [1.0, 4.0, 1.0]).encoded == 0
+    assert speed.solved_costs(runs, [1.0, 4.0, 1.0]) == speed.Costs(*map(pytest.approx, (2.0, -1.0, 2.0)))
+    assert speed.fitted_costs(runs, [1.0, 4.0, 1.0]).encoded == 0
 
 
 class Multiplying:
@@ -122,7 +122,7 @@ def test_making_a_slice_of_a_code_is_not_taken_for_a_step_of_the_search():
     probes = speed.PROBES[OURS]
     works = [speed.work_of(line("DeepRecon", None), Searching(steps), a, f) for a, f, steps in probes]
     seconds = [1.0 * steps * a + 0.5 * a + 0.1 * (a - 1) * (f - 1) for a, f, steps in probes]
-    found = speed.fitted(works, seconds)
+    found = speed.fitted_costs(works, seconds)
     assert (found.evaluation, found.encoded, found.made) == pytest.approx((1.0, 0.5, 0.1))
 
 

@@ -5,7 +5,7 @@ Images are float32 (slices, rows, columns) in [0, 1], as for every system.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -54,30 +54,34 @@ def chains(before: np.ndarray, after: np.ndarray) -> list[list[int]]:
     return found
 
 
-def registration(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The slices half-way: each neighbor is registered to the other, warped half of the way, and both are averaged."""
-    pairs = zip(before, after, strict=True)
-    return np.stack([warped_between(a, b, displacements(a, b), (0.5,))[0] for a, b in pairs])
-
-
-def registration_between(slices: np.ndarray, factor: int) -> np.ndarray:
-    """A whole stack, (Z, Y, X) -> ((Z - 1) * factor + 1, Y, X): every gap is registered once."""
-    shares = [index / factor for index in range(1, factor)]
-    dense = np.repeat(np.asarray(slices, np.float32), factor, axis=0)[: (len(slices) - 1) * factor + 1]
-    for gap, (a, b) in enumerate(pairwise(slices)):
-        dense[gap * factor + 1 : (gap + 1) * factor] = warped_between(a, b, displacements(a, b), shares)
-    return dense
-
-
-def displacements(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def demons(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Fields u, v of the registration of two slices: after(x + u(x)) ~ before(x) and before(x + v(x)) ~ after(x)."""
     return registered(before, after), registered(after, before)
 
 
+Register = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""A registration of two slices (Y, X): its fields (2, Y, X), rows and columns, as those of `demons`."""
+
+
+def registration(before: np.ndarray, after: np.ndarray, *, register: Register = demons) -> np.ndarray:
+    """The slices half-way: each neighbor is registered to the other, warped half of the way, and both are averaged."""
+    pairs = zip(before, after, strict=True)
+    return np.stack([warped_between(a, b, register(a, b), (0.5,))[0] for a, b in pairs])
+
+
+def registration_between(slices: np.ndarray, factor: int, *, register: Register = demons) -> np.ndarray:
+    """A whole stack, (Z, Y, X) -> ((Z - 1) * factor + 1, Y, X): every gap is registered once."""
+    shares = [index / factor for index in range(1, factor)]
+    dense = np.repeat(np.asarray(slices, np.float32), factor, axis=0)[: (len(slices) - 1) * factor + 1]
+    for gap, (a, b) in enumerate(pairwise(slices)):
+        dense[gap * factor + 1 : (gap + 1) * factor] = warped_between(a, b, register(a, b), shares)
+    return dense
+
+
 def registered(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     """The field u with moving(x + u(x)) ~ fixed(x) by diffeomorphic demons: (2, Y, X) rows, columns."""
-    demons = sitk.DiffeomorphicDemonsRegistrationFilter()
-    return demons_field(demons, fixed, moving, iterations=DEMONS_STEPS, sigma_pixels=SMOOTHING_PIXELS)[::-1]
+    method = sitk.DiffeomorphicDemonsRegistrationFilter()
+    return demons_field(method, fixed, moving, iterations=DEMONS_STEPS, sigma_pixels=SMOOTHING_PIXELS)[::-1]
 
 
 def warped_between(
@@ -85,7 +89,7 @@ def warped_between(
 ) -> np.ndarray:
     """Slices (len(shares), Y, X) at shares of the way from `before` (0) to `after` (1).
 
-    At share s: (1 - s) * before(y + s v(y)) + s * after(y + (1 - s) u(y)), see `displacements`.
+    At share s: (1 - s) * before(y + s v(y)) + s * after(y + (1 - s) u(y)), see `demons`.
     """
     u, v = fields
     made = [(1 - s) * _warped(before, s * v) + s * _warped(after, (1 - s) * u) for s in shares]

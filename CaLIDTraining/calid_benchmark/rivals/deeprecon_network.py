@@ -62,7 +62,8 @@ class Encoder(nn.Module):
         read = config.pyramid_channels * FIRST_SIZE**2
         self.heads = nn.ModuleList(EqualLinear(read, share * generator.style_width) for share in self.shares)
 
-    def forward(self, images: Tensor) -> Tensor:  # (N, 1, size, size) -> (N, S, W)
+    def forward(self, images: Tensor) -> Tensor:
+        """Codes (N, S, W), relative to the average, of images (N, 1, size, size) in [-1, 1]."""
         features = []
         for stage in self.stages:
             images = stage(images)

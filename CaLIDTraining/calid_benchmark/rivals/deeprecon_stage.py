@@ -28,11 +28,11 @@ from calid.stack import Stack
 from calid_training.crops import SHIPPED, Batch, BatchMaker, Variety, apply_crop, draw_crop
 from calid_training.data import CropData
 from calid_training.datasets import ALL_STRUCTURES
-from calid_training.prepare import AnyCase, heart_center
+from calid_training.prepare import AnyCase, case_center
 from calid_training.validation import image_figures, log_pictures
 from torch import Tensor
 
-from calid_benchmark.rivals.deeprecon import SegmenterDistance, mosaic, segmentation_loss
+from calid_benchmark.rivals.deeprecon import SegmenterDistance, label_loss, mosaic
 from calid_benchmark.rivals.deeprecon_network import (
     COMPACT_ENCODER,
     COMPACT_GENERATOR,
@@ -93,7 +93,7 @@ def labeled_cases(cases: Iterable[AnyCase], segmenter: Segmenter, kept: Path | N
     for case in cases:
         path = None if kept is None else (kept / case.entry.file).with_suffix(".npz")
         labels = completed_labels(case, _predicted(case, segmenter, path))
-        found.append(LabeledCase(case, labels, heart_center(case)))
+        found.append(LabeledCase(case, labels, case_center(case)))
     return found
 
 
@@ -145,11 +145,13 @@ class DeepReconData(CropData):
         self.predictions = predictions
 
     def sources(self, split: str) -> list[LabeledCase]:
+        """The split's cases, with labels of every structure."""
         segmenter = replace(load_segmenter(choose_device("auto")), mirrored=False)  # half the time, nearly the same
         kept = None if self.predictions is None else Path(self.predictions) / _entry_of(segmenter).sha256[:12]
         return labeled_cases(super().sources(split), segmenter, kept)
 
     def batch_maker(self, split: str) -> BatchMaker:  # noqa: ARG002 (the same for both)
+        """`labeled_batch`, in both splits."""
         return partial(labeled_batch, variety=self.variety)
 
 
@@ -199,13 +201,14 @@ class DeepReconStage(L.LightningModule):
         entry = _entry_of(segmenter)
         self.foundations = ({"name": "segmenter", "sha256": entry.sha256, "license": entry.license},)
         self.perceptual = SegmenterDistance(network_of(segmenter))  # frozen: not part of this module
-        self.segmentation = segmentation_loss()
+        self.segmentation = label_loss()
         self.learning_rate, self.adversarial_start = learning_rate, adversarial_start
         self.weights = {"l2": image_weight, "perceptual": perceptual_weight, "segmentation": segmentation_weight}
         self.r1_weight, self.r1_interval = r1_weight, r1_interval
         self.path_weight, self.path_interval = path_weight, path_interval
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam of generator and encoder, and Adam of the discriminator."""
         makers: list[dict[str, Any]] = [
             {"params": self.network.generator.parameters()},
             {"params": self.network.encoder.parameters(), "lr": ENCODER_RATE * self.learning_rate},
@@ -216,9 +219,11 @@ class DeepReconStage(L.LightningModule):
         ]
 
     def on_fit_start(self) -> None:
+        """Bring the perceptual network, which is no part of this module, to its device."""
         self.perceptual.network.to(self.device)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """One step of generator and encoder, and one of the discriminator once it takes part."""
         images, labels = batch["images"], batch["labels"]
         optimizer, discriminator_optimizer = cast(list[torch.optim.Optimizer], self.optimizers())
         plays = bool(self.steps_done >= self.adversarial_start)
@@ -302,6 +307,7 @@ class DeepReconStage(L.LightningModule):
         optimizer.step()
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Log the figures of encoded slices and, of the first batch, pictures of them and of sampled ones."""
         images, labels = batch["images"], batch["labels"]
         codes = self.network.encode(images)
         made, scores = self.network.generator(codes)

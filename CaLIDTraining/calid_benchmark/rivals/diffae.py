@@ -49,6 +49,7 @@ class Codes:
         return Codes(self.z_sem[chosen], self.x_T[chosen], None if self.l_mor is None else self.l_mor[chosen])
 
     def to(self, device: torch.device) -> Codes:
+        """The same codes on a device."""
         return Codes(self.z_sem.to(device), self.x_T.to(device), None if self.l_mor is None else self.l_mor.to(device))
 
 

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from calid.heart.medformer import NUM_SCALES
+from calid.method.codec import zeroed
 from monai.networks.blocks import SpatialAttentionBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
@@ -135,7 +136,8 @@ class ResBlock(nn.Module):
         self.out_conv = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, conditions: Conditions | None) -> Tensor:  # (N, C, Y, X) -> (N, C', rY, rX)
+    def forward(self, x: Tensor, conditions: Conditions | None) -> Tensor:
+        """(N, C, Y, X) -> (N, C', rY, rX), r being `resample`."""
         h = self.in_conv(self._resampled(F.silu(self.in_norm(x))))
         h = self._modulated(self.out_norm(h), conditions)
         return self.skip(self._resampled(x)) + self.out_conv(self.dropout(F.silu(h)))
@@ -154,13 +156,6 @@ class ResBlock(nn.Module):
         return torch.addcmul(shift[..., None, None], h, scale[..., None, None])
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with all parameters at zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
 class AttendedBlock(nn.Module):
     """A residual block and, where there is any, self-attention over its pixels (one head)."""
 
@@ -174,6 +169,7 @@ class AttendedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, conditions: Conditions | None) -> Tensor:
+        """(N, C, Y, X) -> (N, C', Y, X)."""
         return self.attention(self.block(x, conditions))
 
 
@@ -235,6 +231,7 @@ class SemanticEncoder(nn.Module):
         self.out = nn.Linear(width, config.embedding)
 
     def forward(self, images: Tensor) -> Tensor:
+        """z_sem (N, embedding) of images (N, 1, Y, X) in [-1, 1]."""
         features = self.down(images)[-1]
         return self.out(F.silu(self.norm(features)).mean(dim=(2, 3)))
 
@@ -259,6 +256,13 @@ class WayUp(nn.Module):
                 self.expand.append(ResBlock(wide, wide, config, conditioned=True, resample=2))
 
     def forward(self, x: Tensor, passed: list[Tensor], conditions: Conditions) -> Tensor:
+        """Features (N, C, Y, X) at the resolution of the finest level.
+
+        Args:
+            x: what leaves the middle.
+            passed: what the way down passed on, finest first; the last is taken up first.
+            conditions: time and z_sem.
+        """
         remaining = list(passed)
         for level, steps in enumerate(self.levels):
             for step in cast(nn.ModuleList, steps):

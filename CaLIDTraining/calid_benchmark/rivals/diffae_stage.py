@@ -50,9 +50,11 @@ class DiffAEStage(L.LightningModule):
         self.morphology: Morphology | None = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a warm-up."""
         return adam(self.network, self.learning_rate, self.warmup_steps)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """The loss over all slices of the triplets: each is a slice of its own here."""
         loss = self.loss(_slices(batch))
         self.log("train/loss", loss)
         return loss
@@ -67,6 +69,7 @@ class DiffAEStage(L.LightningModule):
         return F.mse_loss(predicted.float(), noise)
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Log the loss at the same times and noises in every epoch and, of the first batch, some slices between."""
         x_0 = _slices(batch)
         self.log("val/loss", self.loss(x_0, torch.Generator().manual_seed(index)), batch_size=len(x_0), sync_dist=True)
         if index > 0:
@@ -114,6 +117,7 @@ class DMCVRStage(DiffAEStage):
             self.network.load_state_dict(fitting, strict=False)
 
     def on_fit_start(self) -> None:
+        """Bring the segmenter, which is no part of this module, to its device."""
         self._segmenter.model.to(self.device)
 
 

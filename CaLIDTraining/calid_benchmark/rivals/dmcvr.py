@@ -37,6 +37,7 @@ class MedFormerMorphology:
     model: MedFormer
 
     def __call__(self, images: Tensor) -> Tensor:
+        """l_mor of images (N, 1, Y, X) in [-1, 1]: (N, C, Y / 16, X / 16)."""
         return features(self.model, (images + 1) / 2)[-1]
 
 

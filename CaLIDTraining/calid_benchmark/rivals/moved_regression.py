@@ -29,11 +29,13 @@ class MovedRegressionNetwork(RegressionNetwork):
         self.motion = motion.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> MovedRegressionNetwork:
+        """Switch the U-Net's mode; the motion stays in evaluation."""
         super().train(mode)
         self.motion.eval()
         return self
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """The slices half-way (N, 1, Y, X); no gradient reaches the motion."""
         return super().forward(*(side.detach() for side in halfway(self.motion, before, after)))
 
 

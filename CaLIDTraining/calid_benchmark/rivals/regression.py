@@ -46,6 +46,7 @@ class RegressionNetwork(nn.Module):
         self.unet = zero_unet(2, 1, features=config.features, norm_num_groups=config.norm_num_groups)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """The mean of both neighbors and what the U-Net adds to it, (N, 1, Y, X)."""
         return (before + after) / 2 + self.unet(torch.cat([before, after], dim=1))
 
 

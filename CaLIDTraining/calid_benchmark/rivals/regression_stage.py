@@ -39,14 +39,17 @@ class RegressionStage(L.LightningModule):
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a warm-up."""
         return adam(self.network, self.learning_rate, self.warmup_steps)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """Mean absolute error of the slices half-way."""
         loss = F.l1_loss(self.network(batch["before"], batch["after"]), batch["target"])
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Log figures of the slices half-way beside those of linear interpolation."""
         before, after = batch["before"], batch["after"]
         made = {"linear": (before + after) / 2, "between": self.network(before, after).float()}
         log_slices_between(self, batch, made, index=index)

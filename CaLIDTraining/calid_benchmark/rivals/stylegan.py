@@ -76,7 +76,8 @@ class EqualLinear(nn.Module):
         self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
         self.weight_gain, self.rate = rate / math.sqrt(inputs), rate
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, inputs) -> (N, outputs), in float32: styles scale everything
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) -> (N, outputs) in float32, because styles scale everything."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight * self.weight_gain, self.bias * self.rate)
 
@@ -91,7 +92,8 @@ class Mapping(nn.Sequential):
             layers += [EqualLinear(width, width, rate=MAPPING_RATE), nn.LeakyReLU(SLOPE)]
         super().__init__(*layers)
 
-    def forward(self, z: Tensor) -> Tensor:  # (N, W) -> (N, W)
+    def forward(self, z: Tensor) -> Tensor:
+        """z -> w, (N, W) both."""
         w = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
         for layer in self:
             w = layer(w) * (GAIN if isinstance(layer, nn.LeakyReLU) else 1)
@@ -129,7 +131,8 @@ class ModulatedConv(nn.Module):
         both = F.conv2d(weight.flatten(0, 1)[:, None], (smooth[:, None] * smooth)[None, None], padding=3)  # 6 x 6
         return F.conv_transpose2d(x, both.view(*weight.shape[:2], 6, 6).transpose(0, 1), stride=2, padding=2)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:  # (N, C, H, V), (N, W) -> (N, C', H, V)
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """(N, C, H, V) under styles (N, W) -> (N, C', H, V)."""
         x, demodulation = self.styled(x, w)
         x = self.convolved(x)
         return x * demodulation.to(x.dtype)
@@ -156,6 +159,13 @@ class StyledLayer(nn.Module):
         self.register_buffer("fixed_noise", fixed, persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, *, random_noise: bool) -> Tensor:
+        """(N, C, H, V) under styles (N, W) -> (N, C', size, size).
+
+        Args:
+            x: features, half as large where the layer doubles.
+            w: styles.
+            random_noise: whether noise is drawn, as in training; otherwise it is the same for every image.
+        """
         x, demodulation = self.convolution.styled(x, w)
         x = self.convolution.convolved(x, doubles=self.doubles)
         noise = torch.randn(len(x), *self.fixed_noise.shape[1:], device=x.device) if random_noise else self.fixed_noise
@@ -174,7 +184,8 @@ class Outputs(nn.Module):
         self.to_label = ModulatedConv(inputs, config.label_count, style_width=config.style_width, size=1)
         self.bias = nn.Parameter(torch.zeros(1 + config.label_count))
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:  # (N, C, H, V) -> (N, 1 + labels, H, V), the image first
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """(N, C, H, V) under styles (N, W) -> (N, 1 + labels, H, V), the image first."""
         weights = [b.weight[:, :, 0, 0] * b.gain * b.affine(w)[:, None] for b in (self.to_image, self.to_label)]
         weight = torch.cat(weights, dim=1).to(x.dtype).transpose(1, 2)  # (N, C, 1 + labels)
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * V, C), no copy where channels come last
@@ -236,7 +247,8 @@ class Discriminator(nn.Module):
         self.dense = EqualLinear(channels[0] * FIRST_SIZE**2, channels[0])
         self.score = EqualLinear(channels[0], 1)
 
-    def forward(self, images: Tensor) -> Tensor:  # (N, 1, size, size) -> (N,)
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores (N,) of images (N, 1, size, size): the higher, the more real."""
         x = self.from_image(F.pixel_unshuffle(images, PATCH)).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
@@ -254,6 +266,7 @@ class PlainConv(nn.Module):
         self.gain = 1 / math.sqrt(inputs * size * size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, V) -> (N, C', H, V)."""
         padding = self.weight.shape[-1] // 2
         if self.bias is None:
             return F.conv2d(x, self.weight * self.gain, padding=padding)
@@ -268,7 +281,8 @@ class DiscriminatorBlock(nn.Module):
         self.body = nn.Sequential(PlainConv(inputs, inputs), PlainConv(inputs, outputs), nn.AvgPool2d(2))
         self.shortcut = nn.Sequential(nn.AvgPool2d(2), PlainConv(inputs, outputs, size=1, activates=False))
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, V) -> (N, C', H / 2, V / 2)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, V) -> (N, C', H / 2, V / 2)."""
         return (self.body(x) + self.shortcut(x)) / GAIN
 
 

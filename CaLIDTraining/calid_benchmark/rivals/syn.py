@@ -1,26 +1,23 @@
 """ANTs' SyN (Avants et al. 2008), the registration that others are measured by; the package antspyx, if it is there.
 
 Symmetric normalization with cross-correlation gives the displacements both ways in one run; what lies between two
-slices is then made as by `classical.registration`.
+slices is then made as by `classical.registration`, whose `register` this is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from calid_benchmark.rivals.classical import warped_between
-
 NAME = "ANTs SyN"
 RADIUS_PIXELS = 2
-"""Of the window of the cross-correlation."""
+"""Radius of the window of the cross-correlation."""
 ITERATIONS = (40, 20, 10)
-"""On each level, coarse to fine: ANTs' own."""
+"""Iterations on each level, coarse to fine: ANTs' own."""
 
 
 def is_here() -> bool:
@@ -28,22 +25,8 @@ def is_here() -> bool:
     return find_spec("ants") is not None
 
 
-def between(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The slices half-way: (N, Y, X) in [0, 1] twice -> (N, Y, X)."""
-    return np.stack([warped_between(a, b, displacements(a, b), (0.5,))[0] for a, b in zip(before, after, strict=True)])
-
-
-def upsample(slices: np.ndarray, factor: int) -> np.ndarray:
-    """A whole stack, (Z, Y, X) -> ((Z - 1) * factor + 1, Y, X): every gap is registered once."""
-    shares: Sequence[float] = [index / factor for index in range(1, factor)]
-    dense = np.repeat(np.asarray(slices, np.float32), factor, axis=0)[: (len(slices) - 1) * factor + 1]
-    for gap, (a, b) in enumerate(pairwise(slices)):
-        dense[gap * factor + 1 : (gap + 1) * factor] = warped_between(a, b, displacements(a, b), shares)
-    return dense
-
-
-def displacements(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fields u, v in rows and columns: after(x + u(x)) ~ before(x) and before(x + v(x)) ~ after(x)."""
+def syn(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fields u, v (2, Y, X), rows and columns: after(x + u(x)) ~ before(x) and before(x + v(x)) ~ after(x)."""
     import ants
 
     # ANTs' first axis is x. Without "Identity" it would begin by laying centers of mass over each other.

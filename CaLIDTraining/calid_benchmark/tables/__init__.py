@@ -27,6 +27,6 @@ TABLES = {
 """The module of every table."""
 
 
-def table(name: str) -> ModuleType:
+def table_module(name: str) -> ModuleType:
     """The module of a table, imported when asked for."""
     return import_module(f"{__name__}.{TABLES[name]}")

@@ -37,7 +37,7 @@ from calid_training.datasets import Item, RawCase, items_of
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from calid_benchmark.agreement import LIMITS, compared
+from calid_benchmark.agreement import LIMITS, agreement_of
 from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.tables.drawings import HIGHLIGHT, PIXELS_PER_INCH
 from calid_benchmark.tables.questions import add_place_arguments
@@ -118,7 +118,7 @@ def evaluate(patients: Mapping[str, Measured]) -> list[dict[str, Any]]:
     for quantity in UNITS:
         for way, other in pairs:
             sides = ([one[side][quantity] for one in patients.values()] for side in (way, other))
-            rows.append({"quantity": quantity, "way": way, "against": other, "agreement": compared(*sides)})
+            rows.append({"quantity": quantity, "way": way, "against": other, "agreement": agreement_of(*sides)})
     return rows
 
 

@@ -78,11 +78,11 @@ def centered(shifts: np.ndarray) -> np.ndarray:
 
 
 def trial(
-    slices: Sequence[Image], views: Mapping[str, Image], centre: np.ndarray, put_in: np.ndarray, own: np.ndarray
+    slices: Sequence[Image], views: Mapping[str, Image], center: np.ndarray, put_in: np.ndarray, own: np.ndarray
 ) -> Trial:
     """Displace the places of slices and look for it; `own` (Z, 3) are the shifts that they have without."""
     displaced = [image.shifted(-shift) for image, shift in zip(slices, put_in, strict=True)]
-    found = _need(align_images(displaced, views, centre))
+    found = _need(align_images(displaced, views, center))
     known = np.array([shift.confidence > 0 for shift in found.slices])
     errors = found.slice_shifts_mm - put_in - own
     before, errors = (shifts - shifts[known].mean(axis=0) for shifts in (put_in, errors))
@@ -98,15 +98,15 @@ def _need(found: Alignment | None) -> Alignment:
 def of_study(sax: Stack, lax: Sequence[LaxImage], *, trials: int, seed: int = 0) -> tuple[list[Trial], float, float]:
     """Trials of a study, and how far two disjoint sets of its views differ, in plane and through it (means, mm)."""
     rng = np.random.default_rng(seed)
-    centre = heart_center(sax, [view.stack for view in lax])
+    center = heart_center(sax, [view.stack for view in lax])
     slices, views = images_of(sax), {view.name: images_of(view.stack)[0] for view in lax}
-    own = _need(align_images(slices, views, centre)).slice_shifts_mm
+    own = _need(align_images(slices, views, center)).slice_shifts_mm
     made = [
-        trial(slices, views, centre, random_shifts(rng, len(slices)), own) for _ in tqdm(range(trials), desc="study")
+        trial(slices, views, center, random_shifts(rng, len(slices)), own) for _ in tqdm(range(trials), desc="study")
     ]
     names = list(views)
     halves = [{name: views[name] for name in names[start::2]} for start in (0, 1)]
-    first, second = (centered(_need(align_images(slices, half, centre)).slice_shifts_mm) for half in halves)
+    first, second = (centered(_need(align_images(slices, half, center)).slice_shifts_mm) for half in halves)
     apart = first - second
     return made, float(np.hypot(apart[:, 0], apart[:, 1]).mean()), float(np.abs(apart[:, 2]).mean())
 
@@ -117,11 +117,11 @@ def of_question(question: StackQuestion, rng: np.random.Generator) -> tuple[Tria
     noisy = question.images + rng.normal(0, NOISE, question.images.shape)
     stack = Stack(noisy[None].astype(np.float32), affine)
     views = {f"{angle:.0f}": synthetic_cut(question, affine, angle, rng) for angle in ANGLES_DEGREES}
-    slices, centre = images_of(stack), stack.to_lps((np.array(stack.voxels.shape[:0:-1]) - 1) / 2)
-    still = _need(align_images(slices, views, centre)).slice_shifts_mm
+    slices, center = images_of(stack), stack.to_lps((np.array(stack.voxels.shape[:0:-1]) - 1) / 2)
+    still = _need(align_images(slices, views, center)).slice_shifts_mm
     zero = np.zeros_like(still)
     worst = float(np.hypot(*centered(still).T[:2]).max())
-    return trial(slices, views, centre, random_shifts(rng, len(slices)), zero), worst
+    return trial(slices, views, center, random_shifts(rng, len(slices)), zero), worst
 
 
 def synthetic_cut(question: StackQuestion, affine: np.ndarray, degrees: float, rng: np.random.Generator) -> Image:
@@ -143,7 +143,7 @@ def synthetic_cut(question: StackQuestion, affine: np.ndarray, degrees: float, r
     return Image(told[None].astype(np.float32), plane, SLAB_MM, np.zeros(1))
 
 
-def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+def summary_of(trials: Sequence[Trial]) -> dict[str, Any]:
     """Errors in mm over all slices, and agreement along the lines."""
     errors = np.concatenate([one.errors[one.known] for one in trials])
     put_in = np.concatenate([one.put_in for one in trials])
@@ -218,13 +218,13 @@ def make(place: Place, study: Path, *, asked: Sequence[StackQuestion] = (), tria
     frames = np.unique(np.linspace(0, read.sax.num_frames - 1, phases).astype(int))
     sax = replace(read.sax, voxels=read.sax.voxels[frames], frame_times_ms=read.sax.frame_times_ms[frames])
     made, in_plane, through = of_study(sax, read.lax, trials=trials)
-    rows: dict[str, dict[str, Any]] = {"the study": summary(made)}
+    rows: dict[str, dict[str, Any]] = {"the study": summary_of(made)}
     groups: dict[str, list[tuple[Trial, float]]] = {}
     rng = np.random.default_rng(1)
     for question in tqdm(asked, desc="open stacks"):
         groups.setdefault(question.group, []).append(of_question(question, rng))
     for name, found in groups.items():
-        rows[name] = summary([one for one, _ in found]) | {"worst_at_rest_mm": max(worst for _, worst in found)}
+        rows[name] = summary_of([one for one, _ in found]) | {"worst_at_rest_mm": max(worst for _, worst in found)}
     own = align(sax, {view.name: view.stack for view in read.lax})
     note = f"Views apart: two disjoint sets of the study's views differ by {in_plane:.2f} mm in plane, {through:.2f} mm"
     notes = [f"{note} through it (mean over slices). The study's own shifts: {own.summary}"]

@@ -50,7 +50,7 @@ from calid_training.prepare import (
     AnyCase,
     IndexEntry,
     PreparedCase,
-    heart_center,
+    case_center,
     load_cases,
     scaled_images,
     spans_cycle,
@@ -61,7 +61,7 @@ from tqdm import tqdm
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter
-from calid_benchmark.systems import generated
+from calid_benchmark.systems import SHIPPED_STEPS, generated
 from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
@@ -138,7 +138,7 @@ def middle_slices(cases: Iterable[AnyCase]) -> list[Passage]:
 
 
 def _cut(images: np.ndarray, case: AnyCase) -> np.ndarray:
-    return cut_around(heart_center(case), images, native_mm=case.entry.spacing_mm[0])
+    return cut_around(case_center(case), images, native_mm=case.entry.spacing_mm[0])
 
 
 def between_acquired(stack: Stack, segmenter: Segmenter, *, group: str) -> list[Passage]:
@@ -227,7 +227,7 @@ def roughness(segmenter: Segmenter, frames: np.ndarray, *, ring: bool) -> float:
     return float(100 * np.sqrt(np.square(differences(areas, 2, ring=ring)).mean()) / areas.mean())
 
 
-def figures_of(sequence: Passage, frames: np.ndarray, segmenter: Segmenter) -> dict[str, float]:
+def figures_of_frames(sequence: Passage, frames: np.ndarray, segmenter: Segmenter) -> dict[str, float]:
     """All figures of frames made for a sequence; where no slice was acquired, against the mean of its neighbors'."""
     ring = sequence.spans_cycle
     found = {"roughness": roughness(segmenter, frames, ring=ring)}
@@ -267,7 +267,9 @@ def evaluate(
             made = [row.make(s.before, s.after, s.spans_cycle).clip(0, 1) for s in members]
             seconds = (time.perf_counter() - start) / sum(map(len, made))
             pairs = list(zip(members, made, strict=True))
-            found[name] = [figures_of(s, frames, segmenter) | perceptual_of(s, frames, judges) for s, frames in pairs]
+            found[name] = [
+                figures_of_frames(s, frames, segmenter) | perceptual_of(s, frames, judges) for s, frames in pairs
+            ]
             whole[name] = {"seconds_per_slice": seconds, **over_all(pairs, judges)}
         tables[group] = {name: _row(name, found) | whole[name] for name in found}
     return tables

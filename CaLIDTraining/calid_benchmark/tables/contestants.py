@@ -27,7 +27,8 @@ from calid.run.settings import Method, Settings
 from calid_training.stages import CONFIGS
 
 from calid_benchmark import rivals
-from calid_benchmark.systems import Named, classical_systems, generated
+from calid_benchmark.rivals import diffae, dmcvr
+from calid_benchmark.systems import SHIPPED_STEPS, Named, classical_systems, generated
 
 OURS, PAPER, NONE = "our sizes", "paper sizes", "no network"
 STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 8, "CaLID+": 8}
@@ -73,9 +74,11 @@ class CalidRunner:
     settings: Settings
 
     def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        """See `Runner`."""
         return generated(self.interpolator, slices[None], factor, self.settings)[0][0]
 
     def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        """See `Runner`; every slice is inverted once for both its sides, or twice more for every new one."""
         new = (acquired - 1) * (factor - 1)
         if self.settings.method == "calid":
             return new * self.settings.steps
@@ -89,9 +92,11 @@ class PlainRunner:
     system: Named
 
     def whole_heart(self, slices: np.ndarray, factor: int) -> np.ndarray:
+        """See `Runner`."""
         return self.system.whole_heart(slices, factor)
 
     def evaluations(self, acquired: int, factor: int, *, naive: bool = False) -> int:
+        """See `Runner`: none."""
         del acquired, factor, naive
         return 0
 

@@ -59,7 +59,7 @@ def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
     return most_likely(foreground)
 
 
-def labeled(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:
+def labelings_of(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:
     """{row: how the slices that it answered are labeled}, between the real slices and the experts' own contours."""
 
     def by_images(row: str) -> Labeled:
@@ -88,7 +88,7 @@ def evaluate(asked: Sequence[StackQuestion], rows: Mapping[str, Labeled]) -> dic
         for name, labels_of in tqdm(rows.items(), desc=group, unit=" rows"):
             made = ((question, labels_of(question)) for question in members)
             stacks: list[tuple[str, metrics.Figures]] = [
-                (question.patient, compare(labels, question)) for question, labels in made if labels is not None
+                (question.patient, compare_labels(labels, question)) for question, labels in made if labels is not None
             ]
             if stacks:
                 found[name] = stacks
@@ -96,7 +96,7 @@ def evaluate(asked: Sequence[StackQuestion], rows: Mapping[str, Labeled]) -> dic
     return tables
 
 
-def compare(made: np.ndarray, question: StackQuestion) -> dict[str, dict[str, float]]:
+def compare_labels(made: np.ndarray, question: StackQuestion) -> dict[str, dict[str, float]]:
     """{structure: {figure: value}} of one question's labels (N, Y, X), and their mean over structures."""
     truth = question.drawn[1:-1]
     structures = {
@@ -112,9 +112,9 @@ def compare(made: np.ndarray, question: StackQuestion) -> dict[str, dict[str, fl
 def compare_slices(made: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Figures of one structure on slices (N, Y, X); NaN where a figure does not exist."""
     pairs = [(a, b) for a, b in zip(made, truth, strict=True) if a.any() or b.any()]
-    found = [metrics.compare(a, b, SPACINGS) for a, b in pairs]
+    found = [metrics.compare_masks(a, b, SPACINGS) for a, b in pairs]
     return {
-        "dice": metrics.compare(made, truth, {})["dice"],
+        "dice": metrics.compare_masks(made, truth, {})["dice"],
         "dice_per_slice": metrics.known_mean([one["dice"] for one in found]),
         "one_empty": float(sum(np.isnan(one["hd_px"]) for one in found)),
         **{name: metrics.known_mean([one[name] for one in found]) for name in LENGTHS},
@@ -188,7 +188,7 @@ def make(
         systems: who answered.
         notes: remarks below the table.
     """
-    tables = evaluate(answers.asked, labeled(answers, segmenter))
+    tables = evaluate(answers.asked, labelings_of(answers, segmenter))
     write_table(
         place,
         "downstream",

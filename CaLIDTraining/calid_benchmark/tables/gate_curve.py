@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 from calid.run.device import choose_device
-from calid_training.runs import read_checkpoint, run_config
+from calid.run.settings import DeviceName
+from calid_training.runs import read_checkpoint
 
 from calid_benchmark import perceptual
-from calid_benchmark.segmenters import judging_segmenter
 from calid_benchmark.tables import gates
-from calid_benchmark.tables.interpolation import segmenter_features
-from calid_benchmark.tables.questions import add_place_arguments, add_set_arguments
+from calid_benchmark.tables.questions import StackQuestion, add_place_arguments, add_set_arguments, asked_of
 from calid_benchmark.tables.record import markdown_table, place_of, write_table
 
 PAUSE_SECONDS = 600
 """Two lines of a log that lie further apart than this have a pause between them, which is not counted."""
-ROWS = ("code 0", "1 steps, temperature 1", "2 steps, temperature 0.5")
+ROWS = (gates.REFERENCE, "1 steps, temperature 1", "2 steps, temperature 0.5")
 
 
 @dataclass(frozen=True)
@@ -93,27 +92,35 @@ def epochs_of(run: Path) -> list[dict[str, float]]:
     return [lines[step] for step in sorted(lines)]
 
 
-def gates_of(run: Path, options: Namespace) -> list[list[str]]:
-    """The lines of one run: its name, steps, hours, way, and the gate's figures."""
-    is_denoiser = run_config(run)["model"].get("codec") is not None
-    asked = Namespace(**vars(options), codec=None if is_denoiser else run, denoiser=run if is_denoiser else None)
-    questions = gates.asked_for(asked)
-    device = choose_device(options.device)
-    lpips = perceptual.measures_of(options).lpips
-    judges = segmenter_features(options.models), lpips, judging_segmenter(device, options.models)
+def gates_of(
+    run: Path,
+    ways: Mapping[str, gates.Way],
+    asked: Sequence[StackQuestion],
+    judges: gates.GateJudges,
+    *,
+    device: DeviceName,
+) -> list[list[str]]:
+    """The lines of one run: its name, steps, hours, way, and the gate's figures.
+
+    Args:
+        run: folder of the run.
+        ways: the ways of the run that are judged, by name.
+        asked: the questions.
+        judges: what the figures are measured with.
+        device: where the networks run.
+    """
     hours, step = hours_of(run), read_checkpoint(run)["global_step"]
     head = [run.name, f"{step:,}", "-" if hours is None else f"{hours:.2f}"]
-    ways = {name: way for name, way in gates.ways_of(asked).items() if name in (options.rows or ROWS)}
     lines = []
     for name, way in ways.items():
-        _, cells = gates.row(gates.answered(questions, way, autocast=device.autocast()), judges, None)
-        lines.append([*head, name, *cells])
+        made = gates.answered(asked, way, autocast=choose_device(device).autocast())
+        lines.append([*head, name, *gates.cells_of(made, gates.figures_of_slices(made, judges), judges)])
     return lines
 
 
 def markdown(lines: Sequence[Sequence[str]], epochs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Both blocks as Markdown."""
-    text = markdown_table(["run", "steps", "hours", "way", *gates.FIGURES, "Frechet", "Dice"], lines) if lines else []
+    text = markdown_table(["run", "steps", "hours", "way", *gates.HEADS], lines) if lines else []
     for run, rows in epochs.items():
         names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("step", "hours")]
         body = [
@@ -140,7 +147,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int:
     """Run the command; returns its exit code."""
-    lines = [] if options.logs_only else [line for one in options.runs for line in gates_of(one, options)]
+    lines = []
+    if not options.logs_only:
+        asked, judges = gates.far_apart(asked_of(options)), gates.judges_of(options)
+        for one in options.runs:
+            ways = gates.ways_of(one, draw_steps=options.draw_steps, temperatures=options.temperatures)
+            ways = {name: way for name, way in ways.items() if name in (options.rows or ROWS)}
+            lines += gates_of(one, ways, asked, judges, device=options.device)
     epochs = {one.name: epochs_of(one) for one in options.runs}
     record: dict[str, Any] = {"gates": lines, "epochs": epochs}
     write_table(place_of(options), "gate-curve", markdown(lines, epochs), record)

@@ -12,13 +12,14 @@ for Frechet's distance a bootstrap over the patients.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from calid.heart.medformer import features
 from calid.heart.segmentation import Segmenter
 from calid.method.codec import Codec, Sight
 from calid.method.coded import CodedCaLID
@@ -32,13 +33,16 @@ from calid_training.weight_files import part_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
-from calid_benchmark.segmenters import judging_segmenter
+from calid_benchmark.segmenters import judging_segmenter, network_of
 from calid_benchmark.tables.downstream import segmented
-from calid_benchmark.tables.interpolation import segmenter_features
 from calid_benchmark.tables.questions import StackQuestion, add_place_arguments, add_set_arguments, asked_of
-from calid_benchmark.tables.record import markdown_table
+from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "fd": 3, "lpips": 4}
+HEADS = (*FIGURES, "Frechet", "Dice")
+REFERENCE = "code 0"
+"""The way that the others are tested against."""
+MIN_SPACING_MM = 7.0
 BATCH = 11
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(before, after, gap_mm, truth) in [-1, 1] -> the slices between."""
@@ -46,13 +50,33 @@ Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.T
 
 @dataclass(frozen=True)
 class Answered:
-    """A question's slices as one way made them."""
+    """A question's slices as one way made them.
+
+    Args:
+        question: the stack.
+        images: (N, Y, X) in [0, 1], the slices between.
+    """
 
     question: StackQuestion
     images: np.ndarray
 
 
-def answered(asked: list[StackQuestion], way: Way, *, autocast: torch.autocast) -> list[Answered]:
+@dataclass(frozen=True)
+class GateJudges:
+    """What the figures are measured with.
+
+    Args:
+        extract: features of the segmenter.
+        lpips: (truth, made) (N, Y, X) in [0, 1] -> the distance of every pair; None where its weights are not here.
+        segmenter: labels the slices that were made.
+    """
+
+    extract: metrics.FeatureExtractor
+    lpips: Callable[[np.ndarray, np.ndarray], list[float]] | None
+    segmenter: Segmenter
+
+
+def answered(asked: Sequence[StackQuestion], way: Way, *, autocast: torch.autocast) -> list[Answered]:
     """What a way makes of all questions."""
     made = []
     for question in asked:
@@ -64,25 +88,24 @@ def answered(asked: list[StackQuestion], way: Way, *, autocast: torch.autocast) 
     return made
 
 
-def figures_of(
-    made: list[Answered], extract: metrics.FeatureExtractor, lpips: Callable | None
-) -> dict[str, np.ndarray]:
+def figures_of_slices(made: Sequence[Answered], judges: GateJudges) -> dict[str, np.ndarray]:
     """{figure: its value on every slice}, with the pooled features under "pooled" and "true_pooled"."""
     truth = np.concatenate([one.question.truth for one in made])
     images = np.concatenate([one.images for one in made]).astype(np.float32)
-    features = [
-        [_extracted(extract, x) for x in np.array_split(side, -(-len(side) // BATCH))] for side in (truth, images)
-    ]
+    seen, made_seen = (
+        [_extracted(judges.extract, x) for x in np.array_split(side, -(-len(side) // BATCH))]
+        for side in (truth, images)
+    )
     found = {
         "psnr": metrics.psnr(truth, images),
         "ssim": metrics.ssim(truth, images),
         "sharpness": np.array(metrics.gradient_magnitude(images)) / np.mean(metrics.gradient_magnitude(truth)),
-        "fd": np.concatenate([metrics.feature_distance(a, b) for a, b in zip(*features, strict=True)]),
-        "pooled": np.concatenate([metrics.pooled(x) for x in features[1]]),
-        "true_pooled": np.concatenate([metrics.pooled(x) for x in features[0]]),
+        "fd": np.concatenate([metrics.feature_distance(a, b) for a, b in zip(seen, made_seen, strict=True)]),
+        "pooled": np.concatenate([metrics.pooled(x) for x in made_seen]),
+        "true_pooled": np.concatenate([metrics.pooled(x) for x in seen]),
     }
-    if lpips is not None:
-        found["lpips"] = lpips(truth, images)
+    if judges.lpips is not None:
+        found["lpips"] = np.asarray(judges.lpips(truth, images))
     return {name: np.asarray(values) for name, values in found.items()}
 
 
@@ -91,66 +114,92 @@ def _extracted(extract: metrics.FeatureExtractor, images: np.ndarray) -> list[to
         return extract(torch.from_numpy(np.ascontiguousarray(images))[:, None])
 
 
-def dice_of(made: list[Answered], segmenter: Segmenter) -> float:
+def dice_of(made: Iterable[Answered], segmenter: Segmenter) -> float:
     """Mean over labeled stacks of the structures' mean Dice, over all slices of a stack together."""
     found = []
     for one in made:
         if one.question.labels is not None:
             labels = segmented(segmenter, one.images)
             pairs = ((labels == label, one.question.labels == label) for label in one.question.annotated)
-            found.append(metrics.known_mean([metrics.compare(*pair, {})["dice"] for pair in pairs]))
+            found.append(metrics.known_mean([metrics.compare_masks(*pair, {})["dice"] for pair in pairs]))
     return float(np.mean(found))
 
 
-def row(made: list[Answered], judges: tuple, reference: dict[str, np.ndarray] | None) -> tuple[dict, list[str]]:
-    """Figures and the cells of one line."""
-    extract, lpips, segmenter = judges
-    found = figures_of(made, extract, lpips)
+def cells_of(
+    made: Sequence[Answered],
+    figures: Mapping[str, np.ndarray],
+    judges: GateJudges,
+    reference: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
+    """A way's line of the table, one cell for every figure in `HEADS`; p in brackets where there is a reference.
+
+    Args:
+        made: slices of the way.
+        figures: their `figures_of_slices`.
+        judges: what the figures are measured with.
+        reference: figures of the way that this one is tested against.
+    """
     cells = []
     for name, digits in FIGURES.items():
-        if name not in found:
+        if name not in figures:
+            cells.append("-")
             continue
-        text = f"{found[name].mean():.{digits}f}"
+        text = f"{figures[name].mean():.{digits}f}"
         if reference is not None and name in ("fd", "lpips"):
-            p = metrics.paired_p(found[name].tolist(), reference[name].tolist())
+            p = metrics.paired_p(figures[name].tolist(), reference[name].tolist())
             text += f" ({'-' if p is None else f'{p:.0e}'})"
         cells.append(text)
-    distance = f"{metrics.frechet_distance(found['true_pooled'], found['pooled']):.3f}"
+    distance = f"{metrics.frechet_distance(figures['true_pooled'], figures['pooled']):.3f}"
     if reference is not None:
         patients = [one.question.patient for one in made for _ in one.question.truth]
-        p = metrics.frechet_p(found["true_pooled"], found["pooled"], reference["pooled"], patients)
+        p = metrics.frechet_p(figures["true_pooled"], figures["pooled"], reference["pooled"], patients)
         distance += f" ({p:.0e})"
-    cells.append(distance)
-    cells.append(f"{dice_of(made, segmenter):.3f}" if segmenter is not None else "-")
-    return found, cells
+    return [*cells, distance, f"{dice_of(made, judges.segmenter):.3f}"]
 
 
-COMMON_MM = 7
-"""Slices of a clinical short axis lie 8 to 10 mm apart; closer ones are another question."""
-
-
-def asked_for(options: Namespace) -> list[StackQuestion]:
+def far_apart(asked: Iterable[StackQuestion]) -> list[StackQuestion]:
     """The questions about stacks whose slices lie as far apart as is common.
 
     Raises:
         ValueError: if there are none.
     """
-    found = [question for question in asked_of(options) if question.spacing_mm > COMMON_MM]
+    found = [question for question in asked if question.spacing_mm > MIN_SPACING_MM]
     if not found:
-        sets = ", ".join(options.datasets)
-        raise ValueError(f"{options.prepared} has no stack of {sets} whose slices lie more than {COMMON_MM} mm apart")
+        raise ValueError(f"no stack that was asked for has slices more than {MIN_SPACING_MM:g} mm apart; see --datasets")
     return found
 
 
-def ways_of(options: Namespace) -> dict[str, Way]:
-    """The ways that the options' runs offer, by name."""
-    run = options.denoiser or options.codec
+def judges_of(options: Namespace) -> GateJudges:
+    """What the options' models and files let the figures be measured with.
+
+    Raises:
+        WeightsError: if there is no segmenter.
+    """
+    segmenter = judging_segmenter(choose_device(options.device), options.models)
+    extract = partial(features, network_of(judging_segmenter(choose_device("cpu"), options.models)))
+    return GateJudges(extract, perceptual.measures_of(options).lpips, segmenter)
+
+
+def is_of_denoiser(run: Path) -> bool:
+    """Whether a run trained the denoiser of codes, and not the codec."""
+    return run_config(run)["model"].get("codec") is not None
+
+
+def ways_of(run: Path, *, draw_steps: Sequence[int], temperatures: Sequence[float]) -> dict[str, Way]:
+    """The ways to a slice that a run offers, by name.
+
+    Args:
+        run: folder of a run of the codec, or of the denoiser of codes, which has all of the codec's ways.
+        draw_steps: numbers of steps of the denoiser's draws.
+        temperatures: how far draws go from their mean, 0 to 1.
+    """
     settings, state = run_config(run)["model"], checkpoint_of(run)
-    if options.denoiser is None:
-        codec = build_codec(settings["network"], below(state, "network."))
-    else:
+    draws = is_of_denoiser(run)
+    if draws:
         codec = build_codec(part_config(settings["codec"], "codec"), below(state, "codec."))
-    whole = settings["codec" if options.denoiser else "motion"]
+    else:
+        codec = build_codec(settings["network"], below(state, "network."))
+    whole = settings["codec" if draws else "motion"]
     motion = build_motion(part_config(whole, "motion"), below(state, "motion."))
 
     def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -177,24 +226,22 @@ def ways_of(options: Namespace) -> dict[str, Way]:
         "moved mean": moved,
         "motion and texture": textured,
         "estimate": estimate,
-        "code 0": coded(prior(0.0)),
+        REFERENCE: coded(prior(0.0)),
         "drawn from the prior": coded(prior(1.0)),
         "half as wide": coded(prior(0.5)),
         "code of the truth": coded(codec.encode),
     }
-    return ways if options.denoiser is None else ways | _draws(options, codec, motion, settings, state)
+    if not draws:
+        return ways
+    denoiser = Denoiser(config_from(DenoiserConfig, settings["network"]))
+    denoiser.load_state_dict(below(state, "network."))
+    return ways | _draws(denoiser, codec, motion, draw_steps=draw_steps, temperatures=temperatures)
 
 
 def _draws(
-    options: Namespace,
-    codec: Codec,
-    motion: Motion,
-    settings: Mapping[str, Any],
-    state: Mapping[str, torch.Tensor],
+    denoiser: Denoiser, codec: Codec, motion: Motion, *, draw_steps: Sequence[int], temperatures: Sequence[float]
 ) -> dict[str, Way]:
-    """What the denoiser draws, by the number of steps and the temperature."""
-    denoiser = Denoiser(config_from(DenoiserConfig, settings["network"]))
-    denoiser.load_state_dict(below(state, "network."))
+    """What the denoiser draws, by the number of steps and the temperature; one step is the mean of all draws."""
 
     def drawn(steps: int, temperature: float) -> Way:
         model = CodedCaLID(codec, denoiser, motion, temperature=temperature).eval()
@@ -206,8 +253,8 @@ def _draws(
 
     return {
         f"{steps} steps, temperature {temperature:g}": drawn(steps, temperature)
-        for steps in options.draw_steps
-        for temperature in (options.temperatures if steps > 1 else [1.0])
+        for steps in draw_steps
+        for temperature in (temperatures if steps > 1 else [1.0])
     }
 
 
@@ -221,8 +268,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_set_arguments(parser)
     parser.set_defaults(split="validation")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
-    parser.add_argument("--codec", type=Path, help="run folder of the codec")
-    parser.add_argument("--denoiser", type=Path, help="run folder of the denoiser of codes")
+    run_folder = parser.add_mutually_exclusive_group(required=True)
+    run_folder.add_argument("--codec", type=Path, help="run folder of the codec")
+    run_folder.add_argument("--denoiser", type=Path, help="run folder of the denoiser of codes")
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0])
@@ -230,21 +278,29 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_place_arguments(parser, table="gates")
 
 
+def make(place: Place, asked: Sequence[StackQuestion], ways: Mapping[str, Way], judges: GateJudges) -> None:
+    """Make the table.
+
+    Args:
+        place: where it goes.
+        asked: the questions.
+        ways: the ways that are judged, by name; those after `REFERENCE` are tested against it.
+        judges: what the figures are measured with.
+    """
+    autocast, reference, lines = choose_device(place.device).autocast(), None, []
+    for name, way in ways.items():
+        made = answered(asked, way, autocast=autocast)
+        figures = figures_of_slices(made, judges)
+        lines.append([name, *cells_of(made, figures, judges, reference)])
+        if name == REFERENCE:
+            reference = figures
+    write_table(place, "gates", "\n".join(markdown_table(["way", *HEADS], lines)), {"lines": lines})
+
+
 def run(options: Namespace) -> int:
     """Run the command; returns its exit code."""
-    asked = asked_for(options)
-    ways = ways_of(options)
+    ways = ways_of(options.denoiser or options.codec, draw_steps=options.draw_steps, temperatures=options.temperatures)
     if options.rows:
         ways = {name: way for name, way in ways.items() if name in options.rows}
-    device = choose_device(options.device)
-    lpips = perceptual.measures_of(options).lpips
-    judges = segmenter_features(options.models), lpips, judging_segmenter(device, options.models)
-    lines, reference = [], None
-    for name, way in ways.items():
-        found, cells = row(answered(asked, way, autocast=device.autocast()), judges, reference)
-        if name == "code 0":
-            reference = found
-        lines.append([name, *cells])
-        print(*lines[-1], sep=" | ", flush=True)
-    print("\n".join(markdown_table(["way", *FIGURES, "Frechet", "Dice"], lines)))
+    make(place_of(options), far_apart(asked_of(options)), ways, judges_of(options))
     return 0

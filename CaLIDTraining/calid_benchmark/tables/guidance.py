@@ -63,9 +63,9 @@ def views_left_out(
         guided = upsample(sax, settings, lax=others, models_folder=models).stack
         rows = {"linear": linear, "unguided": unguided, "guided": guided}
         at = displaced(view.stack, np.array(placed[view.name]))
-        centre = heart_center(sax, [other.stack for other in lax])
+        center = heart_center(sax, [other.stack for other in lax])
         found[view.name] = {
-            name: (edges(dense, view.stack, centre), edges(dense, at, centre)) for name, dense in rows.items()
+            name: (edges(dense, view.stack, center), edges(dense, at, center)) for name, dense in rows.items()
         }
     return found
 
@@ -75,10 +75,10 @@ def displaced(view: Stack, shift_mm: np.ndarray) -> Stack:
     return replace(view, affine=images_of(view)[0].shifted(shift_mm).affine)
 
 
-def edges(dense: Stack, view: Stack, centre_lps: np.ndarray) -> float:
+def edges(dense: Stack, view: Stack, center_lps: np.ndarray) -> float:
     """Edge agreement of a dense stack with a long-axis image, around the heart."""
     plane, normal = at_phases_of(view, dense), dense.directions_lps[:, 2]
-    region = around(plane, centre_lps, normal, HEART_RADIUS_MM)
+    region = around(plane, center_lps, normal, HEART_RADIUS_MM)
     return agreement(plane, cut(dense, plane), normal, region=region).gradient_correlation
 
 

@@ -40,7 +40,7 @@ from calid_benchmark import metrics, perceptual
 from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter, network_of
-from calid_benchmark.systems import CONTROLS, Named, between, chosen
+from calid_benchmark.systems import CONTROLS, Named, chosen, draws_between
 from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
@@ -208,7 +208,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
-def uncertainty(
+def uncertainty_figures(
     asked: Sequence[StackQuestion], *, models_folder: Path | None, samples: int, device: DeviceName
 ) -> dict[str, Any]:
     """Does the standard deviation say where the error is? Figures of some pixels of every slice.
@@ -223,7 +223,7 @@ def uncertainty(
     places = {"everywhere": np.arange(SIZE**2), "heart": np.flatnonzero(_near_center())}
     found: dict[str, list[np.ndarray]] = {name: [] for name in places}
     for question in tqdm(asked, desc="uncertainty", unit=" stacks"):
-        drawn = between(
+        drawn = draws_between(
             question.before,
             question.after,
             settings=settings,
@@ -391,7 +391,7 @@ def make(
     remarks, trust = list(notes), None
     if uncertainty_every:
         some = answers.asked[::uncertainty_every]
-        trust = uncertainty(some, models_folder=place.models, samples=samples, device=place.device)
+        trust = uncertainty_figures(some, models_folder=place.models, samples=samples, device=place.device)
         remarks.insert(0, trust_note(trust))
     text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
     record = {"tables": tables, "uncertainty": trust, "notes": list(notes), "not_measured": judges.perceptual.reasons}
@@ -435,7 +435,7 @@ def run(options: Namespace) -> int:
 
 
 def trust_note(trust: Mapping[str, Any]) -> str:
-    """What `uncertainty` found, as a sentence."""
+    """What `uncertainty_figures` found, as a sentence."""
     everywhere, heart = (trust[name]["spearman"] for name in ("everywhere", "heart"))
     ratio, coverage = trust["heart"]["spread_over_error"], trust["heart"]["coverage"]
     return (

@@ -74,21 +74,21 @@ class Heart:
         return Stack(voxels, affine, self.sparse.frame_times_ms, generated)
 
 
-def read_heart(folder: Path, *, phases: int, factor: int) -> Heart:
+def heart_of_study(folder: Path, *, phases: int, factor: int) -> Heart:
     """The study in `folder`, with `phases` phases spread over the cycle."""
     study = read_study(folder)
     sax = study.sax
     frames = np.unique(np.linspace(0, sax.num_frames - 1, min(phases, sax.num_frames)).astype(int))
     few = replace(sax, voxels=sax.voxels[frames], frame_times_ms=sax.frame_times_ms[frames])
-    centre = heart_center(sax, [image.stack for image in study.lax])
+    center = heart_center(sax, [image.stack for image in study.lax])
     lax = tuple(crossing_views(study.lax, sax))
-    return Heart(cropped(few, centre), lax, tuple(int(frame) for frame in frames), factor)
+    return Heart(cropped(few, center), lax, tuple(int(frame) for frame in frames), factor)
 
 
-def cropped(stack: Stack, centre_lps: np.ndarray) -> Stack:
+def cropped(stack: Stack, center_lps: np.ndarray) -> Stack:
     """The 128 x 128 crop at 1.8 mm around a point, intensities scaled to [0, 1], in patient space."""
     native_mm = float(stack.spacing_mm[0])
-    column, row, _ = stack.to_index(centre_lps)
+    column, row, _ = stack.to_index(center_lps)
     low, high = intensity_window(stack.voxels)
     frames = ((stack.voxels.astype(np.float32) - low) / (high - low)).clip(0, 1)
     images = np.stack([cut_around(np.array([column, row]), frame, native_mm=native_mm) for frame in frames])
@@ -110,7 +110,9 @@ def upsampled(heart: Heart, systems: Sequence[Named]) -> dict[str, Stack]:
     return made
 
 
-def labeled(heart: Heart, stacks: Mapping[str, Stack], *, models: Path | None, device: str) -> dict[str, Stack]:
+def labels_of_stacks(
+    heart: Heart, stacks: Mapping[str, Stack], *, models: Path | None, device: str
+) -> dict[str, Stack]:
     """{row: cleaned labels on the dense grid}."""
     segmenter = judging_segmenter(choose_device(device), models)
     rows = {name: clean_labels(segment_with(segmenter, stack)) for name, stack in tqdm(stacks.items(), "segmenting")}
@@ -146,7 +148,7 @@ def dice_in_planes(labels: Stack, truth: Stack, lax: Sequence[LaxImage]) -> dict
     return {view: sides for view, sides in found.items() if sides}
 
 
-def summarize(planes: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+def dice_summary(planes: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, dict[str, float]]]:
     """{"views": {view: cell}, "sides": {side: cell}}, cells {mean, sd, cuts}; "average" is a view over all cuts."""
     views = {view: [value for values in sides.values() for value in values] for view, sides in planes.items()}
     views["average"] = [value for values in views.values() for value in values]
@@ -166,13 +168,13 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def compare_anatomy(heart: Heart, labels: Mapping[str, Stack], folder: Path) -> dict[str, dict[str, Any]]:
-    """{row: {"dice": as by `summarize`, "distance_mm": {side: mean}}} of labels against fitted meshes."""
+    """{row: {"dice": as by `dice_summary`, "distance_mm": {side: mean}}} of labels against fitted meshes."""
     truth = mesh_labels(next(iter(labels.values())), heart.frames, folder)
     rows = {}
     for name, stack in tqdm(labels.items(), "meshes"):
         distances = distances_to_meshes(stack, heart.frames, folder)
         rows[name] = {
-            "dice": summarize(dice_in_planes(stack, truth, heart.lax)),
+            "dice": dice_summary(dice_in_planes(stack, truth, heart.lax)),
             "distance_mm": {side: float(np.mean(values)) if values else None for side, values in distances.items()},
         }
     return rows
@@ -274,9 +276,9 @@ def make(
         factor: how many times as many slices are made.
         notes: remarks below the tables.
     """
-    heart = read_heart(study, phases=phases, factor=factor)
+    heart = heart_of_study(study, phases=phases, factor=factor)
     stacks = upsampled(heart, systems)
-    labels = labeled(heart, stacks, models=place.models, device=place.device)
+    labels = labels_of_stacks(heart, stacks, models=place.models, device=place.device)
     seen = agreements(heart, stacks)
     anatomy = {} if meshes is None else compare_anatomy(heart, labels, meshes)
     text = markdown(heart, seen, anatomy, paragraphs(notes))

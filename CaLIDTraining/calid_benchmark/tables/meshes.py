@@ -28,7 +28,7 @@ def mesh_labels(grid: Stack, frames: Sequence[int], folder: Path) -> Stack:
     voxels = np.zeros(grid.voxels.shape, np.uint8)
     for index, frame in enumerate(frames):
         for label, kind in SIDES.values():
-            voxels[index][filled(_find(folder, kind, frame), grid)] = label
+            voxels[index][inside_of(_find(folder, kind, frame), grid)] = label
     return grid.with_voxels(voxels)
 
 
@@ -69,8 +69,8 @@ def _within(stack: Stack, mesh: vtkPolyData, other: vtkPolyData) -> float:
     return float(np.average(distances[inside], weights=areas[inside]))
 
 
-def filled(mesh: vtkPolyData, grid: Stack) -> np.ndarray:
-    """(Z, Y, X) bool: voxel centres of `grid` inside a mesh, whose small open valve rings are closed by scan lines."""
+def inside_of(mesh: vtkPolyData, grid: Stack) -> np.ndarray:
+    """(Z, Y, X) bool: voxel centers of `grid` inside a mesh, whose small open valve rings are closed by scan lines."""
     matrix = vtkMatrix4x4()
     matrix.DeepCopy(np.linalg.inv(grid.affine).ravel().tolist())
     transform, moved = vtkTransform(), vtkTransformPolyDataFilter()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from calid_training.crops import CropPlan, apply_crop
 from calid_training.datasets import SUNNYBROOK_PHASES
-from calid_training.prepare import AnyCase, heart_center, load_cases
+from calid_training.prepare import AnyCase, case_center, load_cases
 
 from calid_benchmark import rivals
 from calid_benchmark.systems import SLOW_BASELINES, Offer, Source, offered
@@ -81,7 +81,7 @@ def questions(cases: Iterable[AnyCase]) -> list[StackQuestion]:
 def _of_case(case: AnyCase) -> list[StackQuestion]:
     entry = case.entry
     native_mm, _, spacing = entry.spacing_mm
-    center, labels_of = heart_center(case), case.labels
+    center, labels_of = case_center(case), case.labels
     group = f"{entry.dataset} {phase_of(entry.series)} {spacing:.0f} mm"
     found = []
     for index, frame in enumerate(case.images):

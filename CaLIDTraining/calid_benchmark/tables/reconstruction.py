@@ -2,7 +2,7 @@
 
 A system that interpolates codes reconstructs a slice as the slice between it and itself. The bundled MedFormer labels
 the reconstructed slices; figures are of whole 3D stacks against the expert's labels, as in DMCVR's published code: HD,
-ASD and ASSD in voxels of unit spacing (one slice step counts as one) and, beside it, in millimetres; ASSD both pooled
+ASD and ASSD in voxels of unit spacing (one slice step counts as one) and, beside it, in millimeters; ASSD both pooled
 and, for DMCVR's, as the mean of both directions. "all labels" is the union of the structures. PSNR and SSIM are per
 slice as everywhere here, and "3D" as in DMCVR's code (whole stacks, SSIM's window uniform 7 x 7 x 7). Means are per
 stack, then over a patient's stacks, then over patients; stacks that nobody labeled are not asked for.
@@ -94,10 +94,10 @@ def _labels_of(question: StackQuestion, images: np.ndarray, segmenter: Segmenter
 
 def compare_volumes(made: np.ndarray, truth: np.ndarray, *, spacing_mm: float) -> dict[str, float]:
     """Figures of one structure in 3D, masks (Z, Y, X) whose slices are `spacing_mm` apart; NaN where one is empty."""
-    voxels, millimetres = (1.0, 1.0, 1.0), (spacing_mm, PIXEL_MM, PIXEL_MM)
+    voxels, millimeters = (1.0, 1.0, 1.0), (spacing_mm, PIXEL_MM, PIXEL_MM)
     both = made.any() and truth.any()
     means = metrics.assd_of_means(made, truth, voxels) if both else np.nan
-    return metrics.compare(made, truth, {"px": voxels, "mm": millimetres}) | {"assd_means_px": means}
+    return metrics.compare_masks(made, truth, {"px": voxels, "mm": millimeters}) | {"assd_means_px": means}
 
 
 def _row(stacks: Iterable[tuple[str, metrics.Figures]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def place_of(options: Namespace, table: str = "") -> Place:
     return Place(options.out / table, options.models, options.device, into, said.get("prepared"), said)
 
 
-def facts(place: Place, settings: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
+def facts_behind(place: Place, settings: Mapping[str, Any], systems: Iterable[Weighted] = ()) -> dict[str, Any]:
     """Everything that made a table."""
     entry = read_manifest(place.models).get(DEFAULT_MODEL)
     weights = {name: sha256 for system in systems for name, sha256 in system.weights}
@@ -168,7 +168,7 @@ def write_table(
         settings: what the table was made with, by name, beside and instead of what the user said.
     """
     place.out.mkdir(parents=True, exist_ok=True)
-    made_by = {"made_by": facts(place, settings or {}, systems)}
+    made_by = {"made_by": facts_behind(place, settings or {}, systems)}
     (place.out / f"{name}.json").write_text(json.dumps({**record, **made_by}, indent=1))
     (place.out / f"{name}.md").write_text(text)
     print(text)

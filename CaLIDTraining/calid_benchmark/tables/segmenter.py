@@ -1,7 +1,7 @@
 """`calid-evaluate segmenter`: the bundled segmenter against experts' labels on patients that never trained anything.
 
 Figures and what is done with empty masks: `calid_benchmark.metrics`.
-"per slice" compares in the plane, slice by slice; "per stack" compares volumes in millimetres (and for Dice and VOE
+"per slice" compares in the plane, slice by slice; "per stack" compares volumes in millimeters (and for Dice and VOE
 their voxels). Means are per stack first, then over stacks.
 """
 
@@ -52,7 +52,7 @@ class Comparison:
     figures: Mapping[str, float]
 
 
-def compare(made: Stack, case: RawCase) -> list[Comparison]:
+def comparisons_of(made: Stack, case: RawCase) -> list[Comparison]:
     """All comparisons of a labeled static case, of the structures that its expert drew."""
     found = []
     for value, structure in STRUCTURE_NAMES.items():
@@ -71,11 +71,11 @@ def compare(made: Stack, case: RawCase) -> list[Comparison]:
 
 def _figures(made: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, in_pixels: bool) -> dict[str, float]:
     spacings = {"mm": spacing_mm, "px": np.ones(made.ndim)} if in_pixels else {"mm": spacing_mm}
-    figures = metrics.compare(made, truth, {unit: spacing.tolist() for unit, spacing in spacings.items()})
+    figures = metrics.compare_masks(made, truth, {unit: spacing.tolist() for unit, spacing in spacings.items()})
     return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
-def summarize(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+def rows_of(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Rows by level, phase ("ED", "ES", "ED+ES") and structure (and their mean): means over stacks, and counts."""
     comparisons = list(comparisons)
     rows = []
@@ -124,7 +124,7 @@ def evaluate(segmenter: Segmenter, cases: Iterable[RawCase], *, clean: bool) -> 
     found = []
     for case in tqdm(cases, desc="segmenter", unit=" stacks"):
         made = segment_with(segmenter, case.stack)
-        found += compare(clean_labels(made) if clean else made, case)
+        found += comparisons_of(clean_labels(made) if clean else made, case)
     return found
 
 
@@ -182,7 +182,7 @@ def make(
     segmenter = load_segmenter(choose_device(place.device), models_folder=place.models)
     seen: list[tuple[str, int]] = []
     comparisons = evaluate(segmenter, _counted(cases, seen), clean=clean)
-    rows = summarize(comparisons)
+    rows = rows_of(comparisons)
     patients, slices = len({patient for patient, _ in seen}), sum(count for _, count in seen)
     record = {
         "patients": patients,

@@ -85,14 +85,14 @@ class Costs:
         return self.evaluation * work.evaluations + self.encoded * work.encoded + self.made * work.made
 
 
-def fitted(runs: Sequence[Work], seconds: Sequence[float]) -> Costs:
+def fitted_costs(runs: Sequence[Work], seconds: Sequence[float]) -> Costs:
     """The costs that explain the small runs' times best, none of them negative."""
     scale = max(seconds) or 1.0
     found, _ = nnls(np.array(runs, float), np.array(seconds, float) / scale)
     return Costs(*(float(value) * scale for value in found))
 
 
-def solved(runs: Sequence[Work], flops: Sequence[float]) -> Costs:
+def solved_costs(runs: Sequence[Work], flops: Sequence[float]) -> Costs:
     """The costs whose sums are the small runs' FLOPs: as many equations as costs (or fewer, for parts it lacks)."""
     found, *_ = np.linalg.lstsq(np.array(runs, float), np.array(flops, float), rcond=None)
     return Costs(*map(float, found))
@@ -179,7 +179,7 @@ class Race:
     def _counts(self, line: Contestant) -> dict[str, Any]:
         """Evaluations and FLOPs of a whole heart."""
         runs = self._runs(line)
-        costs = solved([work_of(line, *run) for run in runs], [counted_flops(*run) for run in runs])
+        costs = solved_costs([work_of(line, *run) for run in runs], [counted_flops(*run) for run in runs])
         own = self._runner(line, line.steps)
         return {
             "evaluations": own.evaluations(*self.task),
@@ -193,7 +193,7 @@ class Race:
         runs = self._runs(line)
         works = [work_of(line, *run) for run in runs]
         small = [timed_run(runner, noise_stack(acquired), factor, folder) for runner, acquired, factor in runs]
-        costs = {kind: fitted(works, [getattr(one, kind) for one in small]) for kind in ("wall", "cpu")}
+        costs = {kind: fitted_costs(works, [getattr(one, kind) for one in small]) for kind in ("wall", "cpu")}
         own = self._runner(line, line.steps)
         found: dict[str, Any] = {"evaluations_timed": sum(runner.evaluations(*task) for runner, *task in runs)}
         for kind, cost in costs.items():
