@@ -96,9 +96,9 @@ def floors(graph: Arrows) -> int:
         if room in under_way:
             raise ValueError(f"the imports of {room} run in a circle")
         under_way.add(room)
-        storeys = 1 + max((height(target) for target in graph[room]), default=0)
+        stories = 1 + max((height(target) for target in graph[room]), default=0)
         under_way.remove(room)
-        return storeys
+        return stories
 
     under_way: set[str] = set()
     return max(map(height, graph))

@@ -15,7 +15,6 @@ from .SceneHearts import heartsInScene, writeHearts
 from .Settings import RunSettings
 
 SCENE_FOLDER = "hearts of the scene"
-RESULTS_SETTING = "CaLIDReconstruct/BatchFolder"
 
 
 class BatchPanel:
@@ -150,13 +149,11 @@ class BatchPanel:
         self.ui.batchLabel.visible = bool(text)
 
     def _chooseResults(self) -> str:
-        settings = qt.QSettings()
-        folder = self.chooseFolder(
-            _("Folder for the results; that of an earlier batch goes on"),
-            str(settings.value(RESULTS_SETTING, "") or ""),
-        )
+        preferences = self.logic.preferences
+        title = _("Folder for the results; that of an earlier batch goes on")
+        folder = self.chooseFolder(title, preferences.batchFolder)
         if folder:
-            settings.setValue(RESULTS_SETTING, folder)
+            preferences.batchFolder = folder
         return folder
 
     def chooseFolder(self, title: str, first: str = "") -> str:

@@ -24,7 +24,7 @@ def pixmap(values: np.ndarray, letters: dict[str, str], size: int = SIZE):
     Args:
         values: (17,) in the order of `SEGMENTS`; NaN is gray.
         letters: "anterior", "inferior", "septal" and "lateral" -> what is written on that side.
-        size: of the picture in pixels.
+        size: rows and columns of the picture in pixels.
     """
     picture = qt.QPixmap(size, size)
     picture.fill(qt.QColor(0, 0, 0, 0))

@@ -56,8 +56,8 @@ class EngineNotStarted(OSError):
     """The engine cannot be started, or not be given what it is asked for.
 
     Args:
-        code: of `Messages`.
-        message: what it is about.
+        code: a code of `Messages`.
+        message: what the code is about, such as the host.
     """
 
     def __init__(self, code: str, message: str) -> None:

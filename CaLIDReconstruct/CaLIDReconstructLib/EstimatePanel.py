@@ -24,8 +24,8 @@ class Question:
 
     Args:
         node: the input.
-        settings: what to make of it.
-        geometry: of the input.
+        settings: the settings of the run.
+        geometry: the input's geometry; its voxels take no memory.
         canAsk: the engine can be started for it.
     """
 

@@ -24,7 +24,7 @@ def writeSurfaces(result: RunResult, folder: Path, suffix: str) -> int:
     """Write every frame's surfaces; returns the number of files.
 
     Args:
-        result: with a segmentation.
+        result: a result with a segmentation.
         folder: existing; files of the same names are replaced.
         suffix: ".stl", ".obj" or ".vtp" for one file per structure such as `frame00-LV.stl`, in LPS mm in the world;
             ".glb" for one glTF file per frame, `frame00.glb`, in meters.
@@ -74,7 +74,7 @@ def writeFigures(result: RunResult, path: Path) -> int:
     """Write the figures as rows of quantity, where, value and unit (CSV, UTF-8); returns 1, the number of files.
 
     Args:
-        result: with a segmentation; its labels are measured as they are now.
+        result: a result with a segmentation; its labels are measured as they are now.
         path: is replaced where it exists.
 
     Raises:

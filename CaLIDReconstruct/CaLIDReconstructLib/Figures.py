@@ -28,7 +28,7 @@ class Subject:
     """The result that figures are of.
 
     Args:
-        name: of the result.
+        name: name of the result.
         volume: its node shown in views, beside which new nodes are put in the study.
         hasTimes: its frames have times, and not only numbers.
     """
@@ -57,8 +57,8 @@ def updateFigures(nodes: FigureNodes, subject: Subject, labels: Stack, transacti
     """Measure labels, and write the figures into their nodes, which are made where they are missing.
 
     Args:
-        nodes: filled in here.
-        subject: what the figures are of.
+        nodes: nodes of the figures; those that are missing are made and noted here.
+        subject: the result that is measured.
         labels: (T, Z, Y, X).
         transaction: told about new nodes.
 

@@ -50,7 +50,7 @@ class InputPanel:
         self.parameters = None
         self.problem: Failure | None = None
         self.facts: Facts | None = None
-        self.groups: list[SaxAssembly.Group] = []
+        self.groups: list[SaxAssembly.Assemblable] = []
         self._checked: tuple | None = None
         self._unsuitable: dict[tuple, Failure] = {}
         self._doubtful: dict[tuple, str] = {}

@@ -99,7 +99,7 @@ class UpsampleJob:
     Args:
         client: the engine.
         node: the chosen volume or sequence node.
-        settings: what to make.
+        settings: the settings of the run.
         listener: told how it goes.
     """
 

@@ -36,7 +36,7 @@ def layoutXml(planes: Sequence[LaxPlane], columns: Sequence[str], title: str, gu
 
     Args:
         planes: one row each.
-        columns: what stands beside each other.
+        columns: keys of `COLUMNS`, from left to right.
         title: heading of the upsampled column.
         guides: volume nodes of the long-axis images that guided the upsampled volume.
     """
@@ -86,10 +86,10 @@ class LaxComparison:
     Args:
         original: volume node of the input as it is shown.
         upsampled: volume node of the result as it is shown.
-        planes: what to look at; see `LaxPlanes.acquiredPlanes` and `LaxPlanes.derivedPlanes`.
+        planes: planes to look at; see `LaxPlanes.acquiredPlanes` and `LaxPlanes.derivedPlanes`.
         generatedMask: labelmap of the generated slices, or None.
         onLayoutChanged: called when another layout takes the place of ours.
-        title: how the method that made the upsampled volume is called.
+        title: name of the method that made the upsampled volume.
         guides: volume nodes of the long-axis images that guided the upsampled volume.
     """
 

@@ -7,7 +7,9 @@ other, Philips may count through the slices of one phase after the other).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import slicer
@@ -26,8 +28,8 @@ class LooseSlice:
     """One position with all its frames.
 
     Args:
-        name: of the volume or sequence that it comes from.
-        plane: where it lies, without the transform above it.
+        name: name of the volume or sequence that it comes from.
+        plane: its plane, without the transform above it.
         frames: volume nodes in the order of time, or of their numbers where no times are known.
         times_ms: (T,) increasing; None where only numbers are known.
         shown: a node of the scene that the slice can be seen in.
@@ -54,6 +56,9 @@ class _Image:
     number: int
 
 
+_Lying = TypeVar("_Lying", LooseSlice, _Image)
+
+
 def findSlices() -> list[LooseSlice]:
     """Every slice of the scene that lies in a volume or sequence of single slices; results are left out."""
     found, taken = [], set()
@@ -77,7 +82,7 @@ def slicesOf(chosen: Inputs.Input) -> list[LooseSlice]:
     """The positions in one volume or sequence of single slices."""
     images = _images(chosen)
     shown = chosen.volume or chosen.sequence
-    return [_slice(chosen.name, position, shown) for position in _positions(images)]
+    return [_slice(chosen.name, position, shown) for position in grouped(images, _isSamePlace)]
 
 
 def _isSingle(node) -> bool:
@@ -101,20 +106,20 @@ def _plane(node) -> Plane:
     return plane_of(Nodes.stackFromVolume(node))
 
 
-def _positions(images: list[_Image]) -> list[list[_Image]]:
-    """The images that show the same pixels, together."""
-    groups: list[list[_Image]] = []
-    for image in images:
-        for group in groups:
-            if _isSamePlace(image.plane, group[0].plane):
-                group.append(image)
-                break
+def grouped(found: Iterable[_Lying], belong: Callable[[Plane, Plane], bool]) -> list[list[_Lying]]:
+    """Images or slices in groups, each with those whose planes belong to that of its first."""
+    groups: list[list[_Lying]] = []
+    for one in found:
+        group = next((group for group in groups if belong(one.plane, group[0].plane)), None)
+        if group is None:
+            groups.append([one])
         else:
-            groups.append([image])
+            group.append(one)
     return groups
 
 
 def _isSamePlace(plane: Plane, other: Plane) -> bool:
+    """Whether two images show the same pixels."""
     return (
         plane.size == other.size
         and tilt_degrees(plane, other) < SAME_ORIENTATION_DEGREES

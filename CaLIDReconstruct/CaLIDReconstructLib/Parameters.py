@@ -139,64 +139,49 @@ class CaLIDReconstructParameterNode:
     useLongAxis: bool = True
 
 
-class Preferences:
-    """Settings of this machine, kept in the application's settings and not in the scene."""
+class _Kept:
+    """A text in the application's settings, empty at first."""
 
-    PREFIX = "CaLIDReconstruct/"
+    def __init__(self, key: str) -> None:
+        self.key = f"CaLIDReconstruct/{key}"
+
+    def __get__(self, preferences: Preferences, _owner: type) -> str:
+        return str(preferences.settings.value(self.key, "") or "")
+
+    def __set__(self, preferences: Preferences, text: str) -> None:
+        preferences.settings.setValue(self.key, text)
+
+
+class Preferences:
+    """Settings of this machine, kept in the application's settings and not in the scene.
+
+    Args:
+        settings: a QSettings; None for the application's own.
+    """
+
+    interpreter = _Kept("Interpreter")
+    """Path of the Python that runs the engine; empty for Slicer's own."""
+
+    remoteHost = _Kept("RemoteHost")
+    """The computer that the engine runs on, as ssh calls it; empty for this one."""
+
+    remoteProgram = _Kept("RemoteProgram")
+    """How `calid` is called there; empty for "calid"."""
+
+    agreedHost = _Kept("AgreedHost")
+    """The computer that the user agreed to send images to; empty before."""
+
+    modelsFolder = _Kept("ModelsFolder")
+    """Folder with other weights and their models.json; empty for the bundled ones."""
+
+    agreedLicense = _Kept("AgreedLicense")
+    """The license of the segmenter's weights that the user agreed to; empty before."""
+
+    batchFolder = _Kept("BatchFolder")
+    """Where the results of the last batch went; empty before."""
+
+    dicomFolder = _Kept("DicomFolder")
+    """The DICOM folder that was loaded last; empty before."""
 
     def __init__(self, settings=None) -> None:
-        self._settings = settings or qt.QSettings()
-
-    @property
-    def interpreter(self) -> str:
-        """Path of the Python that runs the engine; empty for Slicer's own."""
-        return str(self._settings.value(self.PREFIX + "Interpreter", "") or "")
-
-    @interpreter.setter
-    def interpreter(self, path: str) -> None:
-        self._settings.setValue(self.PREFIX + "Interpreter", path)
-
-    @property
-    def remoteHost(self) -> str:
-        """The computer that the engine runs on, as ssh calls it; empty for this one."""
-        return str(self._settings.value(self.PREFIX + "RemoteHost", "") or "")
-
-    @remoteHost.setter
-    def remoteHost(self, host: str) -> None:
-        self._settings.setValue(self.PREFIX + "RemoteHost", host)
-
-    @property
-    def remoteProgram(self) -> str:
-        """How `calid` is called there; empty for "calid"."""
-        return str(self._settings.value(self.PREFIX + "RemoteProgram", "") or "")
-
-    @remoteProgram.setter
-    def remoteProgram(self, program: str) -> None:
-        self._settings.setValue(self.PREFIX + "RemoteProgram", program)
-
-    @property
-    def agreedHost(self) -> str:
-        """The computer that the user agreed to send images to; empty before."""
-        return str(self._settings.value(self.PREFIX + "AgreedHost", "") or "")
-
-    @agreedHost.setter
-    def agreedHost(self, host: str) -> None:
-        self._settings.setValue(self.PREFIX + "AgreedHost", host)
-
-    @property
-    def modelsFolder(self) -> str:
-        """Folder with other weights and their models.json; empty for the bundled ones."""
-        return str(self._settings.value(self.PREFIX + "ModelsFolder", "") or "")
-
-    @modelsFolder.setter
-    def modelsFolder(self, path: str) -> None:
-        self._settings.setValue(self.PREFIX + "ModelsFolder", path)
-
-    @property
-    def agreedLicense(self) -> str:
-        """The license of the segmenter's weights that the user agreed to; empty before."""
-        return str(self._settings.value(self.PREFIX + "AgreedLicense", "") or "")
-
-    @agreedLicense.setter
-    def agreedLicense(self, identifier: str) -> None:
-        self._settings.setValue(self.PREFIX + "AgreedLicense", identifier)
+        self.settings = settings or qt.QSettings()

@@ -18,7 +18,7 @@ class PathChoice:
         edit: the ctkPathLineEdit.
         defaultButton: empties it, which ctkPathLineEdit itself does not report as another path.
         preferences: where the path is kept.
-        name: the path's name in there.
+        name: attribute of `Preferences` that holds the path.
         onChosen: called after another path was taken.
     """
 

@@ -35,7 +35,7 @@ def recompute(result: RunResult, onFrame: Callable[[int, int], None] = lambda _d
     """Bring surfaces and figures of a result up to date with its contours.
 
     Args:
-        result: with a segmentation.
+        result: a result with a segmentation.
         onFrame: onFrame(done, count) is called before each frame whose surfaces are made anew.
 
     Returns:

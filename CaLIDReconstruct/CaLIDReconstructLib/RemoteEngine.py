@@ -61,8 +61,8 @@ def sshCommand(host: str, program: str, *, environment: Mapping[str, str]) -> En
 
     Args:
         host: "computer", "user@computer", a name of ssh's configuration, or "ssh://user@computer:port".
-        program: how `calid` is called there, such as "calid" or "~/calid/bin/calid"; its shell reads it.
-        environment: that of the user and not Slicer's, whose libraries are not those that ssh wants.
+        program: command that is `calid` there, such as "calid" or "~/calid/bin/calid"; its shell reads it.
+        environment: environment of the user and not Slicer's, whose libraries are not those that ssh wants.
 
     Raises:
         EngineNotStarted: there is no ssh on this computer, or the host is none.

@@ -17,7 +17,7 @@ from slicer.i18n import tr as _
 from . import MultiVolumes, Nodes
 from .DicomSources import nominalBeatMs, noteFiles, sourceFiles
 from .FrameTimes import NUMBERED
-from .LooseSlices import SAME_ORIENTATION_DEGREES, LooseSlice, findSlices
+from .LooseSlices import SAME_ORIENTATION_DEGREES, LooseSlice, findSlices, grouped
 from .Messages import Failure, ModuleError, failureFromError
 from .Results import copyWindowLevel, placeInStudy
 
@@ -86,24 +86,16 @@ class SaxGroup:
         )
 
 
-Group = SaxGroup | MultiVolumes.MultiVolume
+Assemblable = SaxGroup | MultiVolumes.MultiVolume
 
 
-def findGroups() -> list[Group]:
+def findGroups() -> list[Assemblable]:
     """What can be made a stack: parallel single slices, the largest group first, and multi-volumes."""
-    groups: list[list[LooseSlice]] = []
-    for found in findSlices():
-        for group in groups:
-            if _belongs(found.plane, group[0].plane):
-                group.append(found)
-                break
-        else:
-            groups.append([found])
-    sorted_ = [_sorted(group) for group in groups if len(group) >= FEWEST_SLICES]
-    return [*sorted(sorted_, key=lambda group: -len(group.slices)), *MultiVolumes.find()]
+    groups = [_sorted(group) for group in grouped(findSlices(), _belongs) if len(group) >= FEWEST_SLICES]
+    return [*sorted(groups, key=lambda group: -len(group.slices)), *MultiVolumes.find()]
 
 
-def assemble(group: Group):
+def assemble(group: Assemblable):
     """Make one volume or cine of a group, beside its first slice in the study; the slices stay as they are.
 
     Returns:
@@ -148,6 +140,7 @@ def frameTimesOf(slices: Sequence[LooseSlice]) -> tuple[list[np.ndarray], bool]:
 
 
 def _belongs(plane: Plane, other: Plane) -> bool:
+    """Whether two slices can be of one stack: their pixels and directions agree."""
     return (
         plane.size == other.size
         and np.allclose(plane.spacing_mm, other.spacing_mm, rtol=1e-3)

@@ -17,8 +17,6 @@ from .Notices import Level, show
 from .StudyNodes import addStudy
 from .Workspace import Workspace
 
-FOLDER_SETTING = "CaLIDReconstruct/DicomFolder"
-
 
 class StudyPanel:
     """Loads the short axis and the long-axis views of a DICOM folder as sequences with their times.
@@ -116,11 +114,11 @@ class StudyPanel:
 
     def chooseFolder(self) -> str:
         """Ask the user for a folder, beginning where the last one was; empty when they think better of it."""
-        settings = qt.QSettings()
-        last = str(settings.value(FOLDER_SETTING, "") or "")
-        folder = qt.QFileDialog.getExistingDirectory(self.ui.dicomButton, _("Folder with DICOM files"), last)
+        preferences = self.logic.preferences
+        title = _("Folder with DICOM files")
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.dicomButton, title, preferences.dicomFolder)
         if folder:
-            settings.setValue(FOLDER_SETTING, folder)
+            preferences.dicomFolder = folder
         return folder
 
 

@@ -14,22 +14,11 @@ from calid.heart.medformer import (
     MapFusion,
     MapGeneration,
     MedFormer,
-    MedFormerConfig,
     PatchMerging,
     features,
 )
+from tiny_networks import TINY_MEDFORMER
 from torch import nn
-
-TINY = MedFormerConfig(
-    stem_width=4,
-    widths=(4, 8, 8, 8, 8, 8, 4, 4),
-    conv_blocks=(1, 0, 0, 0, 0, 0, 1, 1),
-    attention_blocks=(0, 1, 1, 1, 1, 1, 0, 0),
-    heads=(1, 2, 2, 2, 2, 2, 1, 1),
-    fusion_width=8,
-    fusion_heads=2,
-    fusion_depth=1,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +85,7 @@ def test_map_fusion_lets_the_scales_see_each_other() -> None:
 
 @pytest.mark.parametrize("shape", [(64, 96), (16, 16), (128, 112)])
 def test_every_pixel_of_any_allowed_size_gets_class_scores(shape: tuple[int, int]) -> None:
-    model = MedFormer(TINY).eval()
+    model = MedFormer(TINY_MEDFORMER).eval()
     logits, auxiliary = model.forward_with_auxiliary(torch.rand(2, 1, *shape))
     assert logits.shape == (2, 4, *shape)
     assert auxiliary.shape == (2, 4, shape[0] // 4, shape[1] // 4)
@@ -104,7 +93,7 @@ def test_every_pixel_of_any_allowed_size_gets_class_scores(shape: tuple[int, int
 
 def test_a_size_the_network_would_have_to_cut_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 16, got 60 x 64"):
-        MedFormer(TINY)(torch.rand(1, 1, 60, 64))
+        MedFormer(TINY_MEDFORMER)(torch.rand(1, 1, 60, 64))
 
 
 def test_images_of_a_batch_do_not_influence_each_other() -> None:
@@ -115,7 +104,7 @@ def test_images_of_a_batch_do_not_influence_each_other() -> None:
 
 
 def test_every_weight_takes_part_in_training() -> None:
-    model = MedFormer(TINY)
+    model = MedFormer(TINY_MEDFORMER)
     logits, auxiliary = model.forward_with_auxiliary(torch.rand(2, 1, 32, 32))
     (logits.square().mean() + auxiliary.square().mean()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -123,7 +112,7 @@ def test_every_weight_takes_part_in_training() -> None:
 
 def test_what_the_network_says_of_a_pixel_depends_on_far_away_pixels() -> None:
     """The maps carry what a convolutional network of this depth could not: 240 pixels are far beyond its reach."""
-    model = MedFormer(TINY).eval()
+    model = MedFormer(TINY_MEDFORMER).eval()
     image = torch.rand(1, 1, 16, 512, requires_grad=True)
     model(image)[0, :, 8, 8].sum().backward()
     assert image.grad[0, 0, :, 400:].abs().max() > 0
@@ -157,7 +146,7 @@ def test_widths_that_cannot_work_are_refused_when_the_config_is_built(change: di
 
 
 def test_encoder_features_come_at_five_scales_and_are_frozen() -> None:
-    model = MedFormer(TINY).eval()
+    model = MedFormer(TINY_MEDFORMER).eval()
     images = torch.rand(2, 1, 48, 32)
     found = features(model, images)
     assert [tuple(f.shape[2:]) for f in found] == [(48, 32), (24, 16), (12, 8), (6, 4), (3, 2)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from calid.errors import Cancelled, InputError, OutputError, WeightsError
-from calid.heart.medformer import MedFormer, MedFormerConfig
+from calid.heart.medformer import MedFormer
 from calid.heart.segment_command import add_arguments
 from calid.heart.segmentation import (
     PIXEL_MM,
@@ -33,6 +33,7 @@ from calid.run.progress import Progress
 from calid.stack import Stack
 from phantoms import centered_affine, heart_labels, pictured, rotation
 from safetensors.torch import save_file
+from tiny_networks import TINY_MEDFORMER
 from torch import nn
 
 
@@ -184,17 +185,6 @@ def test_every_slice_is_counted_once_and_counting_may_stop_the_run(segmenter: Se
 
 # --- With weights from a manifest
 
-TINY = MedFormerConfig(
-    stem_width=4,
-    widths=(4, 8, 8, 8, 8, 8, 4, 4),
-    conv_blocks=(1, 0, 0, 0, 0, 0, 1, 1),
-    attention_blocks=(0, 1, 1, 1, 1, 1, 0, 0),
-    heads=(1, 2, 2, 2, 2, 2, 1, 1),
-    fusion_width=8,
-    fusion_heads=2,
-    fusion_depth=1,
-)
-
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
@@ -202,7 +192,7 @@ def models(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "models"
     folder.mkdir()
-    model = MedFormer(TINY)
+    model = MedFormer(TINY_MEDFORMER)
     model.head.weight.data *= 20
     path = folder / "tiny.safetensors"
     save_file({key: value.half() for key, value in model.state_dict().items()}, path)
@@ -213,7 +203,7 @@ def models(tmp_path: Path) -> Path:
         "bytes": path.stat().st_size,
         "license": "CC-BY-NC-SA-4.0",
         "trained_on": "nothing at all",
-        "config": {"network": dataclasses.asdict(TINY), "pixel_mm": 1.5, "mirrored": True},
+        "config": {"network": dataclasses.asdict(TINY_MEDFORMER), "pixel_mm": 1.5, "mirrored": True},
     }
     (folder / "models.json").write_text(json.dumps({"models": [entry]}))
     return folder

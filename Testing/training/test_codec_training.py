@@ -11,8 +11,6 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import numpy as np
 import torch
-from calid.__main__ import main as calid
-from calid.images.files import read_stack, write_stack
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.motion import halfway
@@ -22,8 +20,7 @@ from calid_training.codec import Judge, code_divergence, strengths
 from calid_training.lpips import lpips_network
 from calid_training.train import main
 from networks_at_hand import random_alexnet, saved_alexnet
-from phantoms import beating_case
-from training_runs import averaging, scalars, train
+from training_runs import averaging, scalars, train, upsample_with
 
 DENOISER = [
     *("--model.network.channels", "[16,16]", "--model.network.tau1_channels", "[16]"),
@@ -141,13 +138,7 @@ def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
     before, after = read_codec(codec_file).state_dict(), model.codec.state_dict()
     learned = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
     assert learned <= ({"look", "decoder"} if image_weight else set())
-
-    sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"
-    stack, _ = beating_case(seed=9)
-    write_stack(stack, sparse)
-    settings = ["--factor", "2", "--models", str(models), "--device", "cpu"]
-    assert calid(["upsample", str(sparse), str(dense), *settings]) == 0
-    assert read_stack(dense).num_slices == 2 * stack.num_slices - 1
+    upsample_with(models, tmp_path)
 
 
 def test_the_energy_of_two_draws_is_their_error_less_a_share_of_their_distance(alexnet):

@@ -89,7 +89,7 @@ def test_a_slice_that_only_one_of_them_has_counts_as_no_overlap_and_has_no_dista
     assert np.isnan(nowhere["asd_mm"])
 
 
-def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognised_nought(asked, evaluate):
+def test_dice_of_the_true_slices_labels_is_one_and_of_what_is_not_recognized_nought(asked, evaluate):
     tables = evaluate(asked, [LINEAR], Expert(asked))
     rows = tables["phantom ED 16 mm"]
     assert rows["original"]["mean"]["dice"]["mean"] == 1

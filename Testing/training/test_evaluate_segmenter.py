@@ -9,7 +9,7 @@ import pytest
 from calid.heart.segmentation import segment
 from calid.stack import Stack
 from calid_benchmark.metrics import distances, overlap
-from calid_benchmark.tables.segmenter import comparisons_of, markdown, rows_of
+from calid_benchmark.tables.segmenter import comparisons_of, markdown, table_rows
 from calid_training.datasets import RawCase, read_cases
 from phantoms import heart_labels
 from scipy import ndimage
@@ -57,7 +57,7 @@ def shifted_case() -> tuple[Stack, RawCase]:
 
 
 def test_a_shift_of_two_columns_is_measured_with_the_columns_spacing_in_every_structure() -> None:
-    rows = rows_of(comparisons_of(*shifted_case()))
+    rows = table_rows(comparisons_of(*shifted_case()))
     for structure in ("lv", "myocardium", "rv"):
         row = next(r for r in rows if (r["level"], r["phase"], r["structure"]) == ("slice", "ED", structure))
         assert row["hd_px"]["mean"] == pytest.approx(2, abs=0.1)
@@ -75,7 +75,7 @@ def test_a_missed_slice_counts_against_the_overlap_and_is_left_out_of_distances(
     missed = [c for c in comparisons if c.level == "slice" and "hd_mm" not in c.figures]
     assert len(missed) == 1
     assert missed[0].figures == {"dice": 0.0, "voe": 100.0}
-    row = next(r for r in rows_of(comparisons) if r["level"] == "slice" and r["structure"] == "lv")
+    row = next(r for r in table_rows(comparisons) if r["level"] == "slice" and r["structure"] == "lv")
     assert row["one_empty"] == 1
 
 
@@ -90,13 +90,13 @@ def test_every_stack_weighs_the_same_however_many_slices_it_has() -> None:
     perfect = RawCase("acdc", "patient062", "ES", "test", case.stack, case.labels, (1, 2, 3))
     few = [c for c in comparisons_of(made, case) if c.level == "slice" and c.structure == "lv"][:2]
     many = [c for c in comparisons_of(case.labels, perfect) if c.level == "slice" and c.structure == "lv"]
-    row = next(r for r in rows_of(few + many) if r["phase"] == "ED+ES" and r["structure"] == "lv")
+    row = next(r for r in table_rows(few + many) if r["phase"] == "ED+ES" and r["structure"] == "lv")
     assert row["dice"]["mean"] == pytest.approx((1 + np.mean([c.figures["dice"] for c in few])) / 2)
     assert row["dice"]["worst"] < 1
 
 
 def test_the_table_has_a_line_for_every_row_and_says_how_many() -> None:
-    rows = rows_of(comparisons_of(*shifted_case()))
+    rows = table_rows(comparisons_of(*shifted_case()))
     text = markdown(rows)
     assert sum(line.startswith("| ED | lv |") for line in text.splitlines()) == 2
     assert text.count("**Per ") == 2
@@ -105,7 +105,7 @@ def test_the_table_has_a_line_for_every_row_and_says_how_many() -> None:
 @pytest.mark.data
 def test_an_unseen_patient_of_acdc_is_labeled_as_an_expert_would(data_folder: Path) -> None:
     case = next(case for case in read_cases(data_folder, "acdc") if case.name == "acdc/patient061/ED")
-    rows = rows_of(comparisons_of(segment(case.stack, device="cpu"), case))
+    rows = table_rows(comparisons_of(segment(case.stack, device="cpu"), case))
     scores = {r["structure"]: r["dice"]["mean"] for r in rows if (r["level"], r["phase"]) == ("stack", "ED")}
     assert scores["lv"] > 0.92
     assert scores["mean"] > 0.88

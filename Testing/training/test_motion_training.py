@@ -9,12 +9,9 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 import torch
-from calid.__main__ import main as calid
-from calid.images.files import read_stack, write_stack
 from calid.method.weights import below, find_model, read_motion, read_tensors
 from calid_training.train import main
-from phantoms import beating_case
-from training_runs import SMALL_DENOISER, averaging, scalars, train
+from training_runs import SMALL_DENOISER, averaging, scalars, train, upsample_with
 
 FEW_STEPS = ["--data.batches", "4", "--data.batch_size", "2", "--data.validation_batches", "1"]
 
@@ -73,13 +70,7 @@ def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_fi
     shipped = below(read_tensors(models / "calid-2d.safetensors")[0], "motion.")
     for key, value in read_motion(motion_file).state_dict().items():
         torch.testing.assert_close(shipped[key], value, rtol=1e-3, atol=1e-6)
-
-    sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"
-    stack, _ = beating_case(seed=9)
-    write_stack(stack, sparse)
-    settings = ["--factor", "2", "--models", str(models), "--device", "cpu"]
-    assert calid(["upsample", str(sparse), str(dense), *settings]) == 0
-    assert read_stack(dense).num_slices == 2 * stack.num_slices - 1
+    upsample_with(models, tmp_path)
 
 
 def test_a_finished_model_ships_with_another_motion(motion_file, random_models, tmp_path):

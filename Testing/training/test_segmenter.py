@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
@@ -29,19 +29,12 @@ from calid_training.segmenter import (
 from calid_training.stages import CONFIGS
 from calid_training.train import main as train
 from phantoms import heart_labels, pictured
+from tiny_networks import TINY_MEDFORMER
 
 ALL = torch.tensor([[True, True, True, True]])
 LV_ONLY = torch.tensor([[True, True, False, False]])
-TINY = MedFormerConfig(
-    stem_width=8,
-    widths=(12, 16, 16, 24, 16, 16, 12, 8),
-    conv_blocks=(1, 0, 0, 0, 0, 0, 1, 1),
-    attention_blocks=(0, 1, 1, 1, 1, 1, 0, 0),
-    heads=(1, 2, 2, 2, 2, 2, 1, 1),
-    fusion_width=16,
-    fusion_heads=2,
-    fusion_depth=1,
-)
+SMALL_MEDFORMER = replace(TINY_MEDFORMER, stem_width=8, widths=(12, 16, 16, 24, 16, 16, 12, 8), fusion_width=16)
+"""Large enough to learn something."""
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +217,7 @@ class Phantoms(SegmenterData):
 def test_it_learns_computed_hearts_in_a_minute(tmp_path: Path) -> None:
     gentle = Augmentation(pixel_mm=(2.0, 3.0), offset_mm=10, wide_share=0, far_share=0)
     data = Phantoms(tmp_path, augmentation=gentle, batch_size=6, steps_per_epoch=50, size=64)
-    module = SegmenterModule(TINY, learning_rate=4e-3, total_steps=160, warmup_steps=10, average_decay=0.9)
+    module = SegmenterModule(SMALL_MEDFORMER, learning_rate=4e-3, total_steps=160, warmup_steps=10, average_decay=0.9)
     losses: list[float] = []
 
     class Record(L.Callback):
@@ -284,7 +277,8 @@ def test_the_shipped_config_trains_and_exports_from_the_command_line(tmp_path: P
             write_stack(case.stack, folder / f"{stem}.nii.gz")
             write_stack(case.labels.with_voxels(acdc_labels), folder / f"{stem}_gt.nii.gz")
     run = tmp_path / "run"
-    small = [f"--model.network.{key}={list(v) if isinstance(v, tuple) else v}" for key, v in asdict(TINY).items()]
+    widths = asdict(SMALL_MEDFORMER).items()
+    small = [f"--model.network.{key}={list(v) if isinstance(v, tuple) else v}" for key, v in widths]
     flags = ["--trainer.max_steps=2", "--trainer.precision=32-true", "--trainer.enable_progress_bar=false"]
     flags += ["--data.batch_size=2", "--data.steps_per_epoch=2", "--data.size=32", "--data.sets.weights={acdc: 1.0}"]
     where = [f"--data.data={tmp_path / 'data'}", f"--trainer.default_root_dir={run}"]

@@ -15,7 +15,6 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 import yaml
-from calid.images.files import write_stack
 from calid.method.weights import read_tensors
 from calid.stack import Stack
 from calid_training.datasets import RawCase
@@ -24,8 +23,7 @@ from calid_training.prepare import write_cases
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
 from networks_at_hand import random_alexnet, saved_alexnet
-from phantoms import beating_case
-from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train
+from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train, upsample_with
 
 VALIDATION = ["--data.validation_batches", "4"]
 AUTOENCODER = [*VALIDATION, "--model.network.channels", "[8,16,16]", "--model.network.norm_num_groups", "8"]
@@ -137,14 +135,7 @@ def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_pat
     assert origin["config"]["data"]["prepared"] == hearts.name, "no place of this machine is told"
     assert origin["revision"] == entry["revision"] != ""
     assert "strength" not in entry["config"]  # without a motion it runs as the paper says
-    stack, _ = beating_case(seed=9)
-    sparse, dense = tmp_path / "sparse.nrrd", tmp_path / "dense.nrrd"
-    write_stack(stack, sparse)
-    from calid.__main__ import main as calid
-
-    assert (
-        calid(["upsample", str(sparse), str(dense), "--factor", "2", "--models", str(models), "--device", "cpu"]) == 0
-    )
+    upsample_with(models, tmp_path)
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(hearts, autoencoder_file, tmp_path):

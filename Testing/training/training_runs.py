@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from calid.__main__ import main as calid
+from calid.images.files import read_stack, write_stack
 from calid_training.train import main
+from phantoms import beating_case
 
 ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"]
 SMALL_CROPS = ["--data.datasets", "[phantom]", "--data.sizes", "[32]", "--data.size_weights", "[1.0]"]
@@ -23,6 +26,16 @@ def train(
     places = ["--data.prepared", str(prepared), "--trainer.default_root_dir", str(run)]
     on_top = [] if config is None else ["--config", str(config)]
     assert main([stage, *on_top, *ON_CPU, *SMALL_CROPS, *places, "--trainer.max_epochs", str(epochs), *options]) == 0
+
+
+def upsample_with(models: Path, folder: Path) -> None:
+    """Let `calid upsample` use a model that has just been exported: it makes a phantom's gaps twice as many."""
+    sparse, dense = folder / "sparse.nrrd", folder / "dense.nrrd"
+    stack, _ = beating_case(seed=9)
+    write_stack(stack, sparse)
+    settings = ["--factor", "2", "--models", str(models), "--device", "cpu"]
+    assert calid(["upsample", str(sparse), str(dense), *settings]) == 0
+    assert read_stack(dense).num_slices == 2 * stack.num_slices - 1
 
 
 def averaging(folder: Path, decay: float) -> list[str]:

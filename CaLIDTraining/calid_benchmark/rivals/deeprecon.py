@@ -77,8 +77,8 @@ def label_loss() -> DiceCELoss:
     return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=1.0, smooth_dr=1.0)
 
 
-Window = tuple[slice, slice]
-"""Rows and columns of a window."""
+ImageWindow = tuple[slice, slice]
+"""Rows and columns of a window of an image."""
 
 
 class SegmenterDistance:
@@ -91,7 +91,7 @@ class SegmenterDistance:
     def __init__(self, network: MedFormer) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    def features(self, images: Tensor, place: Window) -> list[Tensor]:
+    def features(self, images: Tensor, place: ImageWindow) -> list[Tensor]:
         """Features of images (N, 1, Y, X) in [-1, 1] in a window, normalized over channels at every pixel."""
         x = self.network.stem((images[(..., *place)] + 1) / 2)
         found = [x]
@@ -100,13 +100,13 @@ class SegmenterDistance:
             found.append(x)
         return [F.normalize(x.float(), dim=1) for x in found]
 
-    def distance(self, made: Tensor, truth: list[Tensor], place: Window) -> Tensor:
+    def distance(self, made: Tensor, truth: list[Tensor], place: ImageWindow) -> Tensor:
         """Mean over images of the squared differences, summed over scales, to features in the same window."""
         pairs = zip(self.features(made, place), truth, strict=True)
         return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in pairs]).sum()
 
 
-def mosaic(rows: int, columns: int) -> list[Window]:
+def mosaic(rows: int, columns: int) -> list[ImageWindow]:
     """Windows that cover the image, which are looked at in turn; one per step keeps a step cheap."""
     return [(slice(y, y + WINDOW_PIXELS), slice(x, x + WINDOW_PIXELS)) for y in _starts(rows) for x in _starts(columns)]
 

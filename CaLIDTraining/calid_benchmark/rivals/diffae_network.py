@@ -22,7 +22,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from calid.heart.medformer import NUM_SCALES
-from calid.method.codec import zeroed
+from calid.method.networks import zeroed
 from monai.networks.blocks import SpatialAttentionBlock
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn

@@ -75,7 +75,7 @@ def _figures(made: np.ndarray, truth: np.ndarray, spacing_mm: np.ndarray, *, in_
     return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
-def rows_of(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
+def table_rows(comparisons: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Rows by level, phase ("ED", "ES", "ED+ES") and structure (and their mean): means over stacks, and counts."""
     comparisons = list(comparisons)
     rows = []
@@ -182,7 +182,7 @@ def make(
     segmenter = load_segmenter(choose_device(place.device), models_folder=place.models)
     seen: list[tuple[str, int]] = []
     comparisons = evaluate(segmenter, _counted(cases, seen), clean=clean)
-    rows = rows_of(comparisons)
+    rows = table_rows(comparisons)
     patients, slices = len({patient for patient, _ in seen}), sum(count for _, count in seen)
     record = {
         "patients": patients,

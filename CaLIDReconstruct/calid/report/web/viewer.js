@@ -98,7 +98,7 @@ function surfaceMesh(gl, scene, structure) {
   });
   const geometries = structure.frames.map((frame) => frame && surfaceGeometry(gl, scene, frame));
   const mesh = new Mesh(gl, { geometry: geometries.find(Boolean), program });
-  // Neighbours share their border exactly: a see-through one is pushed back so that the two do not flicker.
+  // Neighbors share their border exactly: a see-through one is pushed back so that the two do not flicker.
   mesh.onBeforeRender(() => {
     gl.enable(gl.POLYGON_OFFSET_FILL);
     gl.polygonOffset(seeThrough ? 2 : 0, seeThrough ? 2 : 0);
