@@ -94,7 +94,7 @@ def frechet_p(
         truth, made, other: vectors (N, C) of the same slices.
         patients: (N,) whose slices they are.
         draws: how often patients are drawn.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     slices_of = [np.flatnonzero(owner == number) for number in range(len(names))]

@@ -262,7 +262,7 @@ def generated(
     Args:
         interpolator: the model.
         voxels: voxels of the sparse stacks.
-        factor: how many times as many slices there will be.
+        factor: number of gaps that each acquired one becomes.
         settings: method, mode and steps.
         is_periodic: whether the frames are one whole cardiac cycle.
         slice_mm: distance of the stacks' slices.
@@ -301,7 +301,7 @@ class Offer:
     """The systems that can answer.
 
     Args:
-        systems: in the order of the papers' tables.
+        systems: systems that can answer, in the order of the papers' tables.
         notes: why others cannot, and where one does not run as its paper has it.
     """
 

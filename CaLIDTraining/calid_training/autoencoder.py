@@ -28,13 +28,13 @@ class AutoencoderStage(L.LightningModule):
         network: widths of E and D.
         perceptual: "discriminator" compares the discriminator's own feature maps (no downloaded weights); "alex" is
             LPIPS as in the paper, from a file on this machine (see `calid_training.lpips`).
-        alexnet: that file; None takes the one in CALID_ALEXNET.
+        alexnet: file of AlexNet's weights; None takes the one in CALID_ALEXNET.
         kl_weight: weight of the KL divergence summed over a latent, beside the L1 likelihood averaged over pixels; 1e-6
             already drowns the latents in noise.
         perceptual_weight, adversarial_weight: weights of the other terms.
         adversarial_start: training step from which the discriminator takes part.
         learning_rate, discriminator_learning_rate: learning rates of the two Adam optimizers.
-        warmup_steps: over which both rise linearly.
+        warmup_steps: steps over which both rise linearly.
         discriminator_channels: width of the PatchGAN.
         accumulate: batches whose gradients make one step, where a batch does not fit the device.
         gradient_clip: largest norm of the gradients, or None.

@@ -54,8 +54,8 @@ class Movements(Sequence[Moving]):
 
     Args:
         cases: the cines.
-        frames: that a cine has at least; those with fewer are left out.
-        max_gap_mm: see `crops.Triplets`.
+        frames: fewest frames of a cine; those with fewer are left out.
+        max_gap_mm: largest distance between the outer slices, see `crops.Triplets`.
     """
 
     def __init__(self, cases: Sequence[AnyCase], *, frames: int, max_gap_mm: float) -> None:

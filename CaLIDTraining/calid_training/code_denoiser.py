@@ -44,8 +44,8 @@ class CodeDenoiserStage(L.LightningModule):
         terminal_share: share of the draws at t = T-1, where the walk starts.
         image_weight: weight of the judged draws beside Eq. 5; 0 leaves the codec as it is.
         draw_steps: DDIM steps of these draws.
-        spread_share: how much of the draws' distance to each other counts.
-        likelihood_weight, perceptual_weight, texture_weight: as the codec's.
+        spread_share: share of half the draws' distance to each other that is taken off, 0 to 1.
+        likelihood_weight, perceptual_weight, texture_weight: weights of the judge, as in the codec's stage.
         trains_motion: whether the motion learns, too, from what becomes of the neighbors that it moves.
         trains_walk: whether eps_theta and tau2 learn; without, tau1 alone follows what the codec comes to see.
         anneals: whether the rate falls to nothing by the end of the run.

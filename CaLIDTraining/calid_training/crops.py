@@ -139,12 +139,12 @@ class CropStream(IterableDataset):
     """An endless supply of batches, cut into epochs of `batches` batches.
 
     Args:
-        sources: what can be drawn from; opaque to the stream.
-        make_batch: see `BatchMaker`.
+        sources: cases, triplets or clips that `make_batch` draws from; opaque to the stream.
+        make_batch: the `BatchMaker` of the stage.
         batch_size: crops per batch at the first of `sizes`; batches of other sizes hold about as many pixels.
         sizes: crop sizes, multiples of 16.
-        size_weights: how often each is drawn.
-        batches: per epoch.
+        size_weights: share of the batches of each size; they need not sum to 1.
+        batches: batches of an epoch.
         seed: seed of the whole stream.
     """
 

@@ -76,7 +76,7 @@ class Item:
 
     Args:
         dataset, patient, series, split: see `RawCase`.
-        files: what is read; they decide whether a prepared case is still up to date.
+        files: files that are read; they decide whether a prepared case is still up to date.
         read: reads it; a function of a module with its arguments, so that other processes can call it.
     """
 

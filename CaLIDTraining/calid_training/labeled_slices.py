@@ -183,7 +183,7 @@ class RandomCrops(Dataset):
     """Random crops; the i-th is fixed by (seed, epoch, i), whatever the batches and workers.
 
     Args:
-        slices: what to cut from.
+        slices: slices that crops are cut from.
         weights: share of the crops by set; slices of one set are equally likely.
         length: crops in an epoch.
         seed, epoch: seed and epoch of the random numbers.

@@ -47,7 +47,7 @@ class IndexEntry:
         labels_file: path of the labels below the prepared folder, "" without labels.
         center: (column, row) of the heart, see `case_center`; None in an index of version 0.1.
         closes: whether the last frame is followed by the first; None in an index of version 0.1.
-        source: what the case was made of: file names, sizes and times.
+        source: hash of names, sizes and times of the files that the case was made of.
     """
 
     dataset: str
@@ -194,7 +194,7 @@ def prepare(
 
     Args:
         data: folder that holds one folder per set.
-        out: where the prepared sets go; other sets that are there stay.
+        out: folder for the prepared sets; other sets that are there stay.
         datasets: keys of `datasets.READERS`, or folders of one's own data.
         workers: processes that read stacks; 0 reads in this one, None takes one for every core, `MAX_WORKERS` at most.
         splits: who is in which split, instead of the sets' own rules; who is not named is left out.

@@ -35,7 +35,7 @@ def cook(steps: Sequence[RecipeStep], out: Path) -> int:
     """Run the steps that are not done yet, each as a program of its own; the first failure ends it.
 
     Args:
-        steps: what is to be done, in this order.
+        steps: the steps, in this order.
         out: folder that remembers what is done, with the time it took.
 
     Returns:

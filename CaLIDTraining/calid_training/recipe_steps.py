@@ -19,7 +19,7 @@ class RecipeStep:
 
     Args:
         name: name of the step.
-        command: what is typed after the program.
+        command: arguments of the program without its settings.
         program: `calid-train` or `calid-evaluate`.
         configs: configurations of a training step, in the order in which they are read.
         changes: {"data.batch_size": 8, ...} of a training step, over its configurations.

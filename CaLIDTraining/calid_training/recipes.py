@@ -119,7 +119,7 @@ class Ingredients:
         """An export step.
 
         Args:
-            kind: what `calid-train export` makes.
+            kind: subcommand of `calid-train export`.
             run: the stage whose run is exported.
             *options: further ones of the command.
             step: name of the step; by default it is named after the run.
@@ -151,7 +151,7 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
     """The model that ships: motion, codec, denoiser of codes, both together, all on other looks, then layers over time.
 
     Args:
-        asked: what the user asked for.
+        asked: sets, places and hardware.
         small: whether every stage has minutes only, and the tables ask about few patients.
     """
 

@@ -19,7 +19,7 @@ def demons_field(
     Args:
         demons: one of SimpleITK's demons filters; its settings are replaced.
         fixed, moving: images (Y, X).
-        iterations: on each level.
+        iterations: iterations on each level.
         sigma_pixels: standard deviation of the Gaussian that smooths the displacements after every iteration.
     """
     images = [sitk.GetImageFromArray(np.asarray(x, np.float32)) for x in (fixed, moving)]

@@ -95,7 +95,7 @@ def run_stage(command: str, stage: Stage, arguments: list[str]) -> int:
 
     Args:
         command: name of the stage and of its default configuration, `<command>.yaml`.
-        stage: what learns and from what.
+        stage: the module and its data.
         arguments: anything LightningCLI takes; `--trainer.default_root_dir` is the run folder.
     """
     import warnings

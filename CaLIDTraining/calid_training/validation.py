@@ -39,11 +39,11 @@ def log_slices_between(
     """Log the figures of slices made between others and, of the first batch, their pictures.
 
     Args:
-        stage: that made them.
+        stage: the stage that made them.
         batch: "before", "target" and "after", images in [-1, 1].
         made: the slices between by the name of the way in which they were made.
         index: index of the batch.
-        figures_of: the figures.
+        figures_of: measures the slices.
     """
     truth = batch["target"]
     for name, images in made.items():

@@ -34,11 +34,11 @@ def write_model(
     """Write `<name>.safetensors` and set its entry in the folder's manifest.
 
     Args:
-        folder: with the manifest, or where it will be.
+        folder: folder of the manifest, which is made if it is not there.
         name: name of the model.
-        tensors: by name.
+        tensors: tensors of the networks, by name.
         config: configuration of the networks.
-        origin: where the weights come from, see `origin_of`; kept in the file.
+        origin: `origin_of` the weights, kept in the file.
         in_8_bits: whether weights are `packed`; else all is in half precision.
         **facts: further values of the manifest's entry.
     """

@@ -78,10 +78,10 @@ def load(
 
     Args:
         name: one of `NAMES`.
-        folder: with the manifest and the weights.
+        folder: folder of the manifest and the weights.
         steps: diffusion or optimization steps; None takes the paper's.
         device: "auto", "cpu", "cuda" or "mps".
-        models: where the segmenter of a system that has one may be, other than among the bundled models.
+        models: folder in which the segmenter of a system that has one may be, beside the bundled models.
 
     Raises:
         WeightsError: if the weights are missing, damaged or do not fit.
@@ -98,7 +98,7 @@ def budget_of(model: str, folder: Path | None = None) -> str:
 
     Args:
         model: name in the manifest.
-        folder: with the manifest; None is the bundled models'.
+        folder: folder of the manifest; None is the bundled models'.
     """
     models = json.loads((models_folder(folder) / MANIFEST_NAME).read_text(encoding="utf-8"))["models"]
     return next((one.get("budget", "") for one in models if one["name"] == model), "")

@@ -75,7 +75,7 @@ def completed_labels(case: AnyCase, predicted: np.ndarray) -> np.ndarray:
     Where they drew some structures only, a slice without any contour may have been left out: it is predicted whole.
 
     Args:
-        case: with labels or without.
+        case: a case with labels or without.
         predicted: (T, Z, Y, X) uint8.
     """
     if case.labels is None:

@@ -65,7 +65,7 @@ class DiffAE:
 
     Args:
         name: as in the papers' tables.
-        network: in evaluation mode, on the device.
+        network: trained networks in evaluation mode, on the device.
         device: where it runs.
         steps: number of steps of the inversion, and of the decoding.
         morphology: None for DiffAE.

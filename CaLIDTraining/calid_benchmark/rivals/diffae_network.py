@@ -40,7 +40,7 @@ class DiffAEConfig:
         num_res_blocks: residual blocks per level, one more on the U-Net's way up.
         attention_levels: levels with self-attention after every residual block.
         embedding: length of z_sem and of the time embedding.
-        dropout: inside the residual blocks.
+        dropout: share of the features that training drops, inside the residual blocks.
         norm_num_groups: groups of every group norm; divides all channels.
         morphology_channels: channels of l_mor; 0 builds DiffAE, which has none.
         morphology_width: channels in which l_mor joins the U-Net.

@@ -88,7 +88,7 @@ class DMCVRStage(DiffAEStage):
     """DiffAE's stage with the morphology of a segmenter.
 
     Args:
-        network: with the segmenter's morphology channels.
+        network: widths, with the segmenter's morphology channels.
         start: run folder of a DiffAE of the same widths, whose weights save most of the training; what has another
             shape, because l_mor joins there, begins anew.
         models: folder with the segmenter; None takes the bundled one.

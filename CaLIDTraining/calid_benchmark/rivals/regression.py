@@ -55,7 +55,7 @@ class Regression:
     """The trained network on a device: a `Baseline`.
 
     Args:
-        network: in evaluation mode, on the device.
+        network: trained network in evaluation mode, on the device.
         device: where it runs.
     """
 

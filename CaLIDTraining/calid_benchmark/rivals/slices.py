@@ -62,7 +62,7 @@ def interpolated(
         encode: slices -> their codes, which can be sliced like an array.
         decode_between: codes of the slices before and after every gap, and how far between them -> the slices there.
         slices: the stack (Z, Y, X).
-        factor: how many times as many slices there will be.
+        factor: number of gaps that each acquired one becomes.
         naive: encode both sides anew for every new slice.
     """
     codes = None if naive else encode(slices)

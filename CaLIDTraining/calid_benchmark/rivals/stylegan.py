@@ -218,7 +218,7 @@ class Generator(nn.Module):
         """Images (N, 1, size, size) and label scores (N, labels, size, size) of codes (N, S, W).
 
         Args:
-            codes: in W+.
+            codes: codes in W+.
             random_noise: draw the noise inputs, as in training; otherwise they are the same for every image.
         """
         x = self.constant.expand(len(codes), -1, -1, -1).contiguous(memory_format=torch.channels_last)

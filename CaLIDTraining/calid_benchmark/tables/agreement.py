@@ -62,7 +62,7 @@ class Ways:
     Args:
         segmenter: labels slices.
         settings: {way: how its dense stack is made}.
-        every: of the acquired slices, every how many-th is kept.
+        every: 1 keeps all acquired slices, 2 every second one, and so on.
         models: folder with the manifest of CaLID's models; None takes the bundled ones.
     """
 
@@ -184,10 +184,10 @@ def make(
     """Make the table and its picture.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         pairs: ED and ES of every patient.
-        ways: how they are measured.
-        head: what was asked, in a line above the table.
+        ways: the ways in which they are measured.
+        head: line above the table that says what was asked.
     """
     patients: dict[str, dict[str, dict[str, float]]] = {}
     for ed, es in tqdm(pairs, desc="agreement", unit=" patients"):

@@ -208,10 +208,10 @@ def make(place: Place, study: Path, *, asked: Sequence[StackQuestion] = (), tria
     """Make the table and a sheet of the study's views before and after.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         study: DICOM folder with short-axis and long-axis cines.
         asked: open stacks.
-        trials: outcome of the trials of the study.
+        trials: number of trials of the study.
         phases: number of phases of the study's cine.
     """
     read = read_study(study)

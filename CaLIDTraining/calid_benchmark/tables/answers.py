@@ -31,7 +31,7 @@ class Kept:
 
     Args:
         file: file of the slices (N, Y, X), float32 in [0, 1].
-        seconds: that the system took.
+        seconds: seconds that the system took.
         slices: their number N.
     """
 
@@ -92,7 +92,7 @@ def ask(
     Args:
         systems: who is asked.
         asked: the questions.
-        folder: for the slices; it is the caller's to delete.
+        folder: folder for the slices; it is the caller's to delete.
         slow_patients: how many patients of a group the slow rivals are asked about; None is all.
         sides: between what.
     """
@@ -128,7 +128,7 @@ def with_controls(answers: Answers, controls: Mapping[str, str], folder: Path) -
     Args:
         answers: answers of all rows; pairs of which one is missing are left out.
         controls: {learned row: row without the learned part}.
-        folder: for the controls' slices.
+        folder: folder for the controls' slices.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[StackQuestion, Kept]] = {}

@@ -405,7 +405,7 @@ def passages_of(
         segmenter: finds the heart of the acquired one.
         count: sequences of every set, from the first on; None is all.
         dicom: folder of an acquired cine, or None.
-        gaps: how many of its gaps, from the middle.
+        gaps: number of its gaps, from the middle.
     """
     asked = middle_slices(cases)
     if count is not None:
@@ -430,7 +430,7 @@ def make(
     """Make the table and its picture.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         asked: the sequences.
         segmenter: measures the ventricle.
         judges: LPIPS and rFID.

@@ -123,10 +123,10 @@ def make(
     """Make the table and its sheets.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         asked: the questions; the first of every group is shown.
         offer: the systems that are there.
-        source: where their weights lie.
+        source: folders of their weights.
         steps: number of steps of the walk.
         shown: the steps whose estimates are shown.
     """

@@ -182,8 +182,8 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
-        answers: what it is about.
+        place: folder and files for it.
+        answers: answers of all rows.
         segmenter: labels the slices.
         systems: who answered.
         notes: remarks below the table.

@@ -96,7 +96,7 @@ def makers(options: Namespace, amount: Amount, folder: Path) -> dict[str, Callab
     Args:
         options: options of the command line.
         amount: how much is made.
-        folder: for the slices that the systems make.
+        folder: folder for the slices that the systems make.
     """
     source = Source(
         options.models,

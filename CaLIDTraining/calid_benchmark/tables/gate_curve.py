@@ -106,7 +106,7 @@ def gates_of(
         run: folder of the run.
         ways: the ways of the run that are judged, by name.
         asked: the questions.
-        judges: what the figures are measured with.
+        judges: features, LPIPS and segmenter.
         device: where the networks run.
     """
     hours, step = hours_of(run), read_checkpoint(run)["global_step"]

@@ -136,7 +136,7 @@ def cells_of(
     Args:
         made: slices of the way.
         figures: their `figures_of_slices`.
-        judges: what the figures are measured with.
+        judges: features, LPIPS and segmenter.
         reference: figures of the way that this one is tested against.
     """
     cells = []
@@ -282,10 +282,10 @@ def make(place: Place, asked: Sequence[StackQuestion], ways: Mapping[str, Way], 
     """Make the table.
 
     Args:
-        place: where it goes.
+        place: folder and files for it.
         asked: the questions.
         ways: the ways that are judged, by name; those after `REFERENCE` are tested against it.
-        judges: what the figures are measured with.
+        judges: features, LPIPS and segmenter.
     """
     autocast, reference, lines = choose_device(place.device).autocast(), None, []
     for name, way in ways.items():

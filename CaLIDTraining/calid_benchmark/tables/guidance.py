@@ -259,11 +259,11 @@ def make(
     """Make the tables.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         study: DICOM folder with short-axis and long-axis cines, or None.
         asked: open stacks.
         phases: number of phases of the study's cine.
-        factor: how many times as many slices are made.
+        factor: number of gaps that each acquired one becomes.
     """
     seen: dict[str, dict[str, tuple[float, float]]] = {}
     if study is not None:

@@ -95,7 +95,7 @@ def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
 
     Args:
         answers: answers of all rows, linear interpolation among them.
-        judges: what the answers are measured with.
+        judges: features, LPIPS and rFID.
     """
     tables: dict[str, dict[str, Any]] = {}
     for group, members in by_group(answers.asked).items():
@@ -125,9 +125,9 @@ def judge(tally: Tally, kept: Kept, question: StackQuestion, truth: list[torch.T
     Args:
         tally: tally of the row.
         kept: answer of the row.
-        question: what was asked.
+        question: the stack.
         truth: features of the true slices, None where there is no extractor.
-        judges: what the answer is measured with.
+        judges: features, LPIPS and rFID.
     """
     made = kept.images()
     tally.seconds += kept.seconds
@@ -372,9 +372,9 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
-        answers: what it is about.
-        judges: what the answers are measured with.
+        place: folder and files for it.
+        answers: answers of all rows.
+        judges: features, LPIPS and rFID.
         systems: who answered.
         notes: remarks below the table.
         time_steps: steps of which the generation time is also measured.

@@ -57,7 +57,7 @@ class Heart:
         sparse: the acquired short-axis slices of some phases, cropped, float32 in [0, 1].
         lax: the long-axis images that cross them.
         frames: the phases' numbers in the study.
-        factor: how many times as many slices are asked for.
+        factor: number of gaps that each acquired one becomes.
     """
 
     sparse: Stack
@@ -268,12 +268,12 @@ def make(
     """Make the tables and pictures.
 
     Args:
-        place: where they go.
+        place: folder and files for them.
         study: DICOM folder with short-axis and long-axis cines.
         systems: who upsamples.
         meshes: folder with the study's fitted ventricles, or None.
         phases: how many phases are compared.
-        factor: how many times as many slices are made.
+        factor: number of gaps that each acquired one becomes.
         notes: remarks below the tables.
     """
     heart = heart_of_study(study, phases=phases, factor=factor)

@@ -156,7 +156,7 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
+        place: folder and files for it.
         answers: slices made of themselves.
         segmenter: labels them.
         systems: who answered.

@@ -160,7 +160,7 @@ def write_table(
     """Print a table, and write it as Markdown, as JSON with all that made it, and into the files that want it.
 
     Args:
-        place: where to.
+        place: folder and files for it.
         name: name of the table.
         text: the table.
         record: figures of the table.

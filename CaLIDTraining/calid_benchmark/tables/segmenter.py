@@ -41,7 +41,7 @@ class Comparison:
         phase: "ED" or "ES".
         structure: "lv", "myocardium" or "rv".
         level: "slice" or "stack".
-        figures: by name, "dice", "voe", and "hd_mm", "asd_mm", "assd_mm", per slice also in "_px"; distances are
+        figures: values by name, "dice", "voe", and "hd_mm", "asd_mm", "assd_mm", per slice also in "_px"; distances are
             missing where one mask is empty.
     """
 
@@ -170,7 +170,7 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
+        place: folder and files for it.
         data: folder that holds one folder per set.
         dataset: the set.
         split: patients who judge.

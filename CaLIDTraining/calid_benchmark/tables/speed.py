@@ -149,7 +149,7 @@ class Race:
         lines: the contestants.
         affordable: CPU seconds that a whole heart may take; longer ones are computed from small runs.
         acquired: slices of the heart.
-        factor: how many times as many are made of them.
+        factor: number of gaps that each acquired one becomes.
     """
 
     def __init__(self, lines: Sequence[Contestant], *, affordable: float, acquired: int, factor: int) -> None:
@@ -379,11 +379,11 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
+        place: folder and files for it.
         names: the systems that are timed, CaLID always among them; None is all.
         acquired: slices of the heart.
-        factor: how many times as many are made of them.
-        rounds: how often everyone is timed.
+        factor: number of gaps that each acquired one becomes.
+        rounds: number of times that everyone is timed.
         affordable: CPU seconds beyond which a whole heart is computed from small runs.
         paper: whether the papers' sizes are timed too.
     """

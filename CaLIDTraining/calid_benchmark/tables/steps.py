@@ -93,9 +93,9 @@ def make(
     """Make the table.
 
     Args:
-        place: where it goes.
+        place: folder and files for it.
         asked: the questions.
-        judges: what the answers are measured with.
+        judges: features, LPIPS and rFID.
         systems: linear interpolation, and who is asked at every number of steps.
         counts: the numbers of steps.
         notes: remarks below the table.
