@@ -65,7 +65,7 @@ class ComparisonPanel:
         self.onChanged()
 
     def onLayoutChanged(self) -> None:
-        """The user chose another layout: the comparison is over."""
+        """End the comparison: the user chose another layout."""
         self.leave()
         self.onChanged()
 
@@ -101,7 +101,7 @@ class ComparisonPanel:
             self.comparison.tintGenerated(isTinted)
 
     def showResult(self, result: RunResult) -> None:
-        """Another result takes the place of the one that is compared."""
+        """Put another result in the place of the one that is compared."""
         self.result = result
         title, guided = methodTitle(result.node), LongAxisFiles.guides(result)
         self.comparison.showResult(result.volume, result.generatedMask, title, guided)

@@ -94,9 +94,9 @@ class EngineClient:
             self.cancel(requestId)
 
     def withdraw(self, requestId: str) -> None:
-        """Ask for the end of a request that something more important has come after; the engine is given its time.
+        """Ask the engine to drop a request because a more important one follows; the handler hears the end.
 
-        It may be loading what the other one needs as well, and must not be ended for that. The handler hears the end.
+        Unlike `cancel`, this never ends an engine that is slow to obey: it may be loading what both requests need.
         """
         if requestId in self._pending:
             self._transport.send({"id": f"cancel-{requestId}", "command": "cancel", "target": requestId})

@@ -73,7 +73,7 @@ class EstimatePanel:
         self.timer.stop()
 
     def forgetDevice(self) -> None:
-        """Another engine may find another device."""
+        """Ask for the device again with the next estimate: another engine may find another one."""
         self._deviceAsked = self._answer = None
 
     def schedule(self) -> None:
@@ -107,7 +107,7 @@ class EstimatePanel:
         self.onBusy()
 
     def withdraw(self) -> None:
-        """A run begins: it is not kept waiting for a trial."""
+        """Drop the question under way, so that a run that begins does not wait for a trial."""
         self.timer.stop()
         if self._requestId is not None:
             self.logic.client.withdraw(self._requestId)

@@ -63,7 +63,7 @@ class InputPanel:
         self.parameters, self._checked = parameters, None
 
     def forget(self) -> None:
-        """The scene was closed."""
+        """Forget what was found in a scene that was closed."""
         self._regionsSeen.clear()
         self._unsuitable.clear()
         self._doubtful.clear()

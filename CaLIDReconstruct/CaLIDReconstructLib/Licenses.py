@@ -75,15 +75,15 @@ def segmenterLicense(modelsFolder: str = "") -> License | None:
         return None
 
 
-def isAgreed(license: License | None, preferences: Preferences) -> bool:  # noqa: A002 - Slicer's own spelling
+def isAgreed(terms: License | None, preferences: Preferences) -> bool:
     """Whether the weights may be used: asked once for each license that is not for every use, then remembered."""
-    if license is None or not license.isNonCommercial or preferences.agreedLicense == license.identifier:
+    if terms is None or not terms.isNonCommercial or preferences.agreedLicense == terms.identifier:
         return True
     question = _(
         "The segmentation uses weights that are licensed {license}, for non-commercial use only.\n\n"
         "They were trained on {data}.\n\nIs your use non-commercial? (Without it, untick the segmentation.)"
-    ).format(license=license.name, data=license.trainedOn)
+    ).format(license=terms.name, data=terms.trainedOn)
     if not slicer.util.confirmYesNoDisplay(question, windowTitle=_("License of the segmentation")):
         return False
-    preferences.agreedLicense = license.identifier
+    preferences.agreedLicense = terms.identifier
     return True

@@ -28,7 +28,7 @@ from .StudyPanel import StudyPanel
 POLL_MS = 50
 SCENE_DELAY_MS = 300
 IDLE_MS = 5 * 60 * 1000
-"""So long does an engine stay loaded that nobody asks anything; it holds most of a gigabyte."""
+"""How long an engine stays loaded without a question; it holds most of a gigabyte."""
 
 
 class Panel:
@@ -100,7 +100,7 @@ class Panel:
             self.onSceneSettled()
 
     def onSceneChanged(self) -> None:
-        """Nodes came or went; loading adds many of them, so the panel waits until it is quiet."""
+        """Look at the scene once no more nodes come or go: loading adds many."""
         self.sceneTimer.start()
 
     def onSceneSettled(self) -> None:
@@ -111,12 +111,12 @@ class Panel:
         self.refresh()
 
     def onSetupChanged(self) -> None:
-        """Another engine may find another device."""
+        """Ask for the device again, of which another engine may find another, and bring the panel up to date."""
         self.estimate.forgetDevice()
         self.refresh()
 
     def onSceneClosed(self) -> None:
-        """The nodes of the last result are gone."""
+        """Forget results and inputs of a scene that was closed."""
         self.results.forget()
         self.input.forget()
 
@@ -134,7 +134,7 @@ class Panel:
         self.estimate.schedule()
 
     def _forgetDone(self) -> None:
-        """A run that went well is no news of another input."""
+        """Clear the news of a run that went well once another input is chosen."""
         node = self.parameters.inputNode
         if self._doneInput is not None and (node.GetID() if node is not None else "") != self._doneInput:
             self._doneInput = None
@@ -222,7 +222,7 @@ class Panel:
         return RunSettings.fromParameters(self.parameters, self.logic.modelsFolder)
 
     def _batchSettings(self) -> RunSettings | None:
-        """The settings of a batch, which is done on this computer, with the models that were chosen for it."""
+        """The settings of a batch, which is done on this computer with the models that are chosen for it."""
         if self.parameters is None:
             return None
         return RunSettings.fromParameters(self.parameters, self.logic.preferences.modelsFolder)

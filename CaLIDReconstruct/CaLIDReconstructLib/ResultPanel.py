@@ -69,7 +69,7 @@ class ResultPanel(VTKObservationMixin):
         self.leaveComparison()
 
     def forget(self) -> None:
-        """The scene was closed: its nodes and planes are gone; the layout is none of them."""
+        """Leave the comparison and forget the results of a scene that was closed; the user's layout comes back."""
         self.leaveComparison()
         self.result = self._input = self._comparing.problem = None
         self.refresh()
