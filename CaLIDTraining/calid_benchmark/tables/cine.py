@@ -61,12 +61,12 @@ from tqdm import tqdm
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter
-from calid_benchmark.systems import SHIPPED_STEPS, generated
 from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
 from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
 from calid_benchmark.tables.record import Place, cell, markdown_table, place_of, probability, write_table
+from calid_benchmark.ways import SHIPPED_STEPS, generated
 
 DATASETS, SPLIT = ("chla", "sunnybrook"), "validation"
 LOW_HARMONICS = 4

@@ -28,7 +28,8 @@ from calid_training.stages import CONFIGS
 
 from calid_benchmark import rivals
 from calid_benchmark.rivals import diffae, dmcvr
-from calid_benchmark.systems import SHIPPED_STEPS, Named, classical_systems, generated
+from calid_benchmark.systems import Named, classical_systems
+from calid_benchmark.ways import SHIPPED_STEPS, generated
 
 OURS, PAPER, NONE = "our sizes", "paper sizes", "no network"
 STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 8, "CaLID+": 8}

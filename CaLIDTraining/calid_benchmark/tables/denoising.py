@@ -22,10 +22,11 @@ from calid.run.reconstruct import warm_interpolator
 
 from calid_benchmark import metrics, rivals
 from calid_benchmark.rivals.diffae import SCHEDULE, DiffAE, mixed
-from calid_benchmark.systems import COMMON_SPACING_MM, DIFFUSION_BASELINES, Offer, Source, offered
+from calid_benchmark.systems import DIFFUSION_BASELINES, Offer, Source, offered
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.questions import StackQuestion, add_question_arguments, asked_of, by_group, source_of
 from calid_benchmark.tables.record import Place, markdown_table, paragraphs, place_of, write_table
+from calid_benchmark.ways import COMMON_SPACING_MM
 
 STEPS, SHOWN = 10, (1, 2, 3, 5, 8, 10)
 

@@ -40,7 +40,7 @@ from calid_benchmark import metrics, perceptual
 from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter, network_of
-from calid_benchmark.systems import CONTROLS, Named, chosen, draws_between
+from calid_benchmark.systems import CONTROLS, Named, chosen
 from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
@@ -55,6 +55,7 @@ from calid_benchmark.tables.questions import (
     offer_of,
 )
 from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, probability, write_table
+from calid_benchmark.ways import draws_between
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips": 3}
 """Figures with an interval, and their digits."""
