@@ -10,14 +10,14 @@ import torch
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_benchmark import systems
+from calid_benchmark import ways
 from calid_benchmark.rivals import shape_based
 from calid_benchmark.systems import Named
 from calid_benchmark.tables import downstream, reconstruction
 from calid_benchmark.tables.answers import ask, of_themselves
 from scipy import ndimage
 
-LINEAR = Named("linear", systems.linear)
+LINEAR = Named("linear", ways.linear)
 
 
 def square(column: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_a_patients_phases_are_one_patient_and_frames_without_labels_are_not_ask
 
 
 def test_slow_baselines_can_be_asked_about_fewer_patients(asked, evaluate):
-    slow = Named("DMCVR", systems.linear)
+    slow = Named("DMCVR", ways.linear)
     rows = evaluate(asked, [LINEAR, slow], Expert(asked), slow_patients=1)["phantom ED 16 mm"]
     assert (rows["linear"]["patients"], rows["DMCVR"]["patients"]) == (2, 1)
     assert "| DMCVR | 1 |" in downstream.markdown({"phantom ED 16 mm": rows})

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_benchmark import systems
+from calid_benchmark import ways
 from calid_benchmark.controls import Filter, as_sharp_as
 from calid_benchmark.evaluate import main
 from calid_benchmark.systems import Named
@@ -20,7 +20,7 @@ from calid_benchmark.tables.record import write_into
 from scipy import stats
 
 GROUP = "phantom ED 16 mm"
-LINEAR = Named("linear", systems.linear)
+LINEAR = Named("linear", ways.linear)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_slow_baseline_is_compared_on_the_patients_it_was_asked_about(asked, e
 
 
 def test_the_table_says_what_a_row_was_trained_for_where_that_is_known(asked, evaluate):
-    rows = evaluate(asked[:1], [LINEAR, Named("DiffAE", systems.linear)], Judges())[GROUP]
+    rows = evaluate(asked[:1], [LINEAR, Named("DiffAE", ways.linear)], Judges())[GROUP]
     assert "trained for" not in interpolation.markdown({GROUP: rows})
     rows["DiffAE"]["budget"] = "12 core minutes"
     lines = interpolation.markdown({GROUP: rows}).splitlines()
@@ -153,7 +153,7 @@ def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked, evaluate):
         seen.append(steps)
         return LINEAR
 
-    stepped = Named("stepped", systems.linear, at_steps=at_steps)
+    stepped = Named("stepped", ways.linear, at_steps=at_steps)
     tables = evaluate(asked[:1], [LINEAR, stepped], Judges())
     interpolation.add_times(tables, asked, [LINEAR, stepped], steps=128)
     assert seen == [128]

@@ -15,7 +15,7 @@ pytest.importorskip("skimage", reason="the training package is not installed (pi
 
 from calid.method.codec import CodecConfig
 from calid.run.settings import Settings
-from calid_benchmark import systems
+from calid_benchmark import ways
 from calid_benchmark.evaluate import main
 from calid_benchmark.rivals.diffae import DiffAE
 from calid_benchmark.systems import Named
@@ -86,7 +86,7 @@ class Multiplying:
         count = self.evaluations(len(slices), factor)
         for _ in range(count):
             torch.from_numpy(slices[0]) @ torch.from_numpy(slices[0])
-        return systems.linear_between(slices, factor)
+        return ways.linear_between(slices, factor)
 
     def evaluations(self, acquired, factor, *, naive=False):
         new = (acquired - 1) * (factor - 1)
@@ -100,7 +100,7 @@ class Searching(Multiplying):
         new = (len(slices) - 1) * (factor - 1)
         for _ in range(self.steps * len(slices) * 3 + 5 * len(slices) + new):
             torch.from_numpy(slices[0]) @ torch.from_numpy(slices[0])
-        return systems.linear_between(slices, factor)
+        return ways.linear_between(slices, factor)
 
     def evaluations(self, acquired, factor, *, naive=False):
         new = (acquired - 1) * (factor - 1)
@@ -142,7 +142,7 @@ def test_what_is_affordable_is_run_and_what_is_not_is_computed():
     class Watched(Multiplying):
         def whole_heart(self, slices, factor):
             seen.append(len(slices))
-            return systems.linear_between(slices, factor)
+            return ways.linear_between(slices, factor)
 
     watched = Contestant("CaLID", OURS, lambda steps: Watched(steps or 8), steps=8)
     rows = speed.Race([watched], affordable=1000, acquired=5, factor=2).results(rounds=2)
@@ -169,7 +169,7 @@ def test_the_claim_is_a_ratio_of_equals():
 
 
 def test_a_system_without_a_network_costs_no_evaluations():
-    runner = PlainRunner(Named("linear", systems.linear, upsample=systems.linear_between))
+    runner = PlainRunner(Named("linear", ways.linear, upsample=ways.linear_between))
     assert runner.evaluations(11, 8) == 0
     assert runner.whole_heart(np.zeros((3, 8, 8), np.float32), 4).shape == (9, 8, 8)
 

@@ -14,7 +14,7 @@ pytest.importorskip("skimage", reason="the training package is not installed (pi
 from calid.method.model import Departures
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
-from calid_benchmark import systems
+from calid_benchmark import ways
 from calid_benchmark.evaluate import main
 from calid_benchmark.rivals import diffae
 from calid_benchmark.rivals.diffae_network import DiffAEConfig, DiffAENetwork
@@ -32,7 +32,7 @@ def blurring(count: int | None = None) -> Named:
 
 
 def test_every_number_of_steps_is_a_row_of_its_own(asked):
-    systems_asked = [Named("linear", systems.linear), blurring()]
+    systems_asked = [Named("linear", ways.linear), blurring()]
     tables = steps.evaluate_steps(asked, systems_asked, Judges(), steps=(1, 2, 8))
     rows = tables[GROUP]["blurring"]
     assert list(rows) == [1, 2, 8]

