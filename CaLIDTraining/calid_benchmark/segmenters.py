@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch
 from calid.heart.medformer import MedFormer
-from calid.heart.segmentation import DEFAULT_MODEL, Segmenter, warm_segmenter
+from calid.heart.segmentation import DEFAULT_MODEL, Segmenter, most_likely, warm_segmenter
 from calid.method.weights import read_manifest
 from calid.run.device import Device
 
@@ -33,3 +35,9 @@ def judging_segmenter(device: Device, models: Path | None) -> Segmenter:
         WeightsError: if there is none.
     """
     return warm_segmenter(device, segmenter_folder(models))
+
+
+def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
+    """Labels (N, Y, X) of images (N, Y, X) in [0, 1]."""
+    foreground = segmenter.foreground(torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None])
+    return most_likely(foreground)

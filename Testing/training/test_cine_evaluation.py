@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 import torch
+from calid_benchmark import beating
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.tables import cine
 from calid_training.cine import Beat, contraction
@@ -31,18 +32,20 @@ def wave(harmonic: int, amplitude: float = 0.1) -> np.ndarray:
 
 def test_true_slices_have_the_right_figures():
     truth = wave(1) + wave(6, 0.02)
-    assert cine.temporal_figures(truth, truth, ring=True) == pytest.approx({"change": 1, "flicker": 1, "above_4th": 1})
-    assert cine.motion_error(truth, truth, ring=True) == 0
+    assert beating.temporal_figures(truth, truth, ring=True) == pytest.approx(
+        {"change": 1, "flicker": 1, "above_4th": 1}
+    )
+    assert beating.motion_error(truth, truth, ring=True) == 0
 
 
 def test_twice_the_motion_is_twice_the_change():
-    figures = cine.temporal_figures(wave(1, 0.2), wave(1, 0.1), ring=True)
+    figures = beating.temporal_figures(wave(1, 0.2), wave(1, 0.1), ring=True)
     assert figures["change"] == pytest.approx(2)
     assert figures["flicker"] == pytest.approx(2)
 
 
 def test_only_fast_changes_are_above_the_fourth_harmonic():
-    slow, fast = (cine.above_low_harmonics(wave(harmonic)) for harmonic in (4, 5))
+    slow, fast = (beating.above_low_harmonics(wave(harmonic)) for harmonic in (4, 5))
     assert slow < 1e-20
     assert fast == pytest.approx(np.square(wave(5) - 0.5).sum() / 2, rel=1e-6)  # the other half has negative frequency
 
@@ -50,18 +53,18 @@ def test_only_fast_changes_are_above_the_fourth_harmonic():
 def test_flicker_weighs_more_in_second_differences():
     truth = wave(1)
     flickering = truth + 0.01 * np.random.default_rng(0).standard_normal(truth.shape)
-    figures = cine.temporal_figures(flickering, truth, ring=True)
+    figures = beating.temporal_figures(flickering, truth, ring=True)
     assert figures["flicker"] > figures["change"] > 1
 
 
 def test_a_slice_that_does_not_move_has_a_motion_error_of_one():
-    assert cine.motion_error(np.zeros((FRAMES, 8, 8)), wave(1), ring=True) == pytest.approx(1)
+    assert beating.motion_error(np.zeros((FRAMES, 8, 8)), wave(1), ring=True) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("ring", "count"), [(True, FRAMES), (False, FRAMES - 2)])
 def test_a_cycle_is_a_ring(ring, count):
     ramp = np.arange(FRAMES, dtype=float)[:, None, None] * np.ones((1, 2, 2))
-    second = cine.differences(ramp, 2, ring=ring)
+    second = beating.differences(ramp, 2, ring=ring)
     assert len(second) == count
     assert bool(second.any()) == ring  # a ramp is straight but for its jump back
 
@@ -95,7 +98,7 @@ def test_a_smooth_area_is_less_rough_than_a_jumping_one():
     radii = 9 + 2 * np.cos(2 * np.pi * np.arange(FRAMES) / FRAMES)
     smooth = (np.hypot(rows, columns) < radii[:, None, None]).astype(np.float32)
     jumping = (np.hypot(rows, columns) < (radii + np.tile([-1, 1], 10))[:, None, None]).astype(np.float32)
-    figures = [cine.roughness(Areas(), frames, ring=True) for frames in (smooth, jumping)]
+    figures = [beating.roughness(Areas(), frames, ring=True) for frames in (smooth, jumping)]
     assert figures[1] > 3 * figures[0]
 
 

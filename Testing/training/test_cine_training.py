@@ -14,7 +14,7 @@ import torch
 import yaml
 from calid.images.files import write_stack
 from calid.stack import Stack
-from calid_training.cine import Beat, aligned, contraction, displacement, moved, with_noise
+from calid_training.cine import Beat, aligned, contraction, displacement, on_the_way, with_noise
 from calid_training.cine_data import Movements, Moving, clip_batch, draw_frames
 from calid_training.cine_denoiser import CineDenoiserStage, joint_noise
 from calid_training.crops import Triplet
@@ -97,13 +97,13 @@ def test_slices_are_put_beside_those_of_the_same_place():
 def test_tissue_goes_half_its_way_at_half_the_contraction():
     ed, es = disc(18.0), disc(12.0)
     field = displacement(ed, es)
-    radii = [radius_of(frame) for frame in moved(ed, es, field, np.array([0.0, 0.5, 1.0]))]
+    radii = [radius_of(frame) for frame in on_the_way(ed, es, field, np.array([0.0, 0.5, 1.0]))]
     assert radii == pytest.approx([18, 15, 12], abs=0.6)
 
 
 def test_both_ends_of_the_way_are_the_acquired_images():
     ed, es = disc(17.0), disc(13.0, center=(31.0, 32.0))
-    first, last = moved(ed, es, displacement(ed, es), np.array([0.0, 1.0]))
+    first, last = on_the_way(ed, es, displacement(ed, es), np.array([0.0, 1.0]))
     np.testing.assert_allclose(first, ed, atol=1e-3)
     assert np.abs(last - es).mean() < 0.01
 
@@ -111,7 +111,7 @@ def test_both_ends_of_the_way_are_the_acquired_images():
 def test_a_blend_alone_would_not_move():
     """The oracle of the test above can fail: without displacement the half-way edge is two edges."""
     ed, es = disc(18.0), disc(12.0)
-    still = moved(ed, es, np.zeros((2, 64, 64), np.float32), np.array([0.5]))[0]
+    still = on_the_way(ed, es, np.zeros((2, 64, 64), np.float32), np.array([0.5]))[0]
     np.testing.assert_allclose(still, (ed + es) / 2, atol=1e-3)
 
 

@@ -15,6 +15,7 @@ from calid_benchmark.evaluate import main
 from calid_benchmark.systems import Named
 from calid_benchmark.tables import interpolation
 from calid_benchmark.tables.answers import ask, control_name, with_controls
+from calid_benchmark.tables.deviation import trust_note, trust_of, uncertainty_figures
 from calid_benchmark.tables.interpolation import Judges
 from calid_benchmark.tables.record import write_into
 from scipy import stats
@@ -111,22 +112,22 @@ def test_the_deviation_is_judged_by_its_own_error_everywhere_and_in_the_heart(as
     def drawn(*_, **__):
         return [(image + error, deviation) for image in asked[0].truth]
 
-    monkeypatch.setattr(interpolation, "between", drawn)
-    found = interpolation.uncertainty_figures(asked[:1], models_folder=None, samples=2, device="cpu")
+    monkeypatch.setattr("calid_benchmark.tables.deviation.draws_between", drawn)
+    found = uncertainty_figures(asked[:1], models_folder=None, samples=2, device="cpu")
     assert found["heart"]["spearman"] == pytest.approx(-1, abs=0.02)
     assert 0 < found["everywhere"]["spearman"] < 0.9
     assert found["slices"] == len(asked[0].truth)
-    assert "over all pixels" in interpolation.trust_note(found)
+    assert "over all pixels" in trust_note(found)
 
 
 def test_intervals_of_a_true_deviation_hold_their_share_of_the_errors():
     deviation = np.random.default_rng(0).uniform(0.5, 2.0, 40_000)
     error = np.abs(np.random.default_rng(1).standard_normal(len(deviation)) * deviation)
-    found = interpolation._trust(error, deviation)
+    found = trust_of(error, deviation)
     assert found["spread_over_error"] == pytest.approx(1, rel=0.02)
     for share, held in found["coverage"].items():
         assert held == pytest.approx(float(share), abs=0.01)
-    assert interpolation._trust(error, deviation / 2)["spread_over_error"] == pytest.approx(0.5, rel=0.02)
+    assert trust_of(error, deviation / 2)["spread_over_error"] == pytest.approx(0.5, rel=0.02)
 
 
 def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patients():

@@ -19,7 +19,7 @@ from calid_benchmark import ways
 from calid_benchmark.evaluate import main
 from calid_benchmark.rivals.diffae import DiffAE
 from calid_benchmark.systems import Named
-from calid_benchmark.tables import contestants, speed
+from calid_benchmark.tables import contestants, costs, speed
 from calid_benchmark.tables.contestants import OURS, CalidRunner, Contestant, PlainRunner
 
 
@@ -51,29 +51,29 @@ def line(name: str, steps: int | None = 8) -> Contestant:
 
 
 def test_the_three_costs_are_recovered_from_the_small_runs():
-    true = speed.Costs(evaluation=0.03, encoded=0.2, made=0.05)
+    true = costs.Costs(evaluation=0.03, encoded=0.2, made=0.05)
     for probes in speed.PROBES.values():
-        runs = [speed.work_of(line("DiffAE"), diffae(steps), a, f) for a, f, steps in probes]
-        for fit in (speed.fitted_costs, speed.solved_costs):
+        runs = [costs.work_of(line("DiffAE"), diffae(steps), a, f) for a, f, steps in probes]
+        for fit in (costs.fitted_costs, costs.solved_costs):
             found = fit(runs, [true.of(work) for work in runs])
             assert (found.evaluation, found.encoded, found.made) == pytest.approx((0.03, 0.2, 0.05))
-    careful = true.of(speed.work_of(line("DiffAE"), diffae(64), 11, 8))
+    careful = true.of(costs.work_of(line("DiffAE"), diffae(64), 11, 8))
     assert careful == pytest.approx(0.03 * 64 * 81 + 0.2 * 11 + 0.05 * 70)
-    naive = true.of(speed.work_of(line("DiffAE"), diffae(64), 11, 8, naive=True))
+    naive = true.of(costs.work_of(line("DiffAE"), diffae(64), 11, 8, naive=True))
     assert naive == pytest.approx(0.03 * 64 * 210 + 0.2 * 140 + 0.05 * 70), "two slices encoded for each new one"
 
 
 def test_a_system_that_inverts_nothing_has_no_naive_way():
-    plain, naive = (speed.work_of(line("CaLID"), calid("calid"), 11, 8, naive=way) for way in (False, True))
+    plain, naive = (costs.work_of(line("CaLID"), calid("calid"), 11, 8, naive=way) for way in (False, True))
     assert plain == naive
-    plain, naive = (speed.work_of(line("CaLID+"), calid("calid+"), 11, 8, naive=way) for way in (False, True))
+    plain, naive = (costs.work_of(line("CaLID+"), calid("calid+"), 11, 8, naive=way) for way in (False, True))
     assert naive.evaluations > plain.evaluations
 
 
 def test_costs_of_flops_may_take_back_what_another_part_counts_and_those_of_time_may_not():
-    runs = [speed.Work(1, 1, 0), speed.Work(1, 0, 1), speed.Work(0, 1, 1)]
-    assert speed.solved_costs(runs, [1.0, 4.0, 1.0]) == speed.Costs(*map(pytest.approx, (2.0, -1.0, 2.0)))
-    assert speed.fitted_costs(runs, [1.0, 4.0, 1.0]).encoded == 0
+    runs = [costs.Work(1, 1, 0), costs.Work(1, 0, 1), costs.Work(0, 1, 1)]
+    assert costs.solved_costs(runs, [1.0, 4.0, 1.0]) == costs.Costs(*map(pytest.approx, (2.0, -1.0, 2.0)))
+    assert costs.fitted_costs(runs, [1.0, 4.0, 1.0]).encoded == 0
 
 
 class Multiplying:
@@ -120,9 +120,9 @@ def test_operations_of_a_search_for_codes_are_counted_exactly():
 
 def test_making_a_slice_of_a_code_is_not_taken_for_a_step_of_the_search():
     probes = speed.PROBES[OURS]
-    works = [speed.work_of(line("DeepRecon", None), Searching(steps), a, f) for a, f, steps in probes]
+    works = [costs.work_of(line("DeepRecon", None), Searching(steps), a, f) for a, f, steps in probes]
     seconds = [1.0 * steps * a + 0.5 * a + 0.1 * (a - 1) * (f - 1) for a, f, steps in probes]
-    found = speed.fitted_costs(works, seconds)
+    found = costs.fitted_costs(works, seconds)
     assert (found.evaluation, found.encoded, found.made) == pytest.approx((1.0, 0.5, 0.1))
 
 

@@ -59,9 +59,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
+from calid_benchmark.beating import motion_error, roughness, temporal_figures
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter
-from calid_benchmark.tables.downstream import segmented
 from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
 from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
@@ -69,7 +69,6 @@ from calid_benchmark.tables.record import Place, cell, markdown_table, place_of,
 from calid_benchmark.ways import SHIPPED_STEPS, generated
 
 DATASETS, SPLIT = ("chla", "sunnybrook"), "validation"
-LOW_HARMONICS = 4
 PHASES = 8
 """Shown of a cycle (Fig. 3)."""
 ACQUIRED = "acquired"
@@ -110,7 +109,7 @@ class Passage:
 
     Args:
         group: a block of the table.
-        patient: one number each.
+        patient: patient, or gap of an acquired cine; each counts once.
         before, after: (T, 128, 128) in [0, 1].
         truth: the same of the slice between, or None where none was acquired.
         spans_cycle: whether the last frame is followed by the first.
@@ -187,44 +186,6 @@ def made_by(
     """The slices between, exactly as `calid upsample` makes them of a cine of two slices."""
     frames = generated(interpolator, np.stack([before, after], axis=1), 2, settings, is_periodic=spans_cycle)
     return np.stack([values[1] for values, _ in frames])
-
-
-def differences(frames: np.ndarray, order: int, *, ring: bool) -> np.ndarray:
-    """Differences of the first or second order of frames (T, Y, X) in time, around the ring or not."""
-    if ring:
-        frames = np.concatenate([frames, frames[:order]])
-    return np.diff(frames, order, axis=0)
-
-
-def above_low_harmonics(frames: np.ndarray) -> float:
-    """Energy of the temporal spectrum of frames (T, Y, X) above the 4th harmonic of their length."""
-    return float(np.square(np.abs(np.fft.rfft(frames, axis=0, norm="ortho")[LOW_HARMONICS + 1 :])).sum())
-
-
-def temporal_figures(frames: np.ndarray, truth: np.ndarray, *, ring: bool) -> dict[str, float]:
-    """How frames (T, Y, X) change in time, relative to true ones of the same size."""
-    orders = {"change": 1, "flicker": 2}
-    ratios = {
-        name: float(
-            np.abs(differences(frames, order, ring=ring)).mean() / np.abs(differences(truth, order, ring=ring)).mean()
-        )
-        for name, order in orders.items()
-    }
-    return ratios | {"above_4th": above_low_harmonics(frames) / above_low_harmonics(truth)}
-
-
-def motion_error(frames: np.ndarray, truth: np.ndarray, *, ring: bool) -> float:
-    """Root mean square of the error of the change from frame to frame, relative to the true change."""
-    made, true = (differences(x, 1, ring=ring) for x in (frames, truth))
-    return float(np.sqrt(np.square(made - true).mean() / np.square(true).mean()))
-
-
-def roughness(segmenter: Segmenter, frames: np.ndarray, *, ring: bool) -> float:
-    """Root mean square second difference of the LV area over frames (T, Y, X), in percent of the mean area."""
-    areas = (segmented(segmenter, frames) == LV_CAVITY.value).sum(axis=(1, 2)).astype(float)
-    if not areas.any():
-        return float("nan")
-    return float(100 * np.sqrt(np.square(differences(areas, 2, ring=ring)).mean()) / areas.mean())
 
 
 def figures_of_frames(sequence: Passage, frames: np.ndarray, segmenter: Segmenter) -> dict[str, float]:

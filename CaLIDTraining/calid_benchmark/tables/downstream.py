@@ -19,15 +19,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from calid.heart.segmentation import Segmenter, most_likely
+from calid.heart.segmentation import Segmenter
 from calid.run.device import choose_device
 from calid_training.segmenter import STRUCTURE_NAMES
 from tqdm import tqdm
 
 from calid_benchmark import metrics
 from calid_benchmark.rivals import shape_based
-from calid_benchmark.segmenters import judging_segmenter
+from calid_benchmark.segmenters import judging_segmenter, segmented
 from calid_benchmark.systems import CONTROLS, Named, chosen
 from calid_benchmark.tables.answers import Answers, ask, with_controls
 from calid_benchmark.tables.drawings import dots, error_bars
@@ -51,12 +50,6 @@ FIGURES = ("dice", "dice_per_slice", *LENGTHS)
 
 Labeled = Callable[[StackQuestion], np.ndarray | None]
 """A question -> labels (N, Y, X) of its slices, or None where the row was not asked."""
-
-
-def segmented(segmenter: Segmenter, images: np.ndarray) -> np.ndarray:
-    """Labels (N, Y, X) of images (N, Y, X) in [0, 1]."""
-    foreground = segmenter.foreground(torch.from_numpy(np.ascontiguousarray(images, np.float32))[:, None])
-    return most_likely(foreground)
 
 
 def labelings_of(answers: Answers, segmenter: Segmenter) -> dict[str, Labeled]:

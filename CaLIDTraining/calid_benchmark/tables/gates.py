@@ -33,8 +33,7 @@ from calid_training.weight_files import part_config
 
 from calid_benchmark import metrics, perceptual
 from calid_benchmark.rivals.slices import as_images, as_slices
-from calid_benchmark.segmenters import judging_segmenter, network_of
-from calid_benchmark.tables.downstream import segmented
+from calid_benchmark.segmenters import judging_segmenter, network_of, segmented
 from calid_benchmark.tables.questions import StackQuestion, add_place_arguments, add_set_arguments, asked_of
 from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 

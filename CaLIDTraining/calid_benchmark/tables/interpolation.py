@@ -32,8 +32,6 @@ import torch
 from calid.errors import WeightsError
 from calid.heart.medformer import features
 from calid.run.device import choose_device
-from calid.run.settings import DeviceName, Settings
-from scipy.stats import norm, spearmanr
 from tqdm import tqdm
 
 from calid_benchmark import metrics, perceptual
@@ -42,10 +40,9 @@ from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter, network_of
 from calid_benchmark.systems import CONTROLS, Named, chosen
 from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
+from calid_benchmark.tables.deviation import trust_note, uncertainty_figures
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
-    PIXEL_MM,
-    SIZE,
     StackQuestion,
     add_question_arguments,
     add_slow_argument,
@@ -55,16 +52,12 @@ from calid_benchmark.tables.questions import (
     offer_of,
 )
 from calid_benchmark.tables.record import Place, cell, markdown_table, paragraphs, place_of, probability, write_table
-from calid_benchmark.ways import draws_between
 
 FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips": 3}
 """Figures with an interval, and their digits."""
 ROUNDS, BATCH = 3, 4
 """How often a slice at many steps is timed, and how many slices together."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
-UNCERTAINTY_PIXELS_PER_SLICE, HEART_PIXELS = 2000, 40
-INTERVALS = (0.5, 0.8, 0.95)
-"""Shares of the errors that should lie within an interval."""
 
 
 @dataclass(frozen=True)
@@ -207,60 +200,6 @@ def add_times(
 def _spread(values: Sequence[float]) -> dict[str, float]:
     """Median (as "mean", what cells of a table print), minimum and maximum."""
     return {"mean": float(np.median(values)), "low": min(values), "high": max(values)}
-
-
-def uncertainty_figures(
-    asked: Sequence[StackQuestion], *, models_folder: Path | None, samples: int, device: DeviceName
-) -> dict[str, Any]:
-    """Does the standard deviation say where the error is? Figures of some pixels of every slice.
-
-    Returns:
-        "everywhere" and "heart" (within 40 pixels, 72 mm, of the crop's center): each with the Spearman correlation of
-        error and deviation, root mean squares of deviation over error, the share of errors within a Gaussian's
-        `INTERVALS`, and both means by the deviation's decile. The error is that of the draws' mean.
-    """
-    settings = Settings(factor=2, method="calid+", mode="fidelity", samples=samples, device=device)
-    rng = np.random.default_rng(0)
-    places = {"everywhere": np.arange(SIZE**2), "heart": np.flatnonzero(_near_center())}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in places}
-    for question in tqdm(asked, desc="uncertainty", unit=" stacks"):
-        drawn = draws_between(
-            question.before,
-            question.after,
-            settings=settings,
-            models_folder=models_folder,
-            spacing_mm=question.spacing_mm,
-        )
-        for truth, (value, deviation) in zip(question.truth, drawn, strict=True):
-            assert deviation is not None  # several draws have one
-            pairs = np.stack([np.abs(truth - value).ravel(), deviation.ravel()])
-            for name, pixels in places.items():
-                found[name].append(pairs[:, rng.choice(pixels, UNCERTAINTY_PIXELS_PER_SLICE, replace=False)])
-    slices = len(found["heart"])
-    return {"slices": slices} | {name: _trust(*np.concatenate(pairs, axis=1)) for name, pairs in found.items()}
-
-
-def _near_center() -> np.ndarray:
-    """(128, 128) whether a pixel is where the heart is: crops are centered on it."""
-    rows, columns = np.indices((SIZE, SIZE)) - (SIZE - 1) / 2
-    return np.hypot(rows, columns) <= HEART_PIXELS
-
-
-def _trust(error: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
-    edges = np.quantile(deviation, np.linspace(0, 1, 11))
-    bins = np.clip(np.searchsorted(edges, deviation, side="right") - 1, 0, 9)
-    return {
-        "spearman": float(spearmanr(error, deviation).statistic),
-        "spread_over_error": float(np.sqrt(np.square(deviation).mean() / np.square(error).mean())),
-        "coverage": {
-            f"{share:g}": float((error <= norm.ppf((1 + share) / 2) * deviation).mean()) for share in INTERVALS
-        },
-        "deciles": [
-            {"deviation": float(deviation[bins == i].mean()), "error": float(error[bins == i].mean())}
-            for i in range(10)
-            if (bins == i).any()
-        ],
-    }
 
 
 def markdown(tables: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
@@ -433,20 +372,6 @@ def run(options: Namespace) -> int:
             samples=options.samples,
         )
     return 0
-
-
-def trust_note(trust: Mapping[str, Any]) -> str:
-    """What `uncertainty_figures` found, as a sentence."""
-    everywhere, heart = (trust[name]["spearman"] for name in ("everywhere", "heart"))
-    ratio, coverage = trust["heart"]["spread_over_error"], trust["heart"]["coverage"]
-    return (
-        f"Uncertainty: over {trust['slices']} slices, the Spearman correlation of the standard deviation over the "
-        f"draws with the error is {everywhere:.2f} over all pixels, and {heart:.2f} within {HEART_PIXELS} pixels "
-        f"({HEART_PIXELS * PIXEL_MM:.0f} mm) of the crop's center, where the heart is. There the deviation is "
-        f"{ratio:.2f} of the error (root mean squares), and intervals of "
-        f"{', '.join(f'{share:.0%}' for share in INTERVALS)} hold "
-        f"{', '.join(f'{share:.0%}' for share in coverage.values())} of the errors."
-    )
 
 
 def notes_of(notes: Sequence[str], measures: Perceptual) -> list[str]:

@@ -24,10 +24,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm import tqdm
 
 from calid_benchmark import metrics
-from calid_benchmark.segmenters import judging_segmenter
+from calid_benchmark.segmenters import judging_segmenter, segmented
 from calid_benchmark.systems import Named
 from calid_benchmark.tables.answers import Answers, ask, of_themselves
-from calid_benchmark.tables.downstream import ORIGINAL, segmented
+from calid_benchmark.tables.downstream import ORIGINAL
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
     PIXEL_MM,

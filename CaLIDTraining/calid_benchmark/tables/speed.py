@@ -22,18 +22,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from calid.images.files import read_stack, write_stack
 from calid.run.preparation import intensity_window
 from calid.stack import Stack
-from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from calid_benchmark.tables.contestants import NONE, OURS, PAPER, Contestant, Runner, contestants
+from calid_benchmark.tables.costs import fitted_costs, solved_costs, work_of
 from calid_benchmark.tables.drawings import dots
 from calid_benchmark.tables.questions import SIZE, add_place_arguments
 from calid_benchmark.tables.record import Place, machine, markdown_table, place_of, write_table
@@ -46,56 +46,6 @@ PAPER_STEPS = 128
 REFERENCE = "CaLID"
 BUSY = 0.3
 """Load of other processes beyond which the output says so."""
-
-
-class Work(NamedTuple):
-    """What a run does: its cost is a sum over these.
-
-    Args:
-        evaluations: evaluations of the network in diffusion or optimization steps.
-        encoded: slices.
-        made: new slices. A system without diffusion steps synthesizes each by one evaluation that is unlike a step
-            (DeepRecon's go forth and back), and is counted here alone.
-    """
-
-    evaluations: int
-    encoded: int
-    made: int
-
-
-def work_of(line: Contestant, runner: Runner, acquired: int, factor: int, *, naive: bool = False) -> Work:
-    """The work of a whole heart; naive runs encode two slices for every new one, where a system inverts any."""
-    made = (acquired - 1) * (factor - 1)
-    evaluations = runner.evaluations(acquired, factor, naive=naive)
-    inverts = evaluations != runner.evaluations(acquired, factor)
-    synthesized = made if line.steps is None and evaluations else 0
-    return Work(evaluations - synthesized, 2 * made if inverts else acquired, made)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What each part of the work costs, in seconds or FLOPs."""
-
-    evaluation: float
-    encoded: float
-    made: float
-
-    def of(self, work: Work) -> float:
-        """The cost of a run."""
-        return self.evaluation * work.evaluations + self.encoded * work.encoded + self.made * work.made
-
-
-def fitted_costs(runs: Sequence[Work], seconds: Sequence[float]) -> Costs:
-    """The costs that explain the small runs' times best, none of them negative."""
-    scale = max(seconds) or 1.0
-    found, _ = nnls(np.array(runs, float), np.array(seconds, float) / scale)
-    return Costs(*(float(value) * scale for value in found))
-
-
-def solved_costs(runs: Sequence[Work], flops: Sequence[float]) -> Costs:
-    """The costs whose sums are the small runs' FLOPs: as many equations as costs (or fewer, for parts it lacks)."""
-    found, *_ = np.linalg.lstsq(np.array(runs, float), np.array(flops, float), rcond=None)
-    return Costs(*map(float, found))
 
 
 @dataclass(frozen=True)
