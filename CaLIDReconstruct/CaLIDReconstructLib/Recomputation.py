@@ -9,7 +9,6 @@ from collections.abc import Callable
 import slicer
 from calid.heart.surfaces import SHOWN_GRID_MM, surfaces
 from calid.labels import LABELS
-from calid.serve.commands import SURFACE_GRID_MM
 from calid.stack import Stack
 
 from . import Nodes
