@@ -23,7 +23,7 @@ class BatchPanel:
     Args:
         ui: the named widgets.
         logic: whose engine beside that of runs does the work, on this computer.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         settings: gives what the panel is set to, or None while it shows no scene.
         canWork: whether the engine can be started; may ask the user to install what it needs.
         onBusy: called when there is something to wait for.

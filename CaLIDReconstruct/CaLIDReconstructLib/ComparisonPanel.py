@@ -21,7 +21,7 @@ class ComparisonPanel:
 
     Args:
         ui: the named widgets.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onChanged: called when the comparison was entered, left or could not be entered.
     """
 

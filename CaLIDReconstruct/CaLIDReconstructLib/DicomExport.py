@@ -29,7 +29,7 @@ class DicomExport:
         ui: the named widgets.
         logic: whose engine on this computer writes the files.
         result: gives the chosen result, or None.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         canAsk: whether the engine can be started; may ask the user to install what it needs.
         onBusy: called when there is an answer to wait for.
     """

@@ -23,10 +23,10 @@ class Question:
     """A run that could be started now.
 
     Args:
-        node: the input.
+        node: volume or sequence node of the input.
         settings: the settings of the run.
         geometry: the input's geometry; its voxels take no memory.
-        canAsk: the engine can be started for it.
+        canAsk: whether the engine may be started to answer.
     """
 
     node: object
@@ -46,7 +46,7 @@ class EstimatePanel:
         ui: the named widgets.
         logic: the engine; a question warms it up as well.
         question: gives the run that could be started now, or None.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onBusy: called when there is an answer to wait for.
     """
 

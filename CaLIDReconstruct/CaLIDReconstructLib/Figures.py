@@ -29,8 +29,8 @@ class Subject:
 
     Args:
         name: name of the result.
-        volume: its node shown in views, beside which new nodes are put in the study.
-        hasTimes: its frames have times, and not only numbers.
+        volume: node of the result that views show, beside which new nodes are put in the study.
+        hasTimes: whether the frames have times, and not only numbers.
     """
 
     name: str
@@ -44,7 +44,7 @@ class FigureNodes:
 
     Args:
         functionTable: volumes over time.
-        functionChart: their plot.
+        functionChart: plot of these volumes.
         segmentTable: the wall in the 17 segments.
     """
 

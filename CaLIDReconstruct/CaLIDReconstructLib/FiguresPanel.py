@@ -21,7 +21,7 @@ class FiguresPanel:
 
     Args:
         ui: the named widgets.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onChanged: called after the figures were measured again.
     """
 

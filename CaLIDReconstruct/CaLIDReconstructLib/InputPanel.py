@@ -41,7 +41,7 @@ class InputPanel:
 
     Args:
         ui: the named widgets.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onChosen: onChosen(node) is called with the shown node of an input that a button made.
     """
 

@@ -147,8 +147,8 @@ class InstallationPlan:
     """What a click would change in Slicer's Python; false when that is nothing.
 
     Args:
-        removesTorch: take the torch that is there away first.
-        installsTorch: download torch.
+        removesTorch: whether the torch that is there is taken away first.
+        installsTorch: whether torch is downloaded.
         requirements: the other packages to download, as pip would be given them.
     """
 
@@ -348,7 +348,7 @@ def selfCheckFrom(output: str, *, isOwnPython: bool) -> SelfCheck:
 
     Args:
         output: all that the process printed.
-        isOwnPython: it ran in Slicer's Python, whose installed files we can look at.
+        isOwnPython: whether it ran in Slicer's Python, whose installed files we can look at.
     """
     marked = [line for line in output.splitlines() if line.startswith("CALID-SELF-CHECK ")]
     if not marked:

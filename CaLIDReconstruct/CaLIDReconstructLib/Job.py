@@ -71,7 +71,7 @@ class _Task:
     """What a run works on, once its input is checked and written.
 
     Args:
-        chosen: the input.
+        chosen: input, as it was resolved when the run began.
         nodes: the growing result.
         views: volume nodes of the long-axis images that are taken along.
         workspace: folder of the run's files.
@@ -97,7 +97,7 @@ class UpsampleJob:
     """One run. It is driven by `advance`, called again and again beside `EngineClient.poll`; nothing here waits.
 
     Args:
-        client: the engine.
+        client: connection to the engine.
         node: the chosen volume or sequence node.
         settings: the settings of the run.
         listener: told how it goes.

@@ -52,7 +52,7 @@ def writeViews(views: Mapping[str, object], stackVolume, folder: Path, *, overwr
     Args:
         views: names and volume nodes, see `named`.
         stackVolume: the stack's volume node.
-        folder: existing.
+        folder: folder that exists, for a file of each image.
         overwrite: whether files of these names are replaced.
     """
     toStack = np.linalg.inv(LaxPlanes.toWorld(stackVolume))

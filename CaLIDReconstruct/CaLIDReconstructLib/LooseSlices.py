@@ -29,7 +29,7 @@ class LooseSlice:
 
     Args:
         name: name of the volume or sequence that it comes from.
-        plane: its plane, without the transform above it.
+        plane: plane of the slice, without the transform above it.
         frames: volume nodes in the order of time, or of their numbers where no times are known.
         times_ms: (T,) increasing; None where only numbers are known.
         shown: a node of the scene that the slice can be seen in.

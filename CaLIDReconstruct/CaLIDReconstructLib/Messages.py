@@ -229,7 +229,7 @@ def failureFromError(error: Exception, *, otherwise: str = "result-unreadable") 
     """The failure behind one of `EXPECTED_ERRORS`.
 
     Args:
-        error: the exception.
+        error: exception that was caught.
         otherwise: code of the system's errors, by what was done with the file; a full disk has its own.
     """
     if isinstance(error, ModuleError):

@@ -20,7 +20,7 @@ class RemotePanel:
     Args:
         ui: the named widgets.
         logic: whose runs are done there.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onChanged: called after another computer was taken.
         onBusy: called when there is an answer to wait for.
     """

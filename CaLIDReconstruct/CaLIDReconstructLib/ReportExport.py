@@ -30,7 +30,7 @@ class ReportExport:
         ui: the named widgets.
         logic: says which Python runs the engine.
         result: gives the chosen result, or None.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onBusy: called when `poll` has something to wait for.
     """
 

@@ -26,7 +26,7 @@ class ResultPanel(VTKObservationMixin):
 
     Args:
         ui: the named widgets.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
     """
 
     def __init__(self, ui, log: Callable[[str, str], None]) -> None:

@@ -62,7 +62,7 @@ def fillSegmentation(node, labels: Stack, frame: int = 0, surfaceFiles: Mapping[
     Args:
         node: segmentation node, in a scene or not.
         labels: uint8 stack, 1 LV cavity, 2 LV myocardium, 3 RV cavity.
-        frame: which frame.
+        frame: index of the frame.
         surfaceFiles: label key -> file with the engine's closed surface in LPS; Slicer makes those that are not there.
     """
     image = _orientedImage(labels, frame)

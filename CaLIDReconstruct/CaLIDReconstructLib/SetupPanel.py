@@ -21,7 +21,7 @@ class SetupPanel:
         ui: the named widgets.
         logic: whose engine is ended when another interpreter or other models are chosen.
         installation: None for the real one.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         onChanged: called when what is installed, the interpreter or the models changed, and around an installation.
         onBusy: called when `poll` has something to wait for.
     """

@@ -29,7 +29,7 @@ def addStudy(title: str, images: Iterable[tuple[str, Stack]]) -> StudyNodes:
 
     Args:
         title: name of the study.
-        images: (name, stack).
+        images: names and stacks of the images.
     """
     nodes = StudyNodes()
     item = _studyItem(title)

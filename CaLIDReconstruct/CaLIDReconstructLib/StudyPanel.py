@@ -24,7 +24,7 @@ class StudyPanel:
     Args:
         ui: the named widgets.
         logic: whose engine reads the files.
-        log: log(level, message).
+        log: called with a level of `logging` and a line for the user's log.
         canAsk: whether the engine can be started; may ask the user to install what it needs.
         onBusy: called when there is an answer to wait for.
         onLoaded: onLoaded(node) gets the shown node of the short axis.

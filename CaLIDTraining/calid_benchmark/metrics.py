@@ -110,7 +110,7 @@ def compare_masks(made: np.ndarray, truth: np.ndarray, spacings: Mapping[str, Se
 
     Args:
         made: the mask that is judged.
-        truth: the expert's.
+        truth: mask that the expert drew.
         spacings: {unit: size of a pixel along every axis}, such as {"px": (1, 1), "mm": (1.8, 1.8)}.
 
     Returns:

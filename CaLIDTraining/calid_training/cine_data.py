@@ -36,7 +36,7 @@ class Moving:
     """Slices (n-k, n, n+k) of all frames of a cine.
 
     Args:
-        triplet: the slices.
+        triplet: the three slices, of the cine's first frame.
         spans_cycle: whether the last frame is followed by the first.
     """
 
@@ -53,7 +53,7 @@ class Movements(Sequence[Moving]):
     """Every triplet of slices of the cines that have at least some frames, made when it is asked for.
 
     Args:
-        cases: the cines.
+        cases: prepared cines.
         frames: fewest frames of a cine; those with fewer are left out.
         max_gap_mm: largest distance between the outer slices, see `crops.Triplets`.
     """
@@ -80,7 +80,7 @@ def draw_frames(
 
     Args:
         rng: draws where they start.
-        source: the cine.
+        source: slices of the cine.
         count: frames of the clip.
         pace: 0 to 1, from consecutive frames to as far apart as the cine is long.
         whole_cycle: spread the frames over the whole cine instead, as evenly as whole frames allow (the paper's "we

@@ -37,7 +37,7 @@ class CodecStage(L.LightningModule):
     Args:
         motion: file written by `calid-train export motion`, or a whole model's.
         alexnet: weights of LPIPS's AlexNet, see `lpips`.
-        network: widths.
+        network: widths of E and D.
         likelihood_weight: weight of the mean absolute error.
         perceptual_weight: weight of LPIPS.
         texture_weight: weight of the difference in local strength of fine detail.
@@ -155,7 +155,7 @@ class Judge(torch.nn.Module):
     """How far images are from the truth: likelihood, LPIPS and texture.
 
     Args:
-        lpips: the network.
+        lpips: network that LPIPS compares features of.
         likelihood_weight, perceptual_weight, texture_weight: weights of the three.
     """
 

@@ -64,7 +64,7 @@ class CropPlan:
     Args:
         center: (column, row) in the case's pixels.
         pixel_mm: pixel size of the crop.
-        angle: radians.
+        angle: rotation of the crop in radians.
         mirrored: whether the columns run backwards.
         gamma: exponent on the [0, 1] intensities.
         size: rows and columns of the crop.
@@ -223,7 +223,7 @@ class Triplets(Sequence[Triplet]):
     every frame and slice of ten thousand subjects.
 
     Args:
-        cases: the stacks.
+        cases: prepared stacks.
         max_gap_mm: largest distance between the outer slices of a triplet, but for neighbors.
         frame_step: every how many-th frame takes part.
     """

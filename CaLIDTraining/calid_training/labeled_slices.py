@@ -86,14 +86,14 @@ class Augmentation:
 
     Args:
         pixel_mm: log-uniform range of the pixel size of most crops.
-        wide_pixel_mm: the same for the crops that show a wide view, for finding the heart.
+        wide_pixel_mm: log-uniform range of the pixel size of the crops that show a wide view, for finding the heart.
         wide_share: share of those.
         stretch: largest relative difference between the axes' scales.
         offset_mm: largest distance, per axis, from the heart to the crop's center.
-        wide_offset_mm: the same for wide and for far-off crops.
+        wide_offset_mm: largest such distance of wide and of far-off crops.
         far_share: share of crops at the usual scale that are this far off.
         bend_mm: standard deviation of the smooth displacement of bent crops (three in ten).
-        gamma: log-uniform range.
+        gamma: log-uniform range of the exponent on the [0, 1] intensities.
         noise: largest standard deviation of added Gaussian noise.
         blur_mm: largest standard deviation of the blur of three crops in ten (generated slices are smooth).
         shading: largest slope of the log brightness across the crop.

@@ -24,7 +24,7 @@ class MotionStage(L.LightningModule):
     """Fits the fields of triplets.
 
     Args:
-        network: widths.
+        network: widths of the motion network.
         start: motion file, or a whole model's, that is trained on; None starts from nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         own_weight: weight of each neighbor's own error beside that of their mean: both have to arrive.

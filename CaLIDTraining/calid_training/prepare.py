@@ -40,9 +40,9 @@ class IndexEntry:
     Args:
         dataset, patient, series, split: see `datasets.RawCase`.
         file: path of the images below the prepared folder.
-        spacing_mm: (columns, rows, slices).
+        spacing_mm: distance in mm between (columns, rows, slices).
         shape: (frames, slices, rows, columns).
-        annotated: labels an expert drew.
+        annotated: labels of the structures that an expert drew.
         sha256: SHA-256 of the images' file and, if there is one, the labels': a run tells by it what it was trained on.
         labels_file: path of the labels below the prepared folder, "" without labels.
         center: (column, row) of the heart, see `case_center`; None in an index of version 0.1.
@@ -369,7 +369,7 @@ def provenance_of(
     """{set: cases, patients and SHA-256} of the cases of a split; the hash is that of the sorted hashes of their files.
 
     Args:
-        entries: the index.
+        entries: lines of the index.
         datasets: the sets; those without a case in the split are left out.
         split: split of the cases.
     """

@@ -191,10 +191,10 @@ class SegmenterModule(L.LightningModule):
 
     Args:
         network: the network's widths.
-        learning_rate: peak, reached after the warm-up.
+        learning_rate: highest learning rate, reached after the warm-up.
         weight_decay: weight decay of AdamW.
         total_steps: length of the schedule, (1 - step / total_steps) ** 0.9.
-        warmup_steps: linear rise.
+        warmup_steps: steps over which the learning rate rises linearly.
         average_decay: decay of the exponential moving average of the weights, which is what is validated and exported.
         auxiliary_weight: weight of the deep-supervision output, at a quarter of the resolution.
     """

@@ -128,7 +128,7 @@ def embed(
     """Codes (N, S, W) of images, each found for itself: Adam works on every number alone and losses are summed.
 
     Args:
-        network: frozen.
+        network: trained network, which stays as it is.
         images: (N, 1, size, size) in [-1, 1].
         labels: (N, 1, size, size) what the images' segmentation should be.
         perceptual: the image loss beside L2.

@@ -59,7 +59,7 @@ class LabeledCase:
     """A prepared case with labels of every structure in every slice.
 
     Args:
-        case: the images.
+        case: prepared case with the images.
         labels: (T, Z, Y, X) uint8.
         center: (column, row) of the heart.
     """

@@ -36,7 +36,7 @@ class DiffAEConfig:
         channels: feature maps per level of the U-Net, finest first; every further level halves the image.
         patch: edge of the squares of pixels that both networks read (and the U-Net writes) as channels. The authors
             take 1; 2 is four times cheaper, and the noise is still predicted pixel by pixel.
-        encoder_channels: the same for the semantic encoder.
+        encoder_channels: feature maps per level of the semantic encoder.
         num_res_blocks: residual blocks per level, one more on the U-Net's way up.
         attention_levels: levels with self-attention after every residual block.
         embedding: length of z_sem and of the time embedding.
@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
     convolution. The last convolution starts at zero, so that a new block changes nothing.
 
     Args:
-        inputs, outputs: channels.
+        inputs, outputs: numbers of channels.
         config: configuration of the network.
         conditioned: False in the semantic encoder, whose blocks are told nothing.
         resample: 0.5 halves rows and columns, 2 doubles them.

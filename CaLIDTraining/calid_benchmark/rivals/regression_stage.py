@@ -20,7 +20,7 @@ class RegressionStage(L.LightningModule):
     """Fits the slice between to its neighbors.
 
     Args:
-        network: widths.
+        network: widths of the U-Net.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         motion: motion file, or a whole model's, which brings the neighbors half-way first; None shows them as they are.
     """

@@ -65,8 +65,8 @@ class EqualLinear(nn.Module):
     """A fully connected layer whose weights are scaled at run time, so that all layers learn at one pace.
 
     Args:
-        inputs, outputs: widths.
-        bias: initial bias.
+        inputs, outputs: numbers of features.
+        bias: bias that training begins with.
         rate: learning rate relative to that of other layers.
     """
 
@@ -142,7 +142,7 @@ class StyledLayer(nn.Module):
     """Modulated convolution, noise, bias and leaky ReLU; optionally at twice the resolution of what comes in.
 
     Args:
-        inputs, outputs: channels.
+        inputs, outputs: numbers of channels.
         style_width: width of w.
         size: rows and columns of what goes out.
         doubles: whether what comes in is half as large.
@@ -163,7 +163,7 @@ class StyledLayer(nn.Module):
 
         Args:
             x: features, half as large where the layer doubles.
-            w: styles.
+            w: styles of the images.
             random_noise: whether noise is drawn, as in training; otherwise it is the same for every image.
         """
         x, demodulation = self.convolution.styled(x, w)

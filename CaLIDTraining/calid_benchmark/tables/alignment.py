@@ -210,7 +210,7 @@ def make(place: Place, study: Path, *, asked: Sequence[StackQuestion] = (), tria
     Args:
         place: folder and files for them.
         study: DICOM folder with short-axis and long-axis cines.
-        asked: open stacks.
+        asked: stacks of open data, whose slices are shifted by known amounts.
         trials: number of trials of the study.
         phases: number of phases of the study's cine.
     """

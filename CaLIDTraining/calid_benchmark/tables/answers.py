@@ -91,10 +91,10 @@ def ask(
 
     Args:
         systems: who is asked.
-        asked: the questions.
+        asked: questions that are put.
         folder: folder for the slices; it is the caller's to delete.
         slow_patients: how many patients of a group the slow rivals are asked about; None is all.
-        sides: between what.
+        sides: what a question's slices are made between, see `Sides`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = {question: index for index, question in enumerate(asked)}

@@ -95,7 +95,7 @@ class Row:
     """What makes the slices of a row.
 
     Args:
-        make: them.
+        make: function that makes them.
         weights: (model name, SHA-256) of all that is behind it.
     """
 
@@ -110,8 +110,8 @@ class Passage:
     Args:
         group: a block of the table.
         patient: patient, or gap of an acquired cine; each counts once.
-        before, after: (T, 128, 128) in [0, 1].
-        truth: the same of the slice between, or None where none was acquired.
+        before, after: frames (T, 128, 128) in [0, 1] of the outer slices.
+        truth: frames of the slice between, or None where none was acquired.
         spans_cycle: whether the last frame is followed by the first.
     """
 
@@ -362,7 +362,7 @@ def passages_of(
     """The sequences to ask about.
 
     Args:
-        cases: held-out cines.
+        cases: prepared cines that no model was trained on.
         segmenter: finds the heart of the acquired one.
         count: sequences of every set, from the first on; None is all.
         dicom: folder of an acquired cine, or None.
@@ -392,7 +392,7 @@ def make(
 
     Args:
         place: folder and files for them.
-        asked: the sequences.
+        asked: sequences whose slices are made.
         segmenter: measures the ventricle.
         judges: LPIPS and rFID.
         names: the rows, linear interpolation always among them; None is all.

@@ -16,10 +16,10 @@ class Work(NamedTuple):
     """What a run does: its cost is a sum over these.
 
     Args:
-        evaluations: evaluations of the network in diffusion or optimization steps.
-        encoded: slices.
-        made: new slices. A system without diffusion steps synthesizes each by one evaluation that is unlike a step
-            (DeepRecon's go forth and back), and is counted here alone.
+        evaluations: number of evaluations of the network in diffusion or optimization steps.
+        encoded: number of slices that are encoded.
+        made: number of new slices. A system without diffusion steps synthesizes each by one evaluation that is unlike a
+            step (DeepRecon's go forth and back), and is counted here alone.
     """
 
     evaluations: int

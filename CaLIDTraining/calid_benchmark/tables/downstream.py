@@ -178,7 +178,7 @@ def make(
         place: folder and files for it.
         answers: answers of all rows.
         segmenter: labels the slices.
-        systems: who answered.
+        systems: systems that answered, whose weights the table names.
         notes: remarks below the table.
     """
     tables = evaluate(answers.asked, labelings_of(answers, segmenter))

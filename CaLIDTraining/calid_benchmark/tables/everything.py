@@ -55,7 +55,7 @@ class Amount:
         time_steps: steps at which a slice's generation is timed, or None.
         reconstructed: stacks of every group that are made of themselves.
         stepped: stacks of every group that are asked about at every number of steps.
-        counts: those numbers.
+        counts: numbers of steps that they are asked at.
         phases: number of phases of the study's cycle.
         sequences: number of sequences of every set of cines.
         segmented: stacks of the segmenter's table.

@@ -105,7 +105,7 @@ def gates_of(
     Args:
         run: folder of the run.
         ways: the ways of the run that are judged, by name.
-        asked: the questions.
+        asked: questions that are put.
         judges: features, LPIPS and segmenter.
         device: where the networks run.
     """

@@ -52,7 +52,7 @@ class Answered:
     """A question's slices as one way made them.
 
     Args:
-        question: the stack.
+        question: stack that was asked about.
         images: (N, Y, X) in [0, 1], the slices between.
     """
 
@@ -282,7 +282,7 @@ def make(place: Place, asked: Sequence[StackQuestion], ways: Mapping[str, Way], 
 
     Args:
         place: folder and files for it.
-        asked: the questions.
+        asked: questions that are put.
         ways: the ways that are judged, by name; those after `REFERENCE` are tested against it.
         judges: features, LPIPS and segmenter.
     """

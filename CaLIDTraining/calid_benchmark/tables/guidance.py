@@ -261,7 +261,7 @@ def make(
     Args:
         place: folder and files for them.
         study: DICOM folder with short-axis and long-axis cines, or None.
-        asked: open stacks.
+        asked: stacks of open data, whose own slices stand for long-axis images.
         phases: number of phases of the study's cine.
         factor: number of gaps that each acquired one becomes.
     """

@@ -119,7 +119,7 @@ def judge(tally: Tally, kept: Kept, question: StackQuestion, truth: list[torch.T
     Args:
         tally: tally of the row.
         kept: answer of the row.
-        question: the stack.
+        question: stack that was asked about.
         truth: features of the true slices, None where there is no extractor.
         judges: features, LPIPS and rFID.
     """
@@ -315,7 +315,7 @@ def make(
         place: folder and files for it.
         answers: answers of all rows.
         judges: features, LPIPS and rFID.
-        systems: who answered.
+        systems: systems that answered, whose weights the table names.
         notes: remarks below the table.
         time_steps: steps of which the generation time is also measured.
         uncertainty_every: how well the deviation tells the error, on every Nth stack; 0 leaves it out.

@@ -32,7 +32,7 @@ class StackQuestion:
     Args:
         group: "<set> <ED|ES|cine> <spacing> mm", a block of a table; nothing is averaged over groups.
         patient: one number each; may have several stacks in a group.
-        spacing_mm: between slices.
+        spacing_mm: distance between neighboring slices.
         images: (Z, 128, 128) float32 in [0, 1].
         stack_labels: (Z, 128, 128) the expert's labels of the slices, or None where nothing was drawn in this frame.
         annotated: the labels that the expert drew.

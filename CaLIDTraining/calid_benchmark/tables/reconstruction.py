@@ -159,7 +159,7 @@ def make(
         place: folder and files for it.
         answers: slices made of themselves.
         segmenter: labels them.
-        systems: who answered.
+        systems: systems that answered, whose weights the table names.
         notes: remarks below the table.
     """
     tables = evaluate(answers, segmenter)

@@ -162,7 +162,7 @@ def write_table(
     Args:
         place: folder and files for it.
         name: name of the table.
-        text: the table.
+        text: table as Markdown.
         record: figures of the table.
         systems: who made its rows.
         settings: what the table was made with, by name, beside and instead of what the user said.

@@ -37,7 +37,7 @@ class Comparison:
     """One structure, once made and once drawn by an expert.
 
     Args:
-        case: "<patient>/<phase>".
+        case: name of the case, "<patient>/<phase>".
         phase: "ED" or "ES".
         structure: "lv", "myocardium" or "rv".
         level: "slice" or "stack".
@@ -172,7 +172,7 @@ def make(
     Args:
         place: folder and files for it.
         data: folder that holds one folder per set.
-        dataset: the set.
+        dataset: set whose patients judge.
         split: patients who judge.
         clean: whether the cleaned volumes are judged instead of the raw slices.
         stacks: how many, from the first on; None is all.

@@ -96,7 +96,7 @@ class Race:
     """All contestants, round after round.
 
     Args:
-        lines: the contestants.
+        lines: contestants, a line of the table each.
         affordable: CPU seconds that a whole heart may take; longer ones are computed from small runs.
         acquired: slices of the heart.
         factor: number of gaps that each acquired one becomes.

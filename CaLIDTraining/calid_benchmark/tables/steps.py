@@ -94,7 +94,7 @@ def make(
 
     Args:
         place: folder and files for it.
-        asked: the questions.
+        asked: questions that are put.
         judges: features, LPIPS and rFID.
         systems: linear interpolation, and who is asked at every number of steps.
         counts: the numbers of steps.
