@@ -28,7 +28,6 @@ from calid_benchmark.rivals import classical, syn
 from calid_benchmark.rivals.slices import System, bisected
 from calid_benchmark.ways import (
     COMMON_SPACING_MM,
-    SHIPPED_STEPS,
     calid,
     calid_between,
     coded_model,
@@ -148,7 +147,7 @@ class Source:
     models: Path | None = None
     weights: Path = rivals.WEIGHTS
     steps: int = Settings().steps
-    samples: int = 8
+    samples: int = DEFAULT_SAMPLES
     device: DeviceName = "auto"
     optimization_steps: int | None = None
 

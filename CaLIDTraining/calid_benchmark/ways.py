@@ -25,8 +25,6 @@ from calid.run.settings import Settings
 
 from calid_benchmark.rivals.slices import as_images, as_slices
 
-SHIPPED_STEPS = Settings().steps
-"""DDIM steps of CaLID as it ships."""
 COMMON_SPACING_MM = 10.0
 VIEWS = tuple(product(((), (-1,), (-2,), (-2, -1)), (1, -1)))
 """The axes that are mirrored and the order of the neighbors in the eight views that "fidelity" takes of a gap."""

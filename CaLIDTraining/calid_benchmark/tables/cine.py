@@ -66,7 +66,7 @@ from calid_benchmark.tables.drawings import PIXELS_PER_INCH, sheet
 from calid_benchmark.tables.interpolation import notes_of, perceptual_cells
 from calid_benchmark.tables.questions import SIZE, add_place_arguments, cut_around
 from calid_benchmark.tables.record import Place, cell, markdown_table, place_of, probability, write_table
-from calid_benchmark.ways import SHIPPED_STEPS, generated
+from calid_benchmark.ways import generated
 
 DATASETS, SPLIT = ("chla", "sunnybrook"), "validation"
 PHASES = 8

@@ -26,13 +26,13 @@ from calid.run.device import choose_device
 from calid.run.settings import Method, Settings
 from calid_training.stages import CONFIGS
 
-from calid_benchmark import rivals
+from calid_benchmark import paper_form, rivals
 from calid_benchmark.rivals import diffae, dmcvr
 from calid_benchmark.systems import Named, classical_systems
-from calid_benchmark.ways import SHIPPED_STEPS, generated
+from calid_benchmark.ways import generated
 
 OURS, PAPER, NONE = "our sizes", "paper sizes", "no network"
-STEPS = {"DiffAE": 64, "DMCVR": 128, "CaLID": 8, "CaLID+": 8}
+STEPS = {"DiffAE": diffae.STEPS, "DMCVR": dmcvr.STEPS, "CaLID": paper_form.STEPS, "CaLID+": paper_form.STEPS}
 """Diffusion steps of each as its paper recommends; others have none."""
 OUR_STEPS = STEPS | {"CaLID": Settings().steps, "CaLID+": Settings().steps}
 """The same at our sizes, where CaLID takes as many as it ships with."""

@@ -175,10 +175,8 @@ def add_source_arguments(parser: ArgumentParser, *, table: str) -> None:
     """Who answers."""
     parser.add_argument("--systems", nargs="+", help="only these rows; linear and CaLID+ are always among them")
     parser.add_argument("--weights", type=Path, default=rivals.WEIGHTS, help="folder with the trained baselines")
-    parser.add_argument(
-        "--steps", type=int, default=Source.steps, help="of CaLID's walks; baselines take their papers'"
-    )
-    parser.add_argument("--samples", type=int, default=8, help="draws of the rows that are means of draws")
+    parser.add_argument("--steps", type=int, default=Source.steps, help="DDIM steps of CaLID; baselines have their own")
+    parser.add_argument("--samples", type=int, default=Source.samples, help="draws of the rows that are means of draws")
     parser.add_argument("--optimization-steps", type=int, help="of DeepRecon; 1000 in its paper, which is the default")
     add_place_arguments(parser, table=table)
 
