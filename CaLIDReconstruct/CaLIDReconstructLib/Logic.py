@@ -222,7 +222,7 @@ class Logic:
 
         try:
             files.write_stack(part, path)
-            request = settings.request(path, roi=roi)
+            request = settings.request(path, roi=chosen.regionInVoxels(settings.region))
             views = LongAxisFiles.viewsOf(chosen.volume or chosen.reference)
             fields = {
                 "uncertainty": settings.uncertainty,

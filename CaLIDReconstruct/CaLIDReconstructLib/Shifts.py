@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from calid.run.alignment import NOTICEABLE_MM, PROVENANCE_KEY
+from calid.run.shifts import NOTICEABLE_MM, PROVENANCE_KEY
 from slicer.i18n import tr as _
 
 SMALLEST_MM = 0.05  # less would be told as 0.0
