@@ -42,6 +42,7 @@ HEADS = (*FIGURES, "Frechet", "Dice")
 REFERENCE = "code 0"
 """The way that the others are tested against."""
 MIN_SPACING_MM = 7.0
+"""Slices of a clinical short axis lie 8 to 10 mm apart; closer ones are another question."""
 BATCH = 11
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(before, after, gap_mm, truth) in [-1, 1] -> the slices between."""
@@ -164,7 +165,7 @@ def far_apart(asked: Iterable[StackQuestion]) -> list[StackQuestion]:
     """
     found = [question for question in asked if question.spacing_mm > MIN_SPACING_MM]
     if not found:
-        raise ValueError(f"no stack that was asked for has slices more than {MIN_SPACING_MM:g} mm apart; see --datasets")
+        raise ValueError(f"no stack that was asked for has slices over {MIN_SPACING_MM:g} mm apart; see --datasets")
     return found
 
 
