@@ -37,7 +37,7 @@ INDEPENDENT_PIXELS = 1.7  # weighs a line against the prior: chosen by left-out 
 OTHERWISE_MM = 6.0  # along a line, over which its difference from acquired slices is smoothed
 STEP_EVALUATIONS = 2  # what one step of the correction of a slice costs in network evaluations
 CORRECTING_EVALUATIONS = STEP_EVALUATIONS * NEWTON_STEPS
-HELD_BYTES = 512 * 2**20  # of what gaps that are corrected together take at most
+TOGETHER_BYTES = 512 * 2**20  # of what gaps that are corrected together take at most
 _BYTES_PER_PIXEL = 96
 
 
@@ -255,7 +255,7 @@ def corrections_by(
     images = torch.zeros(frames, plan.num_slots, *size)
     images[:, :: plan.factor] = acquired
     found = torch.zeros(frames, plan.num_slots, CHANNELS, *grid_shape(*size), dtype=torch.float16)
-    together = max(1, HELD_BYTES // (frames * size[0] * size[1] * _BYTES_PER_PIXEL))
+    together = max(1, TOGETHER_BYTES // (frames * size[0] * size[1] * _BYTES_PER_PIXEL))
     for number, level in enumerate(plan.levels, start=1):
         watch.stage = f"guided by long-axis images, level {number} of {len(plan.levels)}"
         for start in range(0, len(level), together):
