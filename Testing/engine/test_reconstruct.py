@@ -137,7 +137,7 @@ def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method
     from calid.method.model import PAPER
     from calid.run.batches import load_interpolator
     from calid.run.device import choose_device
-    from calid.run.generation import Generation, work
+    from calid.run.generation import Generation, cost
     from calid.run.preparation import plan_preparation
     from calid.run.progress import Watch
 
@@ -148,7 +148,7 @@ def test_the_work_that_is_planned_is_the_work_that_is_done(random_models, method
     watch, ticks = Watch(1), []
     watch.tick = ticks.append
     list(Generation(interpolator, plan_preparation(stack), plan, settings, 2, watch).frames(stack.voxels))
-    assert sum(ticks) == work(interpolator, plan, settings, frames=3, draws=2)
+    assert sum(ticks) == cost(interpolator, plan, settings, frames=3, draws=2)
 
 
 def test_the_bar_moves_after_every_batch(random_models, monkeypatch):

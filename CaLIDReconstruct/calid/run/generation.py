@@ -70,7 +70,7 @@ def windows_of(
     return windows(num_frames=frames, size=size, context=0)
 
 
-def work(
+def cost(
     interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int, in_region: bool = False
 ) -> int:
     """The cost of a run in network evaluations of one slice, motion and coding of images included.

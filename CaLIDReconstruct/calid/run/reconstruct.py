@@ -21,7 +21,7 @@ from calid.method.bisection import Bisection, linear_slices, plan_bisection, res
 from calid.run.alignment import align
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
-from calid.run.generation import Frame, Generation, windows_of, work
+from calid.run.generation import Frame, Generation, cost, windows_of
 from calid.run.guidance import CORRECTING_EVALUATIONS, Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
@@ -168,7 +168,7 @@ class RunPlan:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
         in_region = self.preparation.region is not None
-        return work(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region)
+        return cost(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region)
 
     @property
     def aligning(self) -> int:
