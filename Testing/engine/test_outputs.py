@@ -170,7 +170,8 @@ def test_a_manifest_of_wrong_types_is_one_clear_error(tmp_path, text):
 def started(sparse: Path, output: Path, *, seconds: float = 60) -> subprocess.Popen:
     """`calid upsample` in a process of its own that has begun to write and is slow to end."""
     code = f"""
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
 from calid.images import whole_file
 fsync = os.fsync
 def slow(number):
