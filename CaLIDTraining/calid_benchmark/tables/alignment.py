@@ -60,8 +60,11 @@ class Trial:
 
     @property
     def made_worse(self) -> int:
-        """Number of slices that lie farther off in plane than before, by more than `MAX_WORSE_MM`."""
-        before, after = (np.hypot(x[:, 0], x[:, 1]) for x in (self.put_in, self.errors))
+        """Number of slices that lie farther off in plane than before, by more than `MAX_WORSE_MM`.
+
+        Slices that no view crosses stay where they are, and only seem to move against the mean of the others.
+        """
+        before, after = (np.hypot(x[self.known, 0], x[self.known, 1]) for x in (self.put_in, self.errors))
         return int((after > before + MAX_WORSE_MM).sum())
 
 
