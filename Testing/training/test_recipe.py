@@ -233,6 +233,13 @@ def own_cines(folder: Path) -> None:
 QUICK = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data.validation_batches=1"]
 
 
+def cut_short(name: str, folder: Path, *, epochs: int, batches: int) -> list[str]:
+    """Overrides by which every stage of a recipe trains for a few steps of one small crop."""
+    few = [*QUICK, f"trainer.max_epochs={epochs}", f"data.batches={batches}", "data.batch_size=1"]
+    few += ["data.sizes=[64]", "data.size_weights=[1.0]"]
+    return [f"{stage}:{one}" for stage in stages(name, folder) for one in few]
+
+
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory) -> Path:
     from networks_at_hand import random_alexnet, saved_alexnet
@@ -264,9 +271,7 @@ def test_the_small_recipe_killed_twice_ends_with_its_tables(tmp_path, alexnet):
     """SIGKILL in two stages; the same command goes on each time, and what was done is not done again."""
     own_hearts(tmp_path / "data" / "own")
     out = tmp_path / "out"
-    quick = [*QUICK, "trainer.max_epochs=2", "data.batches=4", "data.batch_size=1", "data.sizes=[64]"]
-    quick += ["data.size_weights=[1.0]"]
-    overrides = [f"{stage}:{one}" for stage in stages("small", tmp_path) for one in quick]
+    overrides = cut_short("small", tmp_path, epochs=2, batches=4)
     command = [sys.executable, "-m", "calid_training.train", "recipe", "small", str(tmp_path / "data"), str(out)]
     command += ["--datasets", "own", "--judged", "own", "--license", "CC0-1.0", "--alexnet", str(alexnet)]
     command += ["--override", *overrides]
@@ -290,9 +295,7 @@ def test_the_shipped_recipe_cut_short_passes_every_stage_and_its_model_upsamples
     """Its own configurations, the stage of other looks among them, but for the number of steps and the crops."""
     own_hearts(tmp_path / "data" / "own")
     out = tmp_path / "out"
-    quick = [*QUICK, "trainer.max_epochs=1", "data.batches=2", "data.batch_size=1", "data.sizes=[64]"]
-    quick += ["data.size_weights=[1.0]"]
-    overrides = [f"{stage}:{one}" for stage in stages("shipped", tmp_path) for one in quick]
+    overrides = cut_short("shipped", tmp_path, epochs=1, batches=2)
     command = ["recipe", "shipped", str(tmp_path / "data"), str(out), "--datasets", "own", "--judged"]
     assert main([*command, "--license", "CC0-1.0", "--alexnet", str(alexnet), "--override", *overrides]) == 0
     done = json.loads((out / "recipe.json").read_text())
