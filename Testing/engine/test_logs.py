@@ -222,7 +222,7 @@ def test_every_exit_code_of_the_page_is_what_a_process_ends_with(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_end_ends_with_130(number):
-    waiting = "(print('here', flush=True), time.sleep(60))"
+    waiting = "(print('here', flush=True), [time.sleep(0.1) for _ in range(600)])"  # naps, see `test_outputs.started`
     heard = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests may run in the background
     )

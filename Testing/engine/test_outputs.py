@@ -167,8 +167,12 @@ def test_a_manifest_of_wrong_types_is_one_clear_error(tmp_path, text):
 # --- Nothing is left --------------------------------------------------------------------------------------------------
 
 
-def started(sparse: Path, output: Path, *, seconds: float = 60) -> subprocess.Popen:
-    """`calid upsample` in a process of its own that has begun to write and is slow to end."""
+def started(sparse: Path, output: Path) -> subprocess.Popen:
+    """`calid upsample` in a process of its own that has begun to write and is slow to end.
+
+    It waits in naps: Python runs a signal's handler between two instructions, and one that came in just before a single
+    long sleep would be heard after it.
+    """
     code = f"""
 import os, signal, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
@@ -176,7 +180,8 @@ from calid.images import whole_file
 fsync = os.fsync
 def slow(number):
     print("writing", flush=True)
-    time.sleep({seconds})
+    for _ in range(600):
+        time.sleep(0.1)
     fsync(number)
 whole_file.os.fsync = slow
 from calid.__main__ import main
