@@ -4,6 +4,8 @@ Every error a user can cause or mend is a `CalidError`. The classes say who can 
 Slicer module translates; the message names the place and the measured value; the remedy says what to do.
 """
 
+from __future__ import annotations
+
 # CUDA's and Metal's words, those of torch's own allocator, oneDNN's; then Python's, C++'s and the system's.
 OUT_OF_MEMORY_WORDS = (
     *("out of memory", "can't allocate memory", "could not create a primitive", "defaultcpuallocator"),
@@ -28,6 +30,10 @@ class CalidError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
+
+    def about(self, name: str) -> CalidError:
+        """The same error with the name of the file in front that it speaks of."""
+        return type(self)(self.code, f"{name}: {self.message}", self.remedy)
 
 
 class InputError(CalidError):

@@ -103,6 +103,18 @@ def ras_to_lps(matrix: np.ndarray) -> np.ndarray:
     return _LPS_TO_RAS @ matrix
 
 
+def affine_from(axes: np.ndarray, origin: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The (4, 4) affine with (3, 3) axes, the steps from voxel to voxel as columns, and the place of the first voxel.
+
+    Example:
+        >>> affine_from(np.diag([1.5, 1.5, 8.0]), (0, 0, 40.0))[2].tolist()
+        [0.0, 0.0, 8.0, 40.0]
+    """
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = axes, origin
+    return affine
+
+
 def angle_degrees(first: np.ndarray, second: np.ndarray) -> float:
     """The angle between two directions, 0 to 180 degrees, accurate for tiny angles too.
 
@@ -205,12 +217,8 @@ def affine_of(planes: Sequence[Plane], thickness_mm: float) -> np.ndarray:
     step_mm = thickness_mm
     if len(planes) > 1:
         step_mm = float(first.distance_mm(planes[-1].origin_lps)) / (len(planes) - 1)
-    affine = np.eye(4)
-    affine[:3, 0] = first.row_lps * first.spacing_mm[0]
-    affine[:3, 1] = first.column_lps * first.spacing_mm[1]
-    affine[:3, 2] = first.normal * step_mm
-    affine[:3, 3] = first.origin_lps
-    return affine
+    directions = np.stack([first.row_lps, first.column_lps, first.normal], axis=1)
+    return affine_from(directions * [*first.spacing_mm, step_mm], first.origin_lps)
 
 
 def shear_degrees(affine: np.ndarray) -> float:

@@ -29,7 +29,7 @@ BRITISH = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-QUOTED = {"CaLIDReconstruct/calid/images/vetting.py": ("millimetre", "millimetres")}
+QUOTED = {"CaLIDReconstruct/calid/images/text_header.py": ("millimetre", "millimetres")}
 """Words that files of others hold, and that stay, by the file of ours that has to know them."""
 
 

@@ -7,18 +7,21 @@ method is the business of `checks.py`. Files are written in `volume_out.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from calid import geometry
-from calid.errors import InputError, SettingsError
+from calid.errors import CalidError, InputError, SettingsError
 from calid.images import metaimage, nifti, nrrd
 from calid.images.checks import FRAME_LIMITS_MS
 from calid.images.dicom_file import is_dicom
 from calid.images.study import read_file, read_lax, read_sax, read_study
-from calid.images.vetting import Header, fault
+from calid.images.text_header import numbers
+from calid.images.vetting import AGAIN, Header, fault
 from calid.images.volume_out import (
     SUFFIXES,
     check_fits,
@@ -28,6 +31,7 @@ from calid.images.volume_out import (
     write_labels,
     write_stack,
 )
+from calid.images.voxels import GZIP
 from calid.stack import BEAT_KEY, TIMES_KEY, LaxImage, Stack
 
 __all__ = [
@@ -53,7 +57,12 @@ AXES_KEY = "stored_axes"
 """What a stack's provenance says where the slices were not stored along the third axis."""
 
 _SOURCES = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".mha": "MetaImage"}
-_READERS = {".nii": nifti.read, ".nii.gz": nifti.read, ".mha": metaimage.read}
+_Reader = Callable[[BinaryIO], tuple[Header, np.ndarray]]
+_READERS: dict[str, _Reader] = {
+    ".nii": nifti.read,
+    ".nii.gz": partial(nifti.read, storage=GZIP),
+    ".mha": metaimage.read,
+}
 _MILLISECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
@@ -136,21 +145,29 @@ def read_heart(
 def _read_volume(path: Path, suffix: str) -> Stack:
     try:
         if path.stat().st_size == 0:
-            raise fault("empty-file", path.name, "the file is empty (0 bytes).")
-        header, voxels = _READERS.get(suffix, nrrd.read)(path)
+            raise fault("empty-file", "the file is empty (0 bytes).")
+        with path.open("rb") as file:
+            header, voxels = _READERS.get(suffix, nrrd.read)(file)
+        return _stack(header, voxels, _SOURCES.get(suffix, "NRRD"))
     except OSError as err:
-        raise fault("unreadable", path.name, f"the file cannot be read ({err.strerror}).") from err
+        raise InputError("unreadable", f"{path.name}: the file cannot be read ({err.strerror}).", AGAIN) from err
+    except CalidError as err:
+        raise err.about(path.name) from err
+
+
+def _stack(header: Header, voxels: np.ndarray, source: str) -> Stack:
+    """The stack of a file's (T, Z, Y, X) voxels and of what its header says of them."""
     is_segmentation = any(key.startswith("Segment0_") for key in header.entries)
     if is_segmentation and len(voxels) > 1 and "calid_generated" not in header.entries:
         remedy = "Export it as a label map volume in Slicer and use that."
-        raise fault("layered-segmentation", path.name, "the segments overlap and lie in several layers.", remedy)
+        raise fault("layered-segmentation", "the segments overlap and lie in several layers.", remedy)
     times, guess = _frame_times(header, len(voxels))
-    history = _history(header, _SOURCES.get(suffix, "NRRD"))
+    history = _history(header, source)
     beat_ms, known_guess = history.pop(BEAT_KEY, None), history.pop(TIMES_KEY, "")
     if not isinstance(beat_ms, float | int | None) or not isinstance(known_guess, str):
-        raise fault("damaged-header", path.name, "the heart beat or the note on the frame times is damaged.")
+        raise fault("damaged-header", "the heart beat or the note on the frame times is damaged.")
     order = header.spatial_order
-    assert header.affine is not None  # the readers refuse a header without a place
+    assert header.affine is not None  # a header without a place is refused
     if order != (0, 1, 2):
         history[AXES_KEY] = f"the slices were stored along the {('first', 'second')[order[2]]} axis"
     return Stack(
@@ -173,8 +190,16 @@ def _frame_times(header: Header, count: int) -> tuple[np.ndarray, str]:
     times, unit = _listed_times(header, count)
     if len(times) != count:
         message = f"the header lists {len(times)} frame times, the file holds {count} frames."
-        raise fault("frame-count", header.name, message, "Export the sequence again.")
-    _need_increase(times, header)
+        raise fault("frame-count", message, "Export the sequence again.")
+    bad = np.flatnonzero(~np.isfinite(times))
+    if len(bad):
+        raise fault("unordered-frames", f"the time of frame {bad[0] + 1} is not a number.")
+    late = np.flatnonzero(np.diff(times) <= 0) + 1
+    if len(late):
+        frame = late[0]
+        message = f"frame {frame + 1} (time {times[frame]:g}) does not come after frame {frame}"
+        remedy = "Sort the frames by time and save the sequence again."
+        raise fault("unordered-frames", f"{message} (time {times[frame - 1]:g}).", remedy)
     return _to_milliseconds(times, unit)
 
 
@@ -183,34 +208,13 @@ def _listed_times(header: Header, count: int) -> tuple[np.ndarray, str]:
 
     The values of a sequence's list axis win over our own entry, which Slicer keeps when it saves a part of a sequence.
     """
-    stored = header.entries.get("calid_frame_times_ms", "").split()
     if header.frame_values and count > 1:
         return np.array(header.frame_values), header.frame_unit
-    if stored:
-        return np.array([_number(word, header) for word in stored]), "ms"
+    if stored := numbers(header.entries.get("calid_frame_times_ms", "")):
+        return np.array(stored), "ms"
     if header.frame_step and np.isfinite([header.frame_start, header.frame_step]).all():
         return header.frame_start + header.frame_step * np.arange(count), header.frame_unit
     return np.arange(count, dtype=np.float64), ""
-
-
-def _number(word: str, header: Header) -> float:
-    try:
-        return float(word)
-    except ValueError as err:
-        raise fault("damaged-header", header.name, f"the frame time {word[:30]!r} is not a number.") from err
-
-
-def _need_increase(times: np.ndarray, header: Header) -> None:
-    """Return if (T,) times are finite and increase."""
-    bad = np.flatnonzero(~np.isfinite(times))
-    steps = np.flatnonzero(np.diff(times) <= 0)
-    if len(bad):
-        raise fault("unordered-frames", header.name, f"the time of frame {bad[0] + 1} is not a number.")
-    if len(steps):
-        first = steps[0]
-        message = f"frame {first + 2} (time {times[first + 1]:g}) does not come after frame {first + 1}"
-        remedy = "Sort the frames by time and save the sequence again."
-        raise fault("unordered-frames", header.name, f"{message} (time {times[first]:g}).", remedy)
 
 
 def _to_milliseconds(times: np.ndarray, unit: str) -> tuple[np.ndarray, str]:
@@ -240,7 +244,7 @@ def _generated(header: Header, count: int) -> np.ndarray:
     if len(words) != count or not set(words) <= {"0", "1"}:
         message = f"the header marks {len(words)} slices as acquired or generated, the file holds {count}."
         remedy = "Use the file as it was written, or remove the field calid_generated if no slice was generated."
-        raise fault("stale-marks", header.name, message, remedy)
+        raise fault("stale-marks", message, remedy)
     return np.array([word == "1" for word in words])
 
 
@@ -259,7 +263,7 @@ def _history(header: Header, source: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         provenance = None
     if not isinstance(provenance, dict) or not _is_shallow(provenance, MOST_LEVELS):
-        raise fault("damaged-header", header.name, "the provenance in the header is damaged.")
+        raise fault("damaged-header", "the provenance in the header is damaged.")
     return provenance
 
 

@@ -12,12 +12,11 @@ from calid.errors import ResourceError
 FALLBACK_FREE_BYTES = 2 * 1024**3
 
 
-def need_memory(num_bytes: int, name: str) -> None:
+def need_memory(num_bytes: int) -> None:
     """Return if an image of so many bytes fits into the memory that is free.
 
     Args:
         num_bytes: all voxels, uncompressed.
-        name: the file's name, for the message.
 
     Raises:
         ResourceError: "memory"; the system would otherwise end the process, or another one, without a word.
@@ -26,7 +25,7 @@ def need_memory(num_bytes: int, name: str) -> None:
     if num_bytes > free:
         raise ResourceError(
             "memory",
-            f"{name}: the image takes {num_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
+            f"the image takes {num_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free.",
             "Close other programs, or use a smaller image.",
         )
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Literal
+from typing import BinaryIO
 
 import numpy as np
 
-from calid.images.vetting import (
-    Header,
+from calid.geometry import affine_from
+from calid.images.text_header import (
     detached_fault,
     encoding_fault,
-    fault,
     integers,
     need_fields,
-    need_magic,
     need_millimeters,
     numbers,
+    put,
     text_lines,
-    vet,
-    voxel_type_fault,
 )
-from calid.images.voxels import ByteStream, inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.vetting import Header, fault, need_magic, voxel_type_fault
+from calid.images.voxels import PLAIN, ZLIB, ByteStream, deflated, little_endian, voxels_of
 from calid.stack import Stack
 
 _TYPES = {
@@ -45,34 +41,29 @@ LONGEST_VALUE = 20_000
 """Of an entry; ITK's MetaImage reader ends the process somewhere beyond 32,000 characters."""
 
 
-def read(path: Path) -> tuple[Header, np.ndarray]:
-    """The vetted header of a MetaImage file, and its (T, Z, Y, X) voxels.
+def read(file: BinaryIO) -> tuple[Header, np.ndarray]:
+    """The header of a MetaImage file, and its (T, Z, Y, X) voxels.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
     """
-    name = path.name
-    with path.open("rb") as file:
-        need_magic(file, _MAGIC, name, "MetaImage")
-        fields = _fields(text_lines(file, name, lambda line: line.partition("=")[0].strip() == _LAST), name)
-        if fields[_LAST].upper() != "LOCAL":
-            raise detached_fault(name)
-        if not _is_true(fields, "BinaryData", otherwise=True):
-            raise encoding_fault(name, "text")
-        if fields.get("HeaderSize", "0") not in ("0", "-1"):
-            raise encoding_fault(name, f"HeaderSize {fields['HeaderSize'][:20]}")
-        header = vet(_facts(fields, name))
-        chunks = inflated_chunks(file, name, 15) if _is_true(fields, "CompressedData") else raw_chunks(file)
-        return header, voxels_of(header, ByteStream(chunks))
-
-
-def _fields(lines: list[str], name: str) -> dict[str, str]:
+    need_magic(file, _MAGIC, "MetaImage")
     fields: dict[str, str] = {}
-    for line in lines:
-        key, _, value = (part.strip() for part in line.partition("="))
-        if fields.setdefault(key, value) != value:
-            raise fault("damaged-header", name, f"the header gives the field {key[:30]!r} twice.")
-    return fields
+    for line in text_lines(file, lambda line: _split(line)[0] == _LAST):
+        put(fields, *_split(line))
+    if fields[_LAST].upper() != "LOCAL":
+        raise detached_fault()
+    if not _is_true(fields, "BinaryData", otherwise=True):
+        raise encoding_fault("text")
+    if fields.get("HeaderSize", "0") not in ("0", "-1"):
+        raise encoding_fault(f"HeaderSize {fields['HeaderSize'][:20]}")
+    header = _facts(fields)
+    return header, voxels_of(header, ByteStream(file, ZLIB if _is_true(fields, "CompressedData") else PLAIN))
+
+
+def _split(line: str) -> tuple[str, str]:
+    key, _, value = line.partition("=")
+    return key.strip(), value.strip()
 
 
 def _is_true(fields: Mapping[str, str], key: str, *, otherwise: bool = False) -> bool:
@@ -80,64 +71,52 @@ def _is_true(fields: Mapping[str, str], key: str, *, otherwise: bool = False) ->
     return fields[key][:1] in ("T", "t", "1") if key in fields else otherwise
 
 
-def _facts(fields: Mapping[str, str], name: str) -> Header:
-    need_fields(fields, ("NDims", "DimSize", "ElementType"), name)
-    need_millimeters([fields.get("DistanceUnits", "")], name)
+def _facts(fields: Mapping[str, str]) -> Header:
+    need_fields(fields, "NDims", "DimSize", "ElementType")
+    need_millimeters([fields.get("DistanceUnits", "")])
     kind = fields["ElementType"]
     if kind not in _TYPES:
-        raise voxel_type_fault(name, f"type {kind[:30]!r}")
-    sizes = tuple(integers(fields["DimSize"], name))
-    if integers(fields["NDims"], name) != [len(sizes)]:
-        raise fault("damaged-header", name, f"the header has {fields['NDims'][:20]} dimensions and {len(sizes)} sizes.")
-    spacing = numbers(fields.get("ElementSpacing", fields.get("ElementSize", "")), name)
+        raise voxel_type_fault(f"type {kind[:30]!r}")
+    sizes = tuple(integers(fields["DimSize"]))
+    if integers(fields["NDims"]) != [len(sizes)]:
+        raise fault("damaged-header", f"the header has {fields['NDims'][:20]} dimensions and {len(sizes)} sizes.")
+    spacing = _first_of(fields, ("ElementSpacing", "ElementSize"), [])
     if spacing and len(spacing) != len(sizes):
-        raise fault("damaged-header", name, f"the header gives {len(spacing)} spacings for {len(sizes)} axes.")
-    channels = [*integers(fields.get("ElementNumberOfChannels") or "1", name), 1][0]
+        raise fault("damaged-header", f"the header gives {len(spacing)} spacings for {len(sizes)} axes.")
+    channels = [*integers(fields.get("ElementNumberOfChannels", "")), 1][0]
     order = "BinaryDataByteOrderMSB" if "BinaryDataByteOrderMSB" in fields else "ElementByteOrderMSB"
     return Header(
-        name=name,
         sizes=sizes,
         spacing_mm=tuple(spacing[:3]),
         dtype=np.dtype((">" if _is_true(fields, order) else "<") + _TYPES[kind]),
-        affine=_affine(fields, spacing, name),
+        affine=_affine(fields, spacing) if len(spacing) > 2 else None,
         frame_axis=3 if len(sizes) > 3 else None,
-        pixels=_pixels(kind, channels),
+        pixels="scalar" if channels == 1 else "color" if kind == "MET_UCHAR" and channels in (3, 4) else "vector",
         frame_step=spacing[3] if len(spacing) > 3 else None,
         entries=fields,
     )
 
 
-def _affine(fields: Mapping[str, str], spacing: list[float], name: str) -> np.ndarray | None:
+def _affine(fields: Mapping[str, str], spacing: list[float]) -> np.ndarray:
     """(4, 4) indices along the spatial axes -> LPS mm.
 
     Raises:
         InputError: the rows of the matrix are no unit vectors, or there are too many or few of them.
     """
     axes = len(spacing)
-    if axes < 3:
-        return None
-    matrix = _first_of(fields, ("TransformMatrix", "Orientation", "Rotation"), np.eye(axes).ravel(), name)
-    offset = _first_of(fields, ("Offset", "Position", "Origin"), np.zeros(axes), name)
+    matrix = _first_of(fields, ("TransformMatrix", "Orientation", "Rotation"), [*np.eye(axes).ravel()])
+    offset = _first_of(fields, ("Offset", "Position", "Origin"), [0.0] * axes)
     if len(matrix) != axes**2 or len(offset) != axes:
-        raise fault("damaged-header", name, f"the transform in the header is not one of {axes} axes.")
+        raise fault("damaged-header", f"the transform in the header is not one of {axes} axes.")
     directions = np.reshape(matrix, (axes, axes))[:3, :3].T
     if np.isfinite(directions).all() and not np.allclose(np.linalg.norm(directions, axis=0), 1, atol=1e-3):
-        raise fault("bad-placement", name, "the directions in the header do not have the length 1.", "Correct them.")
-    affine = np.eye(4)
-    affine[:3, :3] = directions * spacing[:3]
-    affine[:3, 3] = offset[:3]
-    return affine
+        raise fault("bad-placement", "the directions in the header do not have the length 1.", "Correct them.")
+    return affine_from(directions * spacing[:3], offset[:3])
 
 
-def _first_of(fields: Mapping[str, str], keys: Iterable[str], otherwise: np.ndarray, name: str) -> np.ndarray:
+def _first_of(fields: Mapping[str, str], keys: Iterable[str], otherwise: list[float]) -> list[float]:
     """The numbers under the first of several names of one field."""
-    return next((np.array(numbers(fields[key], name)) for key in keys if key in fields), otherwise)
-
-
-def _pixels(kind: str, channels: int) -> Literal["scalar", "color", "vector"]:
-    if channels == 1:
-        return "scalar"
-    return "color" if kind == "MET_UCHAR" and channels in (3, 4) else "vector"
+    return next((numbers(fields[key]) for key in keys if key in fields), otherwise)
 
 
 def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[bytes]:
@@ -151,11 +130,8 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[byt
     frames, slices, rows, columns = stack.voxels.shape
     axes = 4 if frames > 1 else 3
     times = stack.frame_times_ms
-    directions = np.eye(4)
-    directions[:3, :3] = stack.directions_lps
-    deflate = zlib.compressobj(level)
-    pieces = [deflate.compress(little_endian(frame)) for frame in stack.voxels]
-    pieces.append(deflate.flush())
+    directions = affine_from(stack.directions_lps, np.zeros(3))
+    pieces = [*deflated(map(little_endian, stack.voxels), ZLIB, level)]
     fields = {
         "ObjectType": "Image",
         "NDims": axes,

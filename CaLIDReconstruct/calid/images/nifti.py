@@ -15,15 +15,14 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from calid import geometry
-from calid.images.vetting import Header, fault, need_magic, vet, voxel_type_fault
-from calid.images.voxels import ByteStream, inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.vetting import Header, fault, need_magic, voxel_type_fault
+from calid.images.voxels import GZIP, PLAIN, ByteStream, little_endian, voxels_of
 from calid.stack import Stack
 
 if TYPE_CHECKING:
@@ -41,28 +40,25 @@ _SPACING_TOLERANCE, _QUATERNION_TOLERANCE = 1e-3, 1e-3
 _CORRECT = "Correct the one that is wrong, or set its code (sform_code, qform_code) to 0, or export the image again."
 
 
-def read(path: Path) -> tuple[Header, np.ndarray]:
-    """The vetted header of a NIfTI file, and its (T, Z, Y, X) real voxels.
+def read(file: BinaryIO, storage: int = PLAIN) -> tuple[Header, np.ndarray]:
+    """The header of a NIfTI file, `PLAIN` or `GZIP`, and its (T, Z, Y, X) real voxels.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
     """
-    name = path.name
-    with path.open("rb") as file:
-        is_zipped = name.lower().endswith(".gz")
-        if is_zipped:
-            need_magic(file, _GZIP_MAGIC, name, "gzip-compressed NIfTI")
-        stream = ByteStream(inflated_chunks(file, name, 31) if is_zipped else raw_chunks(file))
-        raw = bytes(stream.take(_HEADER_BYTES))
-        if len(raw) < _HEADER_BYTES:
-            raise fault("truncated-file", name, "the file ends within its header.")
-        fields = _fields(raw, name)
-        raw += stream.take(_voxel_offset(fields, name) - _HEADER_BYTES)  # the extensions
-        header = vet(_facts(fields, raw, name))
-        return header, voxels_of(header, stream)
+    if storage == GZIP:
+        need_magic(file, _GZIP_MAGIC, "gzip-compressed NIfTI")
+    stream = ByteStream(file, storage)
+    raw = bytes(stream.take(_HEADER_BYTES))
+    if len(raw) < _HEADER_BYTES:
+        raise fault("truncated-file", "the file ends within its header.")
+    fields = _fields(raw)
+    extensions = bytes(stream.take(_voxel_offset(fields) - _HEADER_BYTES))
+    header = _facts(fields, extensions if raw[348] else b"")
+    return header, voxels_of(header, stream)
 
 
-def _fields(raw: bytes, name: str) -> Nifti1Header:
+def _fields(raw: bytes) -> Nifti1Header:
     """The fixed header as nibabel reads it; it guesses the byte order from another field, and does not see a cut."""
     from nibabel.nifti1 import Nifti1Header
 
@@ -70,57 +66,54 @@ def _fields(raw: bytes, name: str) -> Nifti1Header:
         if struct.unpack_from(order + "i", raw)[0] == 348 and raw[344:348] == b"n+1\0":
             return Nifti1Header(raw[:348], order, check=False)
     kind = "a NIfTI-2 file" if raw[4:7] == b"n+2" else "not a NIfTI-1 file"
-    raise fault("not-an-image", name, f"this is {kind}.", "Save the image as NIfTI-1 (.nii or .nii.gz), NRRD or MHA.")
+    raise fault("not-an-image", f"this is {kind}.", "Save the image as NIfTI-1 (.nii or .nii.gz), NRRD or MHA.")
 
 
-def _voxel_offset(fields: Nifti1Header, name: str) -> int:
+def _voxel_offset(fields: Nifti1Header) -> int:
     """Where the voxels begin; 0 stands for right behind the header."""
     offset = float(fields["vox_offset"]) or _HEADER_BYTES
     if not (_HEADER_BYTES <= offset <= LARGEST_OFFSET and offset == int(offset)):
-        raise fault("damaged-header", name, f"the voxels cannot begin at byte {offset:g}.")
+        raise fault("damaged-header", f"the voxels cannot begin at byte {offset:g}.")
     return int(offset)
 
 
-def _facts(fields: Nifti1Header, raw: bytes, name: str) -> Header:
+def _facts(fields: Nifti1Header, extensions: bytes) -> Header:
     dimensions, *sizes = (int(value) for value in fields["dim"])
     steps = tuple(float(value) for value in fields["pixdim"][1:])
     units = int(fields["xyzt_units"])
     if not 1 <= dimensions <= 7:
-        raise fault("damaged-header", name, f"the header gives the image {dimensions} dimensions.")
+        raise fault("damaged-header", f"the header gives the image {dimensions} dimensions.")
     if units & 7 not in (0, 2):
-        raise fault("unsupported-unit", name, "lengths are not in millimeters.", "Save the image in millimeters.")
-    dtype = _dtype(fields, name)
+        raise fault("unsupported-unit", "lengths are not in millimeters.", "Save the image in millimeters.")
+    dtype = _dtype(fields)
     return Header(
-        name=name,
         sizes=tuple(sizes[:dimensions]),
         spacing_mm=steps[: min(dimensions, 3)],
         dtype=dtype,
-        affine=geometry.ras_to_lps(_matrix(fields, name)),
+        affine=geometry.ras_to_lps(_matrix(fields)),
         frame_axis=3 if dimensions > 3 else None,
         pixels=_pixels(dtype, is_vector=dimensions > 4 and sizes[3] == 1 and sizes[4] > 1),
-        scale=_scale(fields, name),
+        scale=_scale(fields),
         frame_start=float(fields["toffset"]),
         frame_step=steps[3] if dimensions > 3 else None,
         frame_unit=_TIME_UNITS.get(units & 56, ""),
-        entries=_entries(raw, fields, name),
+        entries=_entries(extensions, fields.endianness),
     )
 
 
-def _dtype(fields: Nifti1Header, name: str) -> np.dtype:
+def _dtype(fields: Nifti1Header) -> np.dtype:
     """The type of a stored voxel.
 
     Raises:
         InputError: it is no number of 8 to 64 bits, and neither complex nor a color, which get errors of their own.
     """
-    from nibabel.spatialimages import HeaderDataError
-
     try:
         dtype = fields.get_data_dtype()
-    except (HeaderDataError, KeyError):
+    except KeyError:
         dtype = np.dtype("V")
     is_number = dtype.kind == "c" or (dtype.kind in "iuf" and dtype.itemsize <= 8)
     if not is_number and dtype.names is None:
-        raise voxel_type_fault(name, f"NIfTI type {int(fields['datatype'])}")
+        raise voxel_type_fault(f"NIfTI type {int(fields['datatype'])}")
     return dtype
 
 
@@ -132,17 +125,17 @@ def _pixels(dtype: np.dtype, *, is_vector: bool) -> Literal["scalar", "color", "
     return "vector" if is_vector else "scalar"
 
 
-def _scale(fields: Nifti1Header, name: str) -> tuple[float, float]:
+def _scale(fields: Nifti1Header) -> tuple[float, float]:
     """Slope and intercept; a slope of 0, or one that is no number, means that values are stored as they are."""
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or not math.isfinite(slope):
         return 1.0, 0.0
     if not math.isfinite(intercept):
-        raise fault("damaged-header", name, f"the intensity scale of the header is {slope:g} and {intercept:g}.")
+        raise fault("damaged-header", f"the intensity scale of the header is {slope:g} and {intercept:g}.")
     return slope, intercept
 
 
-def _matrix(fields: Nifti1Header, name: str) -> np.ndarray:
+def _matrix(fields: Nifti1Header) -> np.ndarray:
     """(4, 4) indices -> RAS mm, by the matrix (sform), else the quaternion (qform), else, like ITK, by pixdim.
 
     Raises:
@@ -151,24 +144,24 @@ def _matrix(fields: Nifti1Header, name: str) -> np.ndarray:
     has_matrix, has_quaternion = int(fields["sform_code"]) > 0, int(fields["qform_code"]) > 0
     steps = fields["pixdim"][1:4].astype(np.float64)
     if not has_matrix:
-        return _qform(fields, name) if has_quaternion else geometry.lps_to_ras(np.diag([*steps, 1.0]))
+        return _qform(fields) if has_quaternion else geometry.lps_to_ras(np.diag([*steps, 1.0]))
     matrix = fields.get_sform().astype(np.float64)
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     is_known = np.isfinite(matrix).all() and np.isfinite(steps).all() and (steps > 0).all()
     if is_known and not np.allclose(lengths, steps, rtol=_SPACING_TOLERANCE):
         by_matrix, by_steps = (" x ".join(f"{value:.4g}" for value in values) for values in (lengths, steps))
         message = f"voxels lie {by_matrix} mm apart by the header's matrix (sform), {by_steps} mm by its pixdim."
-        raise fault("bad-placement", name, message, _CORRECT)
+        raise fault("bad-placement", message, _CORRECT)
     if is_known and has_quaternion:
         corners = np.array([*itertools.product(*((0, int(size) - 1) for size in fields["dim"][1:4]), (1,))])
-        apart = np.linalg.norm(corners @ (matrix - _qform(fields, name))[:3].T, axis=1).max()
+        apart = np.linalg.norm(corners @ (matrix - _qform(fields))[:3].T, axis=1).max()
         if not apart <= steps.min() / 2:
             message = f"the header's matrix (sform) and quaternion (qform) place a corner {apart:.1f} mm apart."
-            raise fault("bad-placement", name, message, _CORRECT)
+            raise fault("bad-placement", message, _CORRECT)
     return matrix
 
 
-def _qform(fields: Nifti1Header, name: str) -> np.ndarray:
+def _qform(fields: Nifti1Header) -> np.ndarray:
     """(4, 4) indices -> RAS mm by the quaternion.
 
     nibabel refuses quaternions whose length exceeds one by 2e-7, as 32 bits may leave them; ITK and this do not.
@@ -177,29 +170,27 @@ def _qform(fields: Nifti1Header, name: str) -> np.ndarray:
     rest = 1.0 - float(quaternion @ quaternion)
     if not rest > -_QUATERNION_TOLERANCE:
         message = "the quaternion (qform) in the header is no rotation, or not a number."
-        raise fault("bad-placement", name, message, _CORRECT)
+        raise fault("bad-placement", message, _CORRECT)
     steps = fields["pixdim"][1:4] * (1.0, 1.0, -1.0 if fields["pixdim"][0] < 0 else 1.0)
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_quat([*quaternion, math.sqrt(max(rest, 0.0))]).as_matrix() * steps
-    matrix[:3, 3] = [float(fields[f"qoffset_{letter}"]) for letter in "xyz"]
-    return matrix
+    rotation = Rotation.from_quat([*quaternion, math.sqrt(max(rest, 0.0))]).as_matrix()
+    return geometry.affine_from(rotation * steps, [float(fields[f"qoffset_{letter}"]) for letter in "xyz"])
 
 
-def _entries(raw: bytes, fields: Nifti1Header, name: str) -> dict[str, str]:
+def _entries(extensions: bytes, endianness: str) -> dict[str, str]:
     """Our key-value pairs, if one of the header extensions holds them.
 
     nibabel would hand extensions of other kinds to readers of DICOM and XML.
     """
-    start, end = _HEADER_BYTES, min(_voxel_offset(fields, name), len(raw))
-    while raw[348] and start + 8 <= end:
-        size, code = struct.unpack_from(fields.endianness + "2i", raw, start)
-        text = raw[start + 8 : start + max(size, 8)].rstrip(b"\0")
+    start = 0
+    while start + 8 <= len(extensions):
+        size, code = struct.unpack_from(endianness + "2i", extensions, start)
+        text = extensions[start + 8 : start + max(size, 8)].rstrip(b"\0")
         if code == _COMMENT and text.startswith(b'{"calid_'):
             try:
                 return {str(key): str(value) for key, value in json.loads(text).items()}
             except (ValueError, RecursionError) as err:
                 message = "the header extension with the frame times and provenance is damaged."
-                raise fault("damaged-header", name, message) from err
+                raise fault("damaged-header", message) from err
         start += max(size, 8)
     return {}
 

@@ -17,26 +17,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
-from calid.images.vetting import (
-    Header,
+from calid.geometry import affine_from
+from calid.images.text_header import (
     detached_fault,
     encoding_fault,
-    fault,
     integers,
     need_fields,
-    need_magic,
     need_millimeters,
     numbers,
+    put,
     text_lines,
-    vet,
-    voxel_type_fault,
 )
-from calid.images.voxels import ByteStream, gzipped, inflated_chunks, little_endian, raw_chunks, voxels_of
+from calid.images.vetting import Header, fault, need_magic, voxel_type_fault
+from calid.images.voxels import GZIP, PLAIN, ByteStream, deflated, little_endian, voxels_of
 from calid.stack import Stack
 
 TYPES = {
@@ -53,7 +50,7 @@ TYPES = {
 }
 """numpy's name -> NRRD's names, the one we write first (Slicer and ITK know it)."""
 
-_FRAME_KINDS = ("list", "time", "domain", "space", "???", "none")
+_SPACE_KINDS = ("domain", "space", "???", "none")
 _UNITS = {
     **dict.fromkeys(("s", "sec", "second", "seconds"), "s"),
     **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), "ms"),
@@ -73,30 +70,28 @@ _FIELDS = frozenset(
 )  # fmt: skip
 """All that the format has; a name that is none of them is a damaged one, and ITK refuses it as well."""
 _MAGIC = b"NRRD"
+_STORAGE = {"raw": PLAIN, "gzip": GZIP, "gz": GZIP}
 
 
-def read(path: Path) -> tuple[Header, np.ndarray]:
-    """The vetted header of a NRRD file, and its (T, Z, Y, X) voxels.
+def read(file: BinaryIO) -> tuple[Header, np.ndarray]:
+    """The header of a NRRD file, and its (T, Z, Y, X) voxels.
 
     Raises:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
     """
-    name = path.name
-    with path.open("rb") as file:
-        need_magic(file, _MAGIC, name, "NRRD")
-        fields, entries = _fields(text_lines(file, name, lambda line: not line), name)
-        if "data file" in fields or "datafile" in fields:
-            raise detached_fault(name)
-        need_fields(fields, ("type", "dimension", "sizes", "encoding"), name)
-        encoding = fields["encoding"].lower()
-        if encoding not in ("raw", "gzip", "gz") or any(key.endswith("skip") for key in fields):
-            raise encoding_fault(name, encoding)
-        header = vet(_facts(fields, entries, name))
-        chunks = raw_chunks(file) if encoding == "raw" else inflated_chunks(file, name, 31)
-        return header, voxels_of(header, ByteStream(chunks))
+    need_magic(file, _MAGIC, "NRRD")
+    fields, entries = _fields(text_lines(file, lambda line: not line))
+    if "data file" in fields or "datafile" in fields:
+        raise detached_fault()
+    need_fields(fields, "type", "dimension", "sizes", "encoding")
+    encoding = fields["encoding"].lower()
+    if encoding not in _STORAGE or any(key.endswith("skip") for key in fields):
+        raise encoding_fault(encoding)
+    header = _facts(fields, entries)
+    return header, voxels_of(header, ByteStream(file, _STORAGE[encoding]))
 
 
-def _fields(lines: list[str], name: str) -> tuple[dict[str, str], dict[str, str]]:
+def _fields(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The standard fields and the free key-value pairs.
 
     Raises:
@@ -110,122 +105,112 @@ def _fields(lines: list[str], name: str) -> tuple[dict[str, str], dict[str, str]
         if not line or line.startswith("#"):
             continue
         if colon and field in _FIELDS and not value.startswith("="):
-            if fields.setdefault(field, value.strip()) != value.strip():
-                raise fault("damaged-header", name, f"the header gives the field {field!r} twice.")
+            put(fields, field, value.strip())
         elif ":=" in line:
             key, _, value = line.partition(":=")
             entries[key] = re.sub(r"\\([n\\])", lambda match: {"n": "\n", "\\": "\\"}[match[1]], value)
         else:
-            raise fault("damaged-header", name, f"line {number} of the header is no field of NRRD: {line[:30]!r}.")
+            raise fault("damaged-header", f"line {number} of the header is no field of NRRD: {line[:30]!r}.")
     return fields, entries
 
 
-def _facts(fields: Mapping[str, str], entries: Mapping[str, str], name: str) -> Header:
-    sizes = tuple(integers(fields["sizes"], name))
-    kinds = fields.get("kinds", "").split() or ["domain"] * len(sizes)
-    vectors = _vectors(fields, name) or [None] * len(sizes)
-    if integers(fields["dimension"], name) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
-        raise fault("damaged-header", name, "the header describes another number of axes than it gives sizes.")
+def _facts(fields: Mapping[str, str], entries: Mapping[str, str]) -> Header:
+    sizes = tuple(integers(fields["sizes"]))
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
+    vectors = _vectors(fields) or [None] * len(sizes)
+    if integers(fields["dimension"]) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
+        raise fault("damaged-header", "the header describes another number of axes than it gives sizes.")
     axis = _frame_axis(kinds, vectors)
-    _need_millimeters(fields, axis, name)
+    units = _quoted(fields, "units")
+    need_millimeters([*_quoted(fields, "space units"), *(unit for i, unit in enumerate(units) if i != axis)])
     places = [vector[:3] for index, vector in enumerate(vectors) if index != axis and vector is not None][:3]
     time = None if axis is None else vectors[axis]
+    values, unit = _listed_times(entries, axis, dict(enumerate(units)))
     return Header(
-        name=name,
         sizes=sizes,
         spacing_mm=tuple(math.hypot(*place) if len(place) > 1 else place[0] for place in places),
-        dtype=_dtype(fields, name),
-        affine=_affine(fields, places, name),
+        dtype=_dtype(fields),
+        affine=_affine(fields, places) if len(places) > 2 else None,
         frame_axis=axis,
         pixels="scalar" if axis is None else _pixels(kinds[axis]),
-        frame_step=None if time is None else float(time[-1]),
-        frame_values=_frame_values(entries, axis, name),
-        frame_unit=_frame_unit(fields, entries, axis),
+        frame_step=None if time is None else time[-1],
+        frame_values=values,
+        frame_unit=unit,
         entries=entries,
     )
 
 
-def _dtype(fields: Mapping[str, str], name: str) -> np.dtype:
+def _quoted(fields: Mapping[str, str], key: str) -> list[str]:
+    return re.findall(r'"([^"]*)"', fields.get(key, ""))
+
+
+def _dtype(fields: Mapping[str, str]) -> np.dtype:
     """The type of a stored voxel, with its byte order."""
     kind, order = fields["type"].lower(), fields.get("endian", "little").lower()
     dtype = next((dtype for dtype, names in TYPES.items() if kind in (dtype, *names)), None)
     if dtype is None:
-        raise voxel_type_fault(name, f"NRRD type {kind[:30]!r}")
+        raise voxel_type_fault(f"NRRD type {kind[:30]!r}")
     if order not in ("little", "big"):
-        raise fault("damaged-header", name, f"the byte order {order[:30]!r} is neither 'little' nor 'big'.")
+        raise fault("damaged-header", f"the byte order {order[:30]!r} is neither 'little' nor 'big'.")
     return np.dtype(dtype).newbyteorder("<" if order == "little" else ">")
 
 
-def _vectors(fields: Mapping[str, str], name: str) -> list[list[float] | None]:
+def _vectors(fields: Mapping[str, str]) -> list[list[float] | None]:
     """The step along every axis, None where it has none; empty where the header speaks of none at all.
 
     A header without directions gives a step's length alone.
     """
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"])
-        return [None if word == "none" else _numbers_in(word, name) for word in words]
-    return [None if math.isnan(value) else [value] for value in numbers(fields.get("spacings", ""), name)]
+        return [None if word == "none" else _numbers_in(word) for word in words]
+    return [None if math.isnan(value) else [value] for value in numbers(fields.get("spacings", ""))]
 
 
-def _numbers_in(vector: str, name: str) -> list[float]:
-    values = numbers(vector.strip("()").replace(",", " "), name)
+def _numbers_in(vector: str) -> list[float]:
+    values = numbers(vector.strip("()").replace(",", " "))
     if len(values) not in (3, 4):
-        raise fault("damaged-header", name, f"the vector {vector[:60]!r} in the header does not have 3 numbers.")
+        raise fault("damaged-header", f"the vector {vector[:60]!r} in the header does not have 3 numbers.")
     return values
 
 
-def _affine(fields: Mapping[str, str], places: list[list[float]], name: str) -> np.ndarray | None:
+def _affine(fields: Mapping[str, str], places: list[list[float]]) -> np.ndarray:
     """(4, 4) indices along the spatial axes -> LPS mm; spaces that name no anatomy count as LPS, as ITK has it."""
-    if len(places) < 3:
-        return None
-    affine = np.eye(4)
-    affine[:3, :3] = np.transpose(places) if len(places[0]) > 1 else np.diag(np.ravel(places))
-    if "space origin" in fields:
-        affine[:3, 3] = _numbers_in(fields["space origin"], name)[:3]
+    axes = np.transpose(places) if len(places[0]) > 1 else np.diag(np.ravel(places))
+    origin = _numbers_in(fields["space origin"])[:3] if "space origin" in fields else np.zeros(3)
     space = fields.get("space", "").lower()
     signs = next((signs for start, signs in _TO_LPS.items() if space.startswith(start)), (1, 1, 1))
-    return np.diag([*signs, 1.0]) @ affine
+    return np.diag([*signs, 1.0]) @ affine_from(axes, origin)
 
 
 def _frame_axis(kinds: list[str], vectors: list[list[float] | None]) -> int | None:
     """The axis that is not spatial: by its kind, by its lack of a direction, or as the fourth."""
     for axis, (kind, vector) in enumerate(zip(kinds, vectors, strict=True)):
         is_placed = vector is not None or all(value is None for value in vectors)
-        if kind.lower() not in ("domain", "space", "???", "none") or not is_placed:
+        if kind not in _SPACE_KINDS or not is_placed:
             return axis
     return 3 if len(kinds) > 3 else None
 
 
-def _need_millimeters(fields: Mapping[str, str], frame_axis: int | None, name: str) -> None:
-    of_axes = re.findall(r'"([^"]*)"', fields.get("units", ""))
-    spatial = [unit for axis, unit in enumerate(of_axes) if axis != frame_axis]
-    need_millimeters([*re.findall(r'"([^"]*)"', fields.get("space units", "")), *spatial], name)
-
-
 def _pixels(kind: str) -> Literal["scalar", "color", "vector", "complex"]:
-    if kind.lower() in _FRAME_KINDS:
+    if kind in ("list", "time", *_SPACE_KINDS):
         return "scalar"
-    if kind.lower() == "complex":
+    if kind == "complex":
         return "complex"
-    return "color" if kind.lower().endswith("-color") else "vector"
+    return "color" if kind.endswith("-color") else "vector"
 
 
-def _frame_values(entries: Mapping[str, str], axis: int | None, name: str) -> tuple[float, ...]:
-    """The time of each frame, as a sequence of Slicer lists it, or its older MultiVolume."""
+def _listed_times(
+    entries: Mapping[str, str], axis: int | None, units: Mapping[int | None, str]
+) -> tuple[tuple[float, ...], str]:
+    """The time of each frame and their unit, as a sequence of Slicer lists them, or its older MultiVolume."""
     if _is_multi_volume(entries):
-        return tuple(numbers(entries["MultiVolume.FrameLabels"].replace(",", " "), name))
-    if entries.get(f"axis {axis} index type", "numeric") != "numeric":
-        return ()
-    return tuple(numbers(entries.get(f"axis {axis} index values", ""), name))
-
-
-def _frame_unit(fields: Mapping[str, str], entries: Mapping[str, str], axis: int | None) -> str:
-    if _is_multi_volume(entries):
+        values = entries["MultiVolume.FrameLabels"].replace(",", " ")
         unit = entries.get("MultiVolume.FrameIdentifyingDICOMTagUnits", "")
     else:
-        units = re.findall(r'"([^"]*)"', fields.get("units", ""))
-        unit = units[axis] if axis is not None and axis < len(units) else entries.get(f"axis {axis} index unit", "")
-    return _UNITS.get(unit.strip().lower(), "")
+        is_numeric = entries.get(f"axis {axis} index type", "numeric") == "numeric"
+        values = entries.get(f"axis {axis} index values", "") if is_numeric else ""
+        unit = units.get(axis, entries.get(f"axis {axis} index unit", ""))
+    return tuple(numbers(values)), _UNITS.get(unit.strip().lower(), "")
 
 
 def _is_multi_volume(entries: Mapping[str, str]) -> bool:
@@ -244,7 +229,7 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator
     """
     yield ("\n".join(header_lines(stack, entries)) + "\n\n").encode("utf-8")
     voxels = np.moveaxis(stack.voxels, 0, -1) if stack.num_frames > 1 else stack.voxels[0]
-    yield from gzipped((little_endian(part) for part in voxels), level)
+    yield from deflated(map(little_endian, voxels), GZIP, level)
 
 
 def header_lines(stack: Stack, entries: Mapping[str, str]) -> list[str]:

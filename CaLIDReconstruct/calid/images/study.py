@@ -325,7 +325,7 @@ def _need_one_place(takes: Sequence[Take]) -> None:
     for take in takes:
         for image in take.images:
             if image.is_color:
-                raise color_fault(image.name)
+                raise color_fault().about(image.name)
             if not geometry.is_same_position(image.plane, take.images[0].plane):
                 message = f"{image.name} does not show the same pixels as {take.images[0].name} of the same slice."
                 remedy = "Keep the images of one acquisition, or resample them to one grid first."

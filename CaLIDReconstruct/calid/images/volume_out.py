@@ -16,8 +16,8 @@ import numpy as np
 from calid import geometry
 from calid.errors import OutputError
 from calid.images import metaimage, nifti, nrrd, whole_file
-from calid.images.vetting import LONGEST_LINE
-from calid.images.voxels import gzipped
+from calid.images.text_header import LONGEST_LINE
+from calid.images.voxels import GZIP, deflated
 from calid.labels import LABELS
 from calid.stack import Stack
 
@@ -111,7 +111,7 @@ def _pieces(stack: Stack, suffix: str | None) -> Iterable[bytes]:
         return metaimage.written(stack, entries, level=COMPRESSION_LEVEL)
     if suffix in (".nii", ".nii.gz"):
         pieces = nifti.written(stack, entries)
-        return gzipped(pieces, COMPRESSION_LEVEL) if suffix == ".nii.gz" else pieces
+        return deflated(pieces, GZIP, COMPRESSION_LEVEL) if suffix == ".nii.gz" else pieces
     if suffix == ".seg.nrrd":
         entries = {**_segment_entries(stack), **entries}
     if stack.num_frames > 1:

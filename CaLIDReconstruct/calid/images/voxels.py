@@ -12,21 +12,30 @@ import numpy as np
 from calid.images.memory import need_memory
 from calid.images.vetting import Header, fault
 
+PLAIN, ZLIB, GZIP = 0, 15, 31
+"""How voxels are stored; the numbers are zlib's for the two kinds of compressed stream (`wbits`)."""
+
 _CHUNK = 1 << 18
 
 
 class ByteStream:
-    """The bytes of a file, which come in pieces and are taken in portions.
+    """What is left of a file, decompressed; it comes in pieces of bounded size and is taken in portions.
 
     Args:
-        pieces: the bytes as they come.
+        file: file that stands at the start of the stream.
+        storage: `PLAIN`, `ZLIB` or `GZIP`.
     """
 
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces, self._held = iter(pieces), bytearray()
+    def __init__(self, file: BinaryIO, storage: int) -> None:
+        chunks = iter(lambda: file.read(_CHUNK), b"")
+        self._pieces, self._held = iter(_inflated(chunks, storage) if storage else chunks), bytearray()
 
     def take(self, count: int) -> bytearray:
-        """The next `count` bytes, fewer only where the file ends."""
+        """The next `count` bytes, fewer only where the file ends.
+
+        Raises:
+            InputError: the compressed stream is damaged or ends early.
+        """
         while len(self._held) < count and (piece := next(self._pieces, None)) is not None:
             self._held += piece
         taken, self._held = self._held[:count], self._held[count:]
@@ -35,6 +44,26 @@ class ByteStream:
     def is_at_end(self) -> bool:
         """Whether nothing is left; a compressed stream raises here if its checksum is wrong."""
         return not self._held and not any(self._pieces)
+
+
+def _inflated(chunks: Iterable[bytes], storage: int) -> Iterator[bytes]:
+    """Compressed data, decompressed; the streams' own ends and checksums are part of the test.
+
+    A gzip file may be several streams one after the other, as bgzip and joined files are.
+    """
+    inflate = zlib.decompressobj(storage)
+    try:
+        for rest in chunks:
+            while rest:
+                if inflate.eof:
+                    inflate = zlib.decompressobj(storage)
+                # A megabyte of zeros fits into a kilobyte, so what comes out is bounded, too.
+                yield inflate.decompress(rest, _CHUNK)
+                rest = inflate.unconsumed_tail or inflate.unused_data
+    except zlib.error as err:
+        raise fault("damaged-file", "the compressed data are damaged.") from err
+    if not inflate.eof:
+        raise fault("truncated-file", "the file ends early: the compressed data are not complete.")
 
 
 def voxels_of(header: Header, stream: ByteStream) -> np.ndarray:
@@ -48,15 +77,12 @@ def voxels_of(header: Header, stream: ByteStream) -> np.ndarray:
         ResourceError: there is not enough memory.
     """
     is_scaled = header.scale != (1.0, 0.0)
-    need_memory(header.num_bytes + is_scaled * math.prod(header.sizes) * np.dtype(np.float32).itemsize, header.name)
-    frames = 1 if header.frame_axis is None else header.sizes[header.frame_axis]
-    spatial = [axis for axis in range(min(len(header.sizes), 4)) if axis != header.frame_axis]
-    slices_first = [spatial[axis] for axis in reversed(header.spatial_order)]
-    stored_axes = [header.frame_axis, *slices_first]
-    shape = [frames, *(header.sizes[axis] for axis in slices_first)]
+    need_memory(header.num_bytes + is_scaled * math.prod(header.sizes) * np.dtype(np.float32).itemsize)
+    slices_first = [header.spatial_axes[axis] for axis in reversed(header.spatial_order)]
+    shape = [header.num_frames, *(header.sizes[axis] for axis in slices_first)]
     voxels = np.empty(shape, header.dtype.newbyteorder("="))
     # The same memory with the axes as they are stored, the slowest first; without a stored one, time is the slowest.
-    depths = [-math.inf if axis is None else -axis for axis in stored_axes]
+    depths = [-math.inf if axis is None else -axis for axis in (header.frame_axis, *slices_first)]
     stored = voxels.transpose(sorted(range(4), key=depths.__getitem__))
     there = 0
     for part in _parts(stored):
@@ -64,12 +90,10 @@ def voxels_of(header: Header, stream: ByteStream) -> np.ndarray:
         there += len(taken)
         if len(taken) < part.nbytes:
             ends = f"the file ends early, after {there} of {header.num_bytes} bytes of voxels."
-            raise fault("truncated-file", header.name, ends)
+            raise fault("truncated-file", ends)
         part[...] = np.frombuffer(taken, header.dtype).reshape(part.shape)
     if not stream.is_at_end():
-        sizes = " x ".join(map(str, header.sizes))
-        message = f"the file holds more voxels than its header announces ({sizes})."
-        raise fault("size-mismatch", header.name, message)
+        raise fault("size-mismatch", f"the file holds more voxels than its header announces ({header.shape}).")
     return scaled(voxels, *header.scale)
 
 
@@ -131,49 +155,14 @@ def _narrow(low: float, high: float, *, is_whole: bool) -> np.dtype | None:
     return None
 
 
-def raw_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """What is left of an uncompressed file, in pieces."""
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
-def inflated_chunks(file: BinaryIO, name: str, window_bits: int) -> Iterator[bytes]:
-    """What is left of a file, decompressed; the streams' own ends and checksums are part of the test.
-
-    A gzip file may be several streams one after the other, as bgzip and joined files are.
-
-    Args:
-        file: file that stands at the start of the compressed data.
-        name: the file's name, for messages.
-        window_bits: 15 for zlib, 31 for gzip, as in `zlib.decompressobj`.
-
-    Raises:
-        InputError: the stream is damaged or ends early.
-    """
-    inflate = zlib.decompressobj(window_bits)
-    try:
-        for chunk in raw_chunks(file):
-            rest = chunk
-            while rest:
-                if inflate.eof:
-                    inflate = zlib.decompressobj(window_bits)
-                # A megabyte of zeros fits into a kilobyte, so what comes out is bounded, too.
-                yield inflate.decompress(rest, _CHUNK)
-                rest = inflate.unconsumed_tail or inflate.unused_data
-    except zlib.error as err:
-        raise fault("damaged-file", name, "the compressed data are damaged.") from err
-    if not inflate.eof:
-        raise fault("truncated-file", name, "the file ends early: the compressed data are not complete.")
-
-
 def little_endian(voxels: np.ndarray) -> bytes:
     """Voxels as bytes, the last axis fastest, in the byte order of the files we write."""
     return voxels.astype(voxels.dtype.newbyteorder("<"), order="C", copy=False).tobytes()
 
 
-def gzipped(pieces: Iterable[bytes], level: int) -> Iterator[bytes]:
-    """The pieces of a file, compressed as one gzip stream; level 1 (fast) to 9 (small)."""
-    deflate = zlib.compressobj(level, zlib.DEFLATED, 31)
+def deflated(pieces: Iterable[bytes], storage: int, level: int) -> Iterator[bytes]:
+    """The pieces of a file, compressed as one `ZLIB` or `GZIP` stream; level 1 (fast) to 9 (small)."""
+    deflate = zlib.compressobj(level, wbits=storage)
     for piece in pieces:
         yield deflate.compress(piece)
     yield deflate.flush()
