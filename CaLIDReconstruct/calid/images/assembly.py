@@ -59,7 +59,6 @@ def _same_grid(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findi
             measured, expected = (f"{value[0]:g} x {value[1]:g}" for value in (values[odd], usual))
             yield Finding(
                 code,
-                "error",
                 f"{_start(places[odd])} has {measured} {what}, the others have {expected}.",
                 "Load only slices of one acquisition, or resample them to one grid first.",
             )
@@ -75,7 +74,6 @@ def _same_orientation(planes: Sequence[Plane], places: Sequence[str]) -> Iterato
     if tilts[odd] > limit:
         yield Finding(
             "non-parallel",
-            "error",
             f"{_start(places[odd])} is tilted by {tilts[odd]:.1f} degrees against the others; "
             f"at most {limit:g} are tolerated.",
             "Remove this slice or series from the folder, or resample it parallel to the others first.",
@@ -83,7 +81,6 @@ def _same_orientation(planes: Sequence[Plane], places: Sequence[str]) -> Iterato
     elif turns[turned] > limit:
         yield Finding(
             "rotated-slice",
-            "error",
             f"{_start(places[turned])} is turned in its plane by {turns[turned]:.1f} degrees against the others.",
             "Remove this slice or series from the folder, or resample it like the others first.",
         )
@@ -95,7 +92,6 @@ def _even_gaps(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findi
         index = int(gaps.argmin())
         yield Finding(
             "duplicate-slices",
-            "error",
             f"{_start(places[index])} and {places[index + 1]} lie at the same position.",
             "Keep one of the two: remove the repeated series or file from the folder.",
         )
@@ -107,7 +103,6 @@ def _even_gaps(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findi
         count = round(times) - 1
         yield Finding(
             "missing-slice" if is_missing else "uneven-spacing",
-            "error",
             f"Gap {index + 1} of {len(gaps)}, between {places[index]} and {places[index + 1]}, is "
             f"{gaps[index]:.2f} mm, the median is {usual:.2f} mm"
             + (f": {count} slice{'s are' if count > 1 else ' is'} missing." if is_missing else "."),
@@ -130,7 +125,6 @@ def _straight(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findin
         odd = int(distances.argmax())
         yield Finding(
             "shifted-slice",
-            "error",
             f"{_start(places[odd])} is shifted in its plane by {distances[odd]:.1f} mm against the others; "
             f"at most {limit_mm:.1f} mm are tolerated.",
             "Resample this slice on the others' grid first, or remove it.",
@@ -138,7 +132,6 @@ def _straight(planes: Sequence[Plane], places: Sequence[str]) -> Iterator[Findin
     else:
         yield Finding(
             "sheared-stack",
-            "error",
             f"Each slice is shifted in its plane by {np.linalg.norm(steps[0]):.1f} mm against the one before it.",
             "Resample the stack on a straight grid first.",
         )
@@ -191,7 +184,7 @@ def phase_findings(
 
 
 def _duplicates(code: str, message: str) -> Finding:
-    return Finding(code, "error", message, "Keep one image of each: remove the repeated series or file.")
+    return Finding(code, message, "Keep one image of each: remove the repeated series or file.")
 
 
 def _distinct_times(times_ms: Sequence[np.ndarray], places: Sequence[str]) -> Iterator[Finding]:
@@ -224,7 +217,6 @@ def _equal_counts(times_ms: Sequence[np.ndarray], places: Sequence[str], usual: 
     if share > len(times_ms) / 2 and len(times) == usual - 1:
         yield Finding(
             "missing-frame",
-            "error",
             f"{_start(places[odd])} has {len(times)} frames, the others have {usual}: "
             f"frame {_missing_index(times) + 1} is missing.",
             "Load the missing image.",
@@ -232,7 +224,6 @@ def _equal_counts(times_ms: Sequence[np.ndarray], places: Sequence[str], usual: 
         return
     yield Finding(
         "uneven-frames",
-        "error",
         f"{_start(places[odd])} has {len(times)} frames, most others have {usual}.",
         "Load slices that were acquired with the same number of phases, or one phase of each.",
     )
@@ -262,7 +253,7 @@ def _same_moment(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Findin
 
 def _other_phase(message: str) -> Finding:
     remedy = "Load slices that show the same phases of the heart beat, all acquired in one way."
-    return Finding("different-phases", "error", message, remedy)
+    return Finding("different-phases", message, remedy)
 
 
 def _without_holes(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Finding]:
@@ -272,7 +263,6 @@ def _without_holes(times_ms: np.ndarray, places: Sequence[str]) -> Iterator[Find
             steps = np.diff(times)
             yield Finding(
                 "missing-frame",
-                "error",
                 f"{_start(place)} has no image between {times[index]:.1f} and {times[index + 1]:.1f} ms after the "
                 f"R wave, its frames are usually {geometry.typical_gap(steps):.1f} ms apart: a frame is missing.",
                 "Load the missing image.",

@@ -58,15 +58,15 @@ class Finding:
 
     Args:
         code: stable, lower-case and hyphenated; the Slicer module translates it.
-        severity: "error" blocks the run, "warning" does not.
         message: what was found and where, with the measured value and the limit.
         remedy: what can be done about it.
+        severity: "error" blocks the run, "warning" does not.
     """
 
     code: str
-    severity: Literal["error", "warning"]
     message: str
     remedy: str
+    severity: Literal["error", "warning"] = "error"
 
 
 def check_stack(stack: Stack, *, source: str = "", harmless: Collection[str] = ()) -> None:
@@ -114,14 +114,12 @@ def _extent(stack: Stack) -> Iterator[Finding]:
     if 0 in stack.voxels.shape:
         yield Finding(
             "no-voxels",
-            "error",
             f"The image is empty: {frames} frames of {slices} slices of {columns} x {rows} pixels.",
             "Export it again, or choose another file.",
         )
     elif min(rows, columns) < MIN_PIXELS:
         yield Finding(
             "too-small",
-            "error",
             f"The slices have {columns} x {rows} pixels; at least {MIN_PIXELS} x {MIN_PIXELS} are needed.",
             "Use the slices as they were acquired, not a thumbnail or a narrow crop.",
         )
@@ -132,14 +130,12 @@ def _pixel_type(stack: Stack) -> Iterator[Finding]:
     if kind == "c":
         yield Finding(
             "complex-pixels",
-            "error",
             "The voxels are complex numbers.",
             "Save the magnitude image and use that.",
         )
     elif kind not in "iufb":
         yield Finding(
             "unsupported-voxels",
-            "error",
             f"The voxels are of type {stack.voxels.dtype}, not numbers.",
             "Save the image with integer or floating point voxels.",
         )
@@ -149,7 +145,6 @@ def _slice_count(stack: Stack) -> Iterator[Finding]:
     if stack.num_slices == 1:
         yield Finding(
             "one-slice",
-            "error",
             "There is only one slice; at least two parallel slices are needed to fill a gap between them.",
             "Load the whole short-axis stack (for DICOM: the folder that holds all its slices).",
         )
@@ -165,7 +160,6 @@ def _spacing(stack: Stack) -> Iterator[Finding]:
         if not low <= value <= high:
             yield Finding(
                 "implausible-spacing",
-                "error",
                 f"{name} lie {value:.4g} mm apart; between {low:g} and {high:g} mm is plausible.",
                 "Correct the spacing in the file (it must be in millimeters), or export the image again.",
             )
@@ -173,7 +167,6 @@ def _spacing(stack: Stack) -> Iterator[Finding]:
     if stack.num_slices > 1 and z <= ISOTROPIC_RATIO * max(x, y):
         yield Finding(
             "already-isotropic",
-            "error",
             f"The slices are {z:.2f} mm apart and the pixels {max(x, y):.2f} mm: nothing is missing between them.",
             f"Upsample only stacks whose slices are more than {ISOTROPIC_RATIO:g} pixels apart.",
         )
@@ -184,7 +177,6 @@ def _axes(stack: Stack) -> Iterator[Finding]:
     if shear > geometry.PARALLEL_TOLERANCE_DEGREES:
         yield Finding(
             "sheared-affine",
-            "error",
             f"The voxel axes are not perpendicular: they miss a right angle by {shear:.2f} degrees; "
             f"at most {geometry.PARALLEL_TOLERANCE_DEGREES:g} are tolerated.",
             "Resample the image on a straight grid first (in Slicer: Resample Image, or harden the transform).",
@@ -202,7 +194,6 @@ def _finite(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[F
             frame, index = np.argwhere(bad)[0]
             yield Finding(
                 code,
-                "error",
                 f"Voxels of {_place(stack, frame, index)} are {what} ({bad.sum()} of {bad.size} slices affected).",
                 "Export the image again, or repair these slices.",
             )
@@ -220,17 +211,14 @@ def _contrast(lowest: np.ndarray, highest: np.ndarray) -> Iterator[Finding]:
     blank = lowest == highest
     again = "Export the image again; if the slices were padded, crop the stack to those that show the heart."
     if lowest.min() == highest.max():
-        yield Finding(
-            "constant-image", "error", f"Every voxel has the same value, {lowest.min():g}: there is no image.", again
-        )
+        yield Finding("constant-image", f"Every voxel has the same value, {lowest.min():g}: there is no image.", again)
     elif blank.all(axis=1).any():
         frame = int(np.flatnonzero(blank.all(axis=1))[0])
-        yield Finding("blank-frame", "error", f"Frame {frame + 1} of {len(blank)} shows nothing.", again)
+        yield Finding("blank-frame", f"Frame {frame + 1} of {len(blank)} shows nothing.", again)
     elif blank.any():
         frame, index = np.argwhere(blank)[0]
         yield Finding(
             "blank-slice",
-            "error",
             f"Slice {index + 1} of {blank.shape[1]} in frame {frame + 1} of {blank.shape[0]} shows nothing: "
             f"all its pixels are {lowest[frame, index]:g}.",
             again,
@@ -269,18 +257,18 @@ def _unusual_contrast(stack: Stack) -> Iterator[Finding]:
     if brightness > BRIGHT_RIM and skewness < 0:
         yield Finding(
             "unusual-contrast",
-            "warning",
             f"The image is bright where cine MR is dark, {100 * brightness:.0f} % of the contrast at its rim: it is "
             "inverted, or shows no heart.",
             f"{use_cine}; on inverted ones the model gains a quarter less over linear interpolation.",
+            severity="warning",
         )
     elif roughness > ROUGH_RIM and is_smooth_inside:
         yield Finding(
             "unusual-contrast",
-            "warning",
             f"The rim of the image is noise over {100 * roughness:.0f} % of the contrast, where cine MR is dark: it is "
             "a map (T1, T2), a phase image, or shows no heart.",
             f"{use_cine}; on such maps the model is behind linear interpolation.",
+            severity="warning",
         )
 
 
@@ -292,7 +280,6 @@ def _labels(stack: Stack, lowest: np.ndarray, highest: np.ndarray) -> Iterator[F
         shown = ", ".join(f"{value:g}" for value in values[:4]) + (" ..." if len(values) > 4 else "")
         yield Finding(
             "label-map",
-            "error",
             f"The voxels have only {len(values)} different values ({shown}), from {values[0]:g} to {values[-1]:g}: "
             "this is a label map.",
             "Choose the MR image and not its segmentation.",
@@ -318,9 +305,9 @@ def _repeats(stack: Stack) -> Iterator[Finding]:
         if copies:
             yield Finding(
                 code,
-                "warning",
                 f"{name} {copies[0] + 1} is an exact copy of the one before it ({len(copies)} such).",
                 "Check whether the export doubled it and lost another.",
+                severity="warning",
             )
 
 
@@ -332,22 +319,21 @@ def _frame_times(stack: Stack) -> Iterator[Finding]:
     if stack.times_guess:
         yield Finding(
             "guessed-frame-times",
-            "warning",
             f"The file does not say for certain when frames were taken ({stack.times_guess}); they count as "
             f"{usual:.4g} ms apart.",
             "Heart rate and timing in the report follow from this guess; look whether the film beats evenly.",
+            severity="warning",
         )
     elif not FRAME_LIMITS_MS[0] < usual <= FRAME_LIMITS_MS[1]:
         yield Finding(
             "implausible-frame-times",
-            "warning",
             f"Frames are {usual:.4g} ms apart; the times may be frame numbers or in another unit.",
             "Voxels are not affected; heart rate and timing in the report are.",
+            severity="warning",
         )
     for index in holes(stack.frame_times_ms)[:1]:
         yield Finding(
             "missing-frame",
-            "error",
             f"Between frames {index + 1} and {index + 2} {steps[index]:.1f} ms pass, usually {usual:.1f} ms: "
             "a frame is missing.",
             "Load the missing frame, or choose frames on one side of the hole.",
@@ -372,7 +358,7 @@ def _marks(stack: Stack) -> Iterator[Finding]:
     if count:
         yield Finding(
             "generated-input",
-            "warning",
             f"{count} of {stack.num_slices} slices were generated before and not acquired.",
             "Start from the acquired stack where you have it.",
+            severity="warning",
         )

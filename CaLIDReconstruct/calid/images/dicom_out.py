@@ -180,19 +180,12 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: as for `check_folder`, or the disk is full or fails.
     """
     check_folder(folder, overwrite=overwrite)
-    whole_file.sweep(folder.parent)
-    draft = folder.with_name(whole_file.temporary_name(".dicom"))
-    try:
+    with whole_file.draft_beside(folder, ".dicom") as draft:
         draft.mkdir()
         yield draft
         if folder.exists():
             shutil.rmtree(folder)
         draft.replace(folder)
-    except OSError as error:
-        message = f"{folder} cannot be written ({error.strerror or error})."
-        raise OutputError("unwritable", message, "Choose another folder, or free some space.") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def check_folder(folder: Path, *, overwrite: bool = False, source: Path | None = None) -> None:

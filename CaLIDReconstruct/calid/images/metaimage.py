@@ -8,16 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from calid.geometry import affine_from
-from calid.images.text_header import (
-    detached_fault,
-    encoding_fault,
-    integers,
-    need_fields,
-    need_millimeters,
-    numbers,
-    put,
-    text_lines,
-)
+from calid.images import text_header
 from calid.images.vetting import Header, fault, need_magic, voxel_type_fault
 from calid.images.voxels import PLAIN, ZLIB, ByteStream, deflated, little_endian, voxels_of
 from calid.stack import Stack
@@ -49,14 +40,14 @@ def read(file: BinaryIO) -> tuple[Header, np.ndarray]:
     """
     need_magic(file, _MAGIC, "MetaImage")
     fields: dict[str, str] = {}
-    for line in text_lines(file, lambda line: _split(line)[0] == _LAST):
-        put(fields, *_split(line))
+    for line in text_header.lines_of(file, lambda line: _split(line)[0] == _LAST):
+        text_header.put(fields, *_split(line))
     if fields[_LAST].upper() != "LOCAL":
-        raise detached_fault()
+        raise text_header.detached_fault()
     if not _is_true(fields, "BinaryData", otherwise=True):
-        raise encoding_fault("text")
+        raise text_header.encoding_fault("text")
     if fields.get("HeaderSize", "0") not in ("0", "-1"):
-        raise encoding_fault(f"HeaderSize {fields['HeaderSize'][:20]}")
+        raise text_header.encoding_fault(f"HeaderSize {fields['HeaderSize'][:20]}")
     header = _facts(fields)
     return header, voxels_of(header, ByteStream(file, ZLIB if _is_true(fields, "CompressedData") else PLAIN))
 
@@ -72,18 +63,18 @@ def _is_true(fields: Mapping[str, str], key: str, *, otherwise: bool = False) ->
 
 
 def _facts(fields: Mapping[str, str]) -> Header:
-    need_fields(fields, "NDims", "DimSize", "ElementType")
-    need_millimeters([fields.get("DistanceUnits", "")])
+    text_header.need_fields(fields, "NDims", "DimSize", "ElementType")
+    text_header.need_millimeters([fields.get("DistanceUnits", "")])
     kind = fields["ElementType"]
     if kind not in _TYPES:
         raise voxel_type_fault(f"type {kind[:30]!r}")
-    sizes = tuple(integers(fields["DimSize"]))
-    if integers(fields["NDims"]) != [len(sizes)]:
+    sizes = tuple(text_header.integers(fields["DimSize"]))
+    if text_header.integers(fields["NDims"]) != [len(sizes)]:
         raise fault("damaged-header", f"the header has {fields['NDims'][:20]} dimensions and {len(sizes)} sizes.")
     spacing = _first_of(fields, ("ElementSpacing", "ElementSize"), [])
     if spacing and len(spacing) != len(sizes):
         raise fault("damaged-header", f"the header gives {len(spacing)} spacings for {len(sizes)} axes.")
-    channels = [*integers(fields.get("ElementNumberOfChannels", "")), 1][0]
+    channels = [*text_header.integers(fields.get("ElementNumberOfChannels", "")), 1][0]
     order = "BinaryDataByteOrderMSB" if "BinaryDataByteOrderMSB" in fields else "ElementByteOrderMSB"
     return Header(
         sizes=sizes,
@@ -116,7 +107,7 @@ def _affine(fields: Mapping[str, str], spacing: list[float]) -> np.ndarray:
 
 def _first_of(fields: Mapping[str, str], keys: Iterable[str], otherwise: list[float]) -> list[float]:
     """The numbers under the first of several names of one field."""
-    return next((numbers(fields[key]) for key in keys if key in fields), otherwise)
+    return next((text_header.numbers(fields[key]) for key in keys if key in fields), otherwise)
 
 
 def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[bytes]:

@@ -22,16 +22,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from calid.geometry import affine_from
-from calid.images.text_header import (
-    detached_fault,
-    encoding_fault,
-    integers,
-    need_fields,
-    need_millimeters,
-    numbers,
-    put,
-    text_lines,
-)
+from calid.images import text_header
 from calid.images.vetting import Header, fault, need_magic, voxel_type_fault
 from calid.images.voxels import GZIP, PLAIN, ByteStream, deflated, little_endian, voxels_of
 from calid.stack import Stack
@@ -80,13 +71,13 @@ def read(file: BinaryIO) -> tuple[Header, np.ndarray]:
         InputError: the file is cut short, damaged, of another kind, or cannot be placed in space.
     """
     need_magic(file, _MAGIC, "NRRD")
-    fields, entries = _fields(text_lines(file, lambda line: not line))
+    fields, entries = _fields(text_header.lines_of(file, lambda line: not line))
     if "data file" in fields or "datafile" in fields:
-        raise detached_fault()
-    need_fields(fields, "type", "dimension", "sizes", "encoding")
+        raise text_header.detached_fault()
+    text_header.need_fields(fields, "type", "dimension", "sizes", "encoding")
     encoding = fields["encoding"].lower()
     if encoding not in _STORAGE or any(key.endswith("skip") for key in fields):
-        raise encoding_fault(encoding)
+        raise text_header.encoding_fault(encoding)
     header = _facts(fields, entries)
     return header, voxels_of(header, ByteStream(file, _STORAGE[encoding]))
 
@@ -105,7 +96,7 @@ def _fields(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         if not line or line.startswith("#"):
             continue
         if colon and field in _FIELDS and not value.startswith("="):
-            put(fields, field, value.strip())
+            text_header.put(fields, field, value.strip())
         elif ":=" in line:
             key, _, value = line.partition(":=")
             entries[key] = re.sub(r"\\([n\\])", lambda match: {"n": "\n", "\\": "\\"}[match[1]], value)
@@ -115,14 +106,16 @@ def _fields(lines: list[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _facts(fields: Mapping[str, str], entries: Mapping[str, str]) -> Header:
-    sizes = tuple(integers(fields["sizes"]))
+    sizes = tuple(text_header.integers(fields["sizes"]))
     kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(sizes)
     vectors = _vectors(fields) or [None] * len(sizes)
-    if integers(fields["dimension"]) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
+    if text_header.integers(fields["dimension"]) != [len(sizes)] or not len(kinds) == len(sizes) == len(vectors):
         raise fault("damaged-header", "the header describes another number of axes than it gives sizes.")
     axis = _frame_axis(kinds, vectors)
     units = _quoted(fields, "units")
-    need_millimeters([*_quoted(fields, "space units"), *(unit for i, unit in enumerate(units) if i != axis)])
+    text_header.need_millimeters(
+        [*_quoted(fields, "space units"), *(unit for i, unit in enumerate(units) if i != axis)]
+    )
     places = [vector[:3] for index, vector in enumerate(vectors) if index != axis and vector is not None][:3]
     time = None if axis is None else vectors[axis]
     values, unit = _listed_times(entries, axis, dict(enumerate(units)))
@@ -163,11 +156,11 @@ def _vectors(fields: Mapping[str, str]) -> list[list[float] | None]:
     if "space directions" in fields:
         words = re.findall(r"none|\([^)]*\)", fields["space directions"])
         return [None if word == "none" else _numbers_in(word) for word in words]
-    return [None if math.isnan(value) else [value] for value in numbers(fields.get("spacings", ""))]
+    return [None if math.isnan(value) else [value] for value in text_header.numbers(fields.get("spacings", ""))]
 
 
 def _numbers_in(vector: str) -> list[float]:
-    values = numbers(vector.strip("()").replace(",", " "))
+    values = text_header.numbers(vector.strip("()").replace(",", " "))
     if len(values) not in (3, 4):
         raise fault("damaged-header", f"the vector {vector[:60]!r} in the header does not have 3 numbers.")
     return values
@@ -210,7 +203,7 @@ def _listed_times(
         is_numeric = entries.get(f"axis {axis} index type", "numeric") == "numeric"
         values = entries.get(f"axis {axis} index values", "") if is_numeric else ""
         unit = units.get(axis, entries.get(f"axis {axis} index unit", ""))
-    return tuple(numbers(values)), _UNITS.get(unit.strip().lower(), "")
+    return tuple(text_header.numbers(values)), _UNITS.get(unit.strip().lower(), "")
 
 
 def _is_multi_volume(entries: Mapping[str, str]) -> bool:

@@ -16,7 +16,7 @@ _LONGEST_HEADER = 1 << 20
 _MILLIMETERS = ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
-def text_lines(file: BinaryIO, is_last: Callable[[str], bool]) -> list[str]:
+def lines_of(file: BinaryIO, is_last: Callable[[str], bool]) -> list[str]:
     """The lines of a text header up to and with the last one; what follows in the file are the voxels."""
     lines: list[str] = []
     while not lines or not is_last(lines[-1]):

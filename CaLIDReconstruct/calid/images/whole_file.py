@@ -118,20 +118,38 @@ def whole_file(path: Path, suffixes: Sequence[str], *, overwrite: bool = False) 
     """
     path = Path(path)
     check_new_file(path, suffixes, overwrite=overwrite)
-    sweep(path.parent)
     # The temporary name ends like the final one, since VTK's writers go by the extension.
     suffix = next(suffix for suffix in suffixes if path.name.lower().endswith(suffix))
-    temporary = path.with_name(temporary_name(suffix))
-    try:
+    with draft_beside(path, suffix) as temporary:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         check_new_file(path, suffixes, overwrite=overwrite)
         temporary.replace(path)
+
+
+@contextmanager
+def draft_beside(path: Path, suffix: str) -> Iterator[Path]:
+    """A temporary name beside `path` for a file or folder, which is gone afterwards if it did not take another name.
+
+    Raises:
+        OutputError: the disk is full or fails.
+    """
+    sweep(path.parent)
+    draft = path.with_name(temporary_name(suffix))
+    try:
+        yield draft
     except OSError as err:
         raise _output_error(path, err) from err
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _this_machine() -> str:
@@ -153,10 +171,7 @@ def sweep(folder: Path) -> None:
         for path in folder.iterdir():
             found = _TEMPORARY.fullmatch(path.name)
             if found and _is_abandoned(path, found["host"], int(found["process"])):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(path)
 
 
 def _is_abandoned(path: Path, host: str, process: int) -> bool:
