@@ -15,6 +15,7 @@ import torch
 from calid_benchmark import beating
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.tables import cine
+from calid_benchmark.tables.passages import Passage, middle_slices
 from calid_training.cine import Beat, contraction
 from calid_training.datasets import RawCase
 from calid_training.prepare import load_cases, write_cases
@@ -71,7 +72,7 @@ def test_a_cycle_is_a_ring(ring, count):
 
 def test_the_middle_slice_is_asked_from_its_neighbors(tmp_path):
     (case,) = cases_on_disk(tmp_path)
-    (asked,) = cine.middle_slices([case])
+    (asked,) = middle_slices([case])
     assert asked.truth.shape == (FRAMES, 128, 128)
     assert asked.spans_cycle
     similar = np.corrcoef([asked.truth[0].ravel(), asked.before[0].ravel(), asked.after[0].ravel()])
@@ -102,11 +103,11 @@ def test_a_smooth_area_is_less_rough_than_a_jumping_one():
     assert figures[1] > 3 * figures[0]
 
 
-def passages(count: int) -> list[cine.Passage]:
+def passages(count: int) -> list[Passage]:
     """Sequences of 32 x 32 pixels whose three slices are the same."""
     tiled = np.tile(wave(1), (1, 4, 4))
     frames = [np.clip(tiled + 0.02 * number, 0, 1).astype(np.float32) for number in range(count)]
-    return [cine.Passage("set 8 mm", str(number), x, x, x, True) for number, x in enumerate(frames)]
+    return [Passage("set 8 mm", str(number), x, x, x, True) for number, x in enumerate(frames)]
 
 
 def test_two_d_and_time_is_tested_against_the_same_row_frame_by_frame_and_only_with_enough_sequences():

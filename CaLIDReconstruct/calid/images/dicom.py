@@ -61,6 +61,7 @@ class DicomImage:
         contrast: echo time, flip angle, inversion time; NaN where not given.
         image_type: all words of the image type.
         uid: UID of the object; de-identified files may share one.
+        sop_class: UID of the kind of object, "" where not given.
         series: number and UID of the series.
         acquisition: number of the acquisition in the series; NaN where not given.
         description: description of the series.
@@ -86,6 +87,7 @@ class DicomImage:
     contrast: tuple[float, float, float]
     image_type: tuple[str, ...]
     uid: str
+    sop_class: str
     series: tuple[float, str]
     acquisition: float
     description: str
@@ -193,6 +195,7 @@ def _image(dataset: Dataset, path: Path, name: str, index: int) -> DicomImage:
         ),
         image_type=frame_type,
         uid=_text(dataset, "SOPInstanceUID"),
+        sop_class=_text(dataset, "SOPClassUID"),
         series=(float(np.nan_to_num(_number(dataset, "SeriesNumber"))), _text(dataset, "SeriesInstanceUID")),
         acquisition=_number(dataset, "AcquisitionNumber"),
         description=_description(dataset),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage, generate_uid
 
@@ -223,34 +222,30 @@ def _described(hd: Any, number: int, label: Label, labels: Stack) -> Any:
 
 def _source_header(image: DicomImage, stack: Stack) -> Dataset:
     header = header_of(image)
-    own = pydicom.dcmread(
-        image.path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID", "SeriesInstanceUID"]
-    )
     del header.ContributingEquipmentSequence
     header.Modality = "MR"
-    header.SOPClassUID, header.SOPInstanceUID = str(own.get("SOPClassUID", MRImageStorage)), image.uid
-    header.SeriesInstanceUID = str(own.SeriesInstanceUID)
+    header.SOPClassUID, header.SOPInstanceUID = image.sop_class or MRImageStorage, image.uid
+    header.SeriesInstanceUID = image.series[1]
     header.Rows, header.Columns = stack.voxels.shape[2:]
-    header.ImagePositionPatient = [float(value) for value in image.plane.origin_lps]
-    header.ImageOrientationPatient = [float(value) for value in (*image.plane.row_lps, *image.plane.column_lps)]
-    header.PixelSpacing = [float(value) for value in image.plane.spacing_mm[::-1]]
+    header.ImagePositionPatient = image.plane.origin_lps.tolist()
+    header.ImageOrientationPatient = [*image.plane.row_lps.tolist(), *image.plane.column_lps.tolist()]
+    header.PixelSpacing = image.plane.spacing_mm[::-1].tolist()
     header.SliceThickness = image.thickness_mm if image.thickness_mm > 0 else float(stack.spacing_mm[2])
     return header
 
 
 def _geometry(hd: Any, stack: Stack) -> dict[str, Any]:
     """Where the frames of an object lie."""
-    planes = [plane_of(stack, index) for index in range(stack.num_slices)]
+    first, *others = (plane_of(stack, index) for index in range(stack.num_slices))
+    across, along, apart = stack.spacing_mm.tolist()
     return {
         "plane_positions": [
-            hd.PlanePositionSequence("PATIENT", [float(value) for value in plane.origin_lps]) for plane in planes
+            hd.PlanePositionSequence("PATIENT", plane.origin_lps.tolist()) for plane in (first, *others)
         ],
         "plane_orientation": hd.PlaneOrientationSequence(
-            "PATIENT", [float(value) for value in (*planes[0].row_lps, *planes[0].column_lps)]
+            "PATIENT", [*first.row_lps.tolist(), *first.column_lps.tolist()]
         ),
         "pixel_measures": hd.PixelMeasuresSequence(
-            pixel_spacing=[float(value) for value in planes[0].spacing_mm[::-1]],
-            slice_thickness=float(stack.spacing_mm[2]),
-            spacing_between_slices=float(stack.spacing_mm[2]),
+            pixel_spacing=[along, across], slice_thickness=apart, spacing_between_slices=apart
         ),
     }

@@ -235,18 +235,16 @@ class _Series:
     number: int
     description: str
     moment: datetime
-    slope: float
-    intercept: float
+    scale: tuple[float, float]
     window: tuple[float, float]
 
 
 def _series(stack: Stack, sources: Sources, description: str) -> _Series:
     number = 1000 + int(max(image.series[0] for image in sources.images.values())) % 9000
-    slope, intercept = _scale(stack, sources)
     low, high = np.percentile(stack.voxels[0], WINDOW_PERCENTILES)
     window = (float(low + high) / 2, float(max(high - low, 1)))
     description = description[:_DESCRIPTION_CHARACTERS]
-    return _Series(generate_uid(), number, description, datetime.now(), slope, intercept, window)
+    return _Series(generate_uid(), number, description, datetime.now(), _scale(stack, sources), window)
 
 
 def _scale(stack: Stack, sources: Sources) -> tuple[float, float]:
@@ -322,26 +320,28 @@ def _set_series(file: Dataset, series: _Series, source: DicomImage) -> None:
     for keyword in ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"):
         if keyword not in file:
             setattr(file, keyword, None)
-    if "PatientPosition" not in file:
-        file.PatientPosition = ""
+    file.PatientPosition = file.get("PatientPosition", "")
 
 
 def _set_place(file: Dataset, stack: Stack, index: int, source: DicomImage) -> None:
     plane = plane_of(stack, index)
-    file.ImagePositionPatient = [format_number_as_ds(float(value)) for value in plane.origin_lps]
-    directions = [*plane.row_lps, *plane.column_lps]
-    file.ImageOrientationPatient = [format_number_as_ds(float(value)) for value in directions]
-    file.PixelSpacing = [format_number_as_ds(float(value)) for value in plane.spacing_mm[::-1]]
-    thickness = source.thickness_mm if source.thickness_mm > 0 else float(stack.spacing_mm[2])
-    file.SliceThickness = format_number_as_ds(float(thickness))
-    file.SpacingBetweenSlices = format_number_as_ds(float(stack.spacing_mm[2]))
-    file.SliceLocation = format_number_as_ds(float(plane.origin_lps @ plane.normal))
+    file.ImagePositionPatient = _decimals(*plane.origin_lps)
+    file.ImageOrientationPatient = _decimals(*plane.row_lps, *plane.column_lps)
+    file.PixelSpacing = _decimals(*plane.spacing_mm[::-1])
+    file.SliceThickness = _decimals(source.thickness_mm if source.thickness_mm > 0 else stack.spacing_mm[2])
+    file.SpacingBetweenSlices = _decimals(stack.spacing_mm[2])
+    file.SliceLocation = _decimals(plane.origin_lps @ plane.normal)
+
+
+def _decimals(*values: float) -> list[str]:
+    """Numbers as DICOM writes them, in at most 16 characters."""
+    return [format_number_as_ds(float(value)) for value in values]
 
 
 def _set_time(file: Dataset, stack: Stack, frame: int, index: int, source: DicomImage) -> None:
     file.InstanceNumber = frame * stack.num_slices + index + 1
     if stack.num_frames > 1:
-        file.TriggerTime = format_number_as_ds(float(stack.frame_times_ms[frame]))
+        file.TriggerTime = _decimals(stack.frame_times_ms[frame])
         options = [option for option in _values(file.get("ScanOptions")) if option]
         file.ScanOptions = options if set(options) & set(GATING) else [*options, GATING[0]]
         file.CardiacNumberOfImages = stack.num_frames
@@ -356,15 +356,14 @@ def _values(value: object) -> list[str]:
 
 
 def _set_pixels(file: Dataset, pixels: np.ndarray, series: _Series) -> None:
-    stored = pixels
-    if (series.slope, series.intercept) != (1.0, 0.0):
-        stored = np.rint((pixels.astype(np.float64) - series.intercept) / series.slope).clip(-32768, 32767)
-        file.RescaleSlope = format_number_as_ds(series.slope)
-        file.RescaleIntercept, file.RescaleType = format_number_as_ds(series.intercept), "US"
+    stored, (slope, intercept) = pixels, series.scale
+    if series.scale != (1.0, 0.0):
+        stored = np.rint((pixels.astype(np.float64) - intercept) / slope).clip(-32768, 32767)
+        file.RescaleSlope, file.RescaleIntercept, file.RescaleType = _decimals(slope), _decimals(intercept), "US"
     file.Rows, file.Columns = pixels.shape
     file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 1
     file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
-    file.WindowCenter, file.WindowWidth = (format_number_as_ds(value) for value in series.window)
+    file.WindowCenter, file.WindowWidth = _decimals(*series.window)
     file.BurnedInAnnotation, file.LossyImageCompression = "NO", "00"
     file.PixelData = stored.astype("<i2").tobytes()
 
@@ -384,9 +383,8 @@ def _set_origin(file: Dataset, stack: Stack, index: int, near: Sequence[DicomIma
 
 
 def _reference(image: DicomImage) -> Dataset:
-    header = pydicom.dcmread(image.path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
     reference = Dataset()
-    reference.ReferencedSOPClassUID = str(header.get("SOPClassUID", MRImageStorage))
+    reference.ReferencedSOPClassUID = image.sop_class or MRImageStorage
     reference.ReferencedSOPInstanceUID = image.uid
     if image.name.endswith(f", image {image.index + 1}"):
         reference.ReferencedFrameNumber = image.index + 1

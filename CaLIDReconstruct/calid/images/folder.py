@@ -105,7 +105,7 @@ def overview_of(images: list[DicomImage], notes: list[str], source: Path, series
 def _untimed(choice: Choice) -> Iterator[str]:
     """A sentence on the slices of the short axis whose frames are in order without times, beside others with times."""
     takes = [] if choice.doubt else choice.sax.takes
-    names = [take.images[0].name for take in takes if phase_times_ms(take.images) is None]
+    names = [take.name for take in takes if phase_times_ms(take.images) is None]
     if names and len(names) < len(takes) and choice.sax.num_frames > 1:
         yield f"{len(names)} slices have no trigger times (the first with {names[0]}); their numbers put them in order."
 

@@ -61,6 +61,16 @@ class Take:
         return self.images[0].series
 
     @property
+    def plane(self) -> Plane:
+        """Where its images lie."""
+        return self.images[0].plane
+
+    @property
+    def name(self) -> str:
+        """The file of one of its images, for messages."""
+        return self.images[0].name
+
+    @property
     def rank(self) -> tuple[bool, float, float, float]:
         """What to prefer of several acquisitions of one place: corrected for distortion, taken last."""
         image = self.images[0]
@@ -96,7 +106,17 @@ class Group:
     @cached_property
     def places(self) -> list[list[Take]]:
         """The takes sorted along the normal, those at one position together."""
-        return at_positions(self.takes, lambda take: take.images[0].plane)
+        return at_positions(self.takes, lambda take: take.plane)
+
+    def positions_mm(self, normal: np.ndarray) -> np.ndarray:
+        """(n,) where its places lie along a normal."""
+        return geometry.positions_along(normal, [place[0].plane for place in self.places])
+
+    @property
+    def gap_mm(self) -> float | None:
+        """The usual distance of its planes; None if there is only one."""
+        gaps = np.diff(np.sort(self.positions_mm(self.plane.normal)))
+        return geometry.typical_gap(gaps) if len(gaps) else None
 
     @property
     def num_frames(self) -> int:
@@ -179,7 +199,7 @@ class Group:
     def findings(self) -> list:
         """What keeps the planes of the group from being one straight and even stack."""
         takes = [place[0] for place in self.places]
-        return plane_findings([take.images[0].plane for take in takes], [take.images[0].name for take in takes])
+        return plane_findings([take.plane for take in takes], [take.name for take in takes])
 
 
 def at_positions(things: Sequence, plane_of: Callable) -> list[list]:
@@ -318,10 +338,7 @@ def _by_motion(images: Sequence[DicomImage]) -> list[Group]:
 
 def _is_on(group: Group, other: Group) -> bool:
     """Whether a group has a position of another one, to which it is parallel."""
-    found, known = (
-        geometry.positions_along(other.plane.normal, [take.images[0].plane for take in part.takes])
-        for part in (group, other)
-    )
+    found, known = (part.positions_mm(other.plane.normal) for part in (group, other))
     return bool((np.abs(known[:, None] - found) < geometry.SAME_POSITION_MM).any())
 
 

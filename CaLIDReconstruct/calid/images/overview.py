@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from calid import geometry
 from calid.images.checks import findings
 from calid.images.choice import MOTIONS, Choice, Verdict, numbers_of
 from calid.images.dicom import DicomImage
@@ -94,8 +93,7 @@ class Overview:
             InputError: there is none.
         """
         sax = self.choice.sax
-        gap = _gap_mm(sax)
-        apart = "" if gap is None else f", {gap:.1f} mm apart"
+        apart = "" if sax.gap_mm is None else f", {sax.gap_mm:.1f} mm apart"
         return (
             f"short axis: {named(sax)}, {len(sax.places)} slices of {sax.num_frames} frames{apart} "
             f"({self.choice.confidence} confidence: {'; '.join(self.choice.reasons)})"
@@ -113,7 +111,7 @@ class Overview:
                 "description": sax.description,
                 "slices": len(sax.places),
                 "phases": sax.num_frames,
-                "spacing_mm": _gap_mm(sax),
+                "spacing_mm": sax.gap_mm,
             }
         return {
             "series": [asdict(one) for one in self.series],
@@ -188,7 +186,7 @@ def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
     parts: dict[tuple[float, str], list[Take]] = {}
     for take in group.takes:
         parts.setdefault(take.series, []).append(take)
-    gap = _gap_mm(group)
+    gap = group.gap_mm
     subject = f", {group.subject}" if group.subject else ""
     return [
         Series(
@@ -197,7 +195,7 @@ def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
             description=takes[0].images[0].description,
             role=verdict.role,
             kind=f"{MOTIONS[group.motion]}{subject}",
-            slices=len({tuple(np.round(take.images[0].plane.origin_lps, 2)) for take in takes}),
+            slices=len({tuple(np.round(take.plane.origin_lps, 2)) for take in takes}),
             phases=max(len(take.images) for take in takes),
             spacing_mm=None if gap is None else round(gap, 3),
             pixel_mm=(round(float(group.plane.spacing_mm[0]), 4), round(float(group.plane.spacing_mm[1]), 4)),
@@ -234,13 +232,6 @@ def _span_ms(takes: Sequence[Take]) -> tuple[float, float] | None:
         return None
     together = np.concatenate(times)
     return round(float(together.min()), 2), round(float(together.max()), 2)
-
-
-def _gap_mm(group: Group) -> float | None:
-    """The usual distance of a group's planes; None if there is only one."""
-    planes = [place[0].images[0].plane for place in group.places]
-    gaps = np.diff(geometry.positions_along(group.plane.normal, planes))
-    return geometry.typical_gap(gaps) if len(gaps) else None
 
 
 def _described(image: DicomImage) -> str:

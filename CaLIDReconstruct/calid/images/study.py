@@ -190,11 +190,7 @@ def _phase_between(take: Take, sax: Group) -> DicomImage | None:
         return None
     for own in (own for place in sax.places for own in place if own.series == take.series):
         known, found = phase_times_ms(own.images), phase_times_ms(take.images)
-        if (
-            known is not None
-            and found is not None
-            and geometry.is_same_position(own.images[0].plane, take.images[0].plane)
-        ):
+        if known is not None and found is not None and geometry.is_same_position(own.plane, take.plane):
             apart = np.abs(found[:, None] - known).min(axis=1)
             if apart.max() >= MIN_CINE_STEP_MS:
                 return take.images[int(apart.argmax())]
@@ -219,7 +215,7 @@ def _need_one_of_each(sax: Group) -> None:
     """
     unclear = [place for place in sax.places if len(place) > 1]
     if unclear:
-        pairs = "; ".join(" and ".join(take.images[0].name for take in place) for place in unclear)
+        pairs = "; ".join(" and ".join(take.name for take in place) for place in unclear)
         code = "duplicate-frames" if sax.num_frames > 1 else "duplicate-slices"
         count = f"{len(unclear)} of {len(sax.places)} slices are"
         message = f"{count} there more than once, and no header tells which was acquired last: {pairs}."
@@ -233,8 +229,8 @@ def _is_flawed_part(group: Group, sax: Group) -> bool:
     """
     if not group.is_alike(sax) or not group.is_beside(sax):
         return False
-    known, found, gap = _along(group, sax)
-    near_mm = NEAR_GAPS * gap if len(known) > 1 else geometry.SAME_POSITION_MM
+    known, found = _along(group, sax)
+    near_mm = NEAR_GAPS * sax.gap_mm if sax.gap_mm is not None else geometry.SAME_POSITION_MM
     return bool((np.abs(known[:, None] - found) >= near_mm).all())
 
 
@@ -243,15 +239,16 @@ def _continues(group: Group, sax: Group) -> bool:
 
     Those of its kind may be crooked or of another size; others must lie on its very grid, with as many frames.
     """
-    if not group.is_beside(sax) or len(sax.places) < 2 or group.motion != sax.motion:
+    gap = sax.gap_mm
+    if not group.is_beside(sax) or gap is None or group.motion != sax.motion:
         return False
-    known, found, gap = _along(group, sax)
+    known, found = _along(group, sax)
     beyond = np.maximum(found - known.max(), known.min() - found)
     if beyond.min() <= 0:
         return False
     if group.is_alike(sax) and sax.motion == "cine":
         return bool(abs(beyond.min() - gap) < NEAR_GAPS * gap)
-    planes = [sax.places[0][0].images[0].plane, sax.places[-1][0].images[0].plane, group.plane]
+    planes = [sax.places[0][0].plane, sax.places[-1][0].plane, group.plane]
     offsets = np.linalg.norm(np.diff(geometry.lateral_offsets_mm(planes), axis=0), axis=1)
     return bool(
         abs(beyond.min() - gap) < geometry.GAP_TOLERANCE * gap
@@ -262,14 +259,9 @@ def _continues(group: Group, sax: Group) -> bool:
     )
 
 
-def _along(group: Group, sax: Group) -> tuple[np.ndarray, np.ndarray, float]:
-    """Positions along the normal of the short axis in mm, its own and those of a group, and its usual gap."""
-    known, found = (
-        geometry.positions_along(sax.plane.normal, [place[0].images[0].plane for place in part.places])
-        for part in (sax, group)
-    )
-    gaps = np.diff(np.sort(known))
-    return known, found, geometry.typical_gap(gaps) if len(gaps) else 0.0
+def _along(group: Group, sax: Group) -> tuple[np.ndarray, np.ndarray]:
+    """Positions along the normal of the short axis in mm, its own and those of a group."""
+    return sax.positions_mm(sax.plane.normal), group.positions_mm(sax.plane.normal)
 
 
 # --- Putting images together ------------------------------------------------------------------------------------------
@@ -284,7 +276,7 @@ def _stack(takes: Sequence[Take]) -> Stack:
     takes = _sorted(takes)
     raise_first(_findings(takes))
     phases, times_ms, guess = in_time([take.images for take in takes])
-    planes = [take.images[0].plane for take in takes]
+    planes = [take.plane for take in takes]
     first = takes[0].images[0]
     stack = Stack(
         voxels=_voxels(phases),
@@ -298,7 +290,7 @@ def _stack(takes: Sequence[Take]) -> Stack:
 
 
 def _sorted(takes: Sequence[Take]) -> list[Take]:
-    planes = [take.images[0].plane for take in takes]
+    planes = [take.plane for take in takes]
     return [takes[index] for index in np.argsort(geometry.positions_along(planes[0].normal, planes), kind="stable")]
 
 
@@ -309,8 +301,8 @@ def _findings(takes: Sequence[Take]) -> Iterator[Any]:
         InputError: the images are in color or cannot be compared in space or time.
     """
     takes = _sorted(takes)
-    names = [take.images[0].name for take in takes]
-    yield from plane_findings([take.images[0].plane for take in takes], names)
+    names = [take.name for take in takes]
+    yield from plane_findings([take.plane for take in takes], names)
     _need_one_place(takes)
     yield from count_findings([len(take.images) for take in takes], names)
     _, times_ms, _ = in_time([take.images for take in takes])
@@ -326,8 +318,8 @@ def _need_one_place(takes: Sequence[Take]) -> None:
         for image in take.images:
             if image.is_color:
                 raise color_fault().about(image.name)
-            if not geometry.is_same_position(image.plane, take.images[0].plane):
-                message = f"{image.name} does not show the same pixels as {take.images[0].name} of the same slice."
+            if not geometry.is_same_position(image.plane, take.plane):
+                message = f"{image.name} does not show the same pixels as {take.name} of the same slice."
                 remedy = "Keep the images of one acquisition, or resample them to one grid first."
                 raise InputError("moved-frames", message, remedy)
 

@@ -34,6 +34,7 @@ from calid_benchmark.tables import (
 )
 from calid_benchmark.tables.answers import ask, of_themselves, with_controls
 from calid_benchmark.tables.interpolation import Judges, segmenter_features
+from calid_benchmark.tables.passages import passages_of
 from calid_benchmark.tables.questions import (
     add_place_arguments,
     add_set_arguments,
@@ -121,7 +122,7 @@ def makers(options: Namespace, amount: Amount, folder: Path) -> dict[str, Callab
 
     def beating(place: Place) -> None:
         cines = load_cases(options.cines, datasets=cine.DATASETS, split=cine.SPLIT)
-        sequences = cine.passages_of(cines, labels, count=amount.sequences, dicom=options.study)
+        sequences = passages_of(cines, labels, count=amount.sequences, dicom=options.study)
         cine.make(place, sequences, labels, judges.perceptual)
 
     return {
