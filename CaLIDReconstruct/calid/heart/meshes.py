@@ -30,12 +30,13 @@ from calid.heart.surfaces import (
     heights_mm,
     largest_piece,
     points_and_triangles,
+    save,
     surfaces,
+    with_points,
     write_surface,
     zero_level,
 )
 from calid.images.files import read_stack
-from calid.images.whole_file import whole_file
 from calid.labels import KEYS, LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
 from calid.stack import Stack
 
@@ -67,7 +68,7 @@ def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
     if missing:
         message = f"Frame {frame} has no surface of {' and '.join(missing)}."
         raise InputError("label-missing", message, "Choose a frame in which both ventricles and the wall are labeled.")
-    origin, step, shape, places = _grid(closed)
+    origin, places = _grid(closed)
     lv, wall, rv = (-heights_mm(closed[label.value], places) for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY))
     apexward, base = _base_plane(labels, frame)
     fields = {
@@ -76,19 +77,17 @@ def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
         "epi": np.maximum(np.maximum(lv, wall), rv + RV_WALL_MM),
         "base": (places - base) @ apexward,
     }
-    grids = {name: values.reshape(shape) for name, values in fields.items()}
-    mesh = zero_level(largest_piece(np.minimum.reduce(list(grids.values()))), origin, step)
-    return _tagged(mesh, grids, origin, step)
+    mesh = zero_level(largest_piece(np.minimum.reduce(list(fields.values()))), origin, GRID_MM)
+    return _tagged(mesh, fields, origin)
 
 
-def _grid(closed: Mapping[int, vtkPolyData]) -> tuple[np.ndarray, float, tuple[int, int, int], np.ndarray]:
-    """Origin, step, shape (z, y, x) and points of a grid around all surfaces."""
+def _grid(closed: Mapping[int, vtkPolyData]) -> tuple[np.ndarray, np.ndarray]:
+    """Origin and points (z, y, x, 3) of a grid of `GRID_MM` around all surfaces."""
     bounds = np.array([mesh.GetBounds() for mesh in closed.values()])
     low, high = bounds[:, ::2].min(axis=0) - MARGIN_MM, bounds[:, 1::2].max(axis=0) + MARGIN_MM
     counts = np.ceil((high - low) / GRID_MM).astype(int) + 1
-    shape = (int(counts[2]), int(counts[1]), int(counts[0]))
-    z, y, x = np.indices(shape)
-    return low, GRID_MM, shape, low + GRID_MM * np.stack([x, y, z], axis=-1).reshape(-1, 3)
+    z, y, x = np.indices(counts[::-1])
+    return low, low + GRID_MM * np.stack([x, y, z], axis=-1)
 
 
 def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,10 +100,10 @@ def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
     return apexward, basal + BASE_CUT_MM * apexward
 
 
-def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarray, step: float) -> vtkPolyData:
+def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarray) -> vtkPolyData:
     """The mesh with the tag of the nearest border on each triangle."""
     points, triangles = points_and_triangles(mesh)
-    where = ((points[triangles].mean(axis=1) - origin) / step).T[::-1]
+    where = ((points[triangles].mean(axis=1) - origin) / GRID_MM).T[::-1]
     away = [np.abs(ndimage.map_coordinates(grids[name], where, order=1)) for name in TAGS]
     tags = np.array(list(TAGS.values()), np.int32)[np.argmin(away, axis=0)]
     carried = numpy_to_vtk(tags, deep=True)
@@ -151,32 +150,15 @@ def write_gltf(meshes: Mapping[str, vtkPolyData], path: Path, *, overwrite: bool
         inner = vtkMultiBlockDataSet()
         inner.SetBlock(0, _in_gltf_axes(mesh))
         scene.SetBlock(number, inner)
-    with whole_file(path, (".glb",), overwrite=overwrite) as draft:
-        writer = vtkGLTFWriter()
-        writer.SetInputData(scene)
-        writer.SetInlineData(True)
-        writer.SetFileName(str(draft))
-        if not writer.Write() or not draft.is_file():
-            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
+    writer = vtkGLTFWriter()
+    writer.SetInlineData(True)
+    save(writer, scene, path, (".glb",), overwrite=overwrite)
 
 
 def _in_gltf_axes(mesh: vtkPolyData) -> vtkPolyData:
     """Left, head and front as x, y and z; meters."""
     points, _ = points_and_triangles(mesh)
-    turned, moved = vtkPolyData(), vtkPoints()
-    turned.DeepCopy(mesh)
-    moved.SetData(numpy_to_vtk((points[:, [0, 2, 1]] * [1, 1, -1] / _MM_PER_M).astype(np.float32), deep=True))
-    turned.SetPoints(moved)
-    return turned
-
-
-def _write_tetrahedra(grid: vtkUnstructuredGrid, path: Path, *, overwrite: bool) -> None:
-    with whole_file(path, (".vtu",), overwrite=overwrite) as draft:
-        writer = vtkXMLUnstructuredGridWriter()
-        writer.SetInputData(grid)
-        writer.SetFileName(str(draft))
-        if not writer.Write():
-            raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
+    return with_points(mesh, (points[:, [0, 2, 1]] * [1, 1, -1] / _MM_PER_M).astype(np.float32))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -237,5 +219,5 @@ def _write_frame(labels: Stack, frame: int, options: argparse.Namespace) -> int:
     wall = biventricular_wall(labels, frame)
     write_surface(wall, options.output / f"{stem}-wall.vtp", **kept)
     if options.tetrahedra:
-        _write_tetrahedra(tetrahedra(wall), options.output / f"{stem}-wall.vtu", **kept)
+        save(vtkXMLUnstructuredGridWriter(), tetrahedra(wall), options.output / f"{stem}-wall.vtu", (".vtu",), **kept)
     return len(meshes) + 1 + options.tetrahedra

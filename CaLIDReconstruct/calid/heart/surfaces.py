@@ -18,7 +18,7 @@ from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDoubleArray, vtkPoints
-from vtkmodules.vtkCommonDataModel import vtkImageData, vtkPolyData
+from vtkmodules.vtkCommonDataModel import vtkDataObject, vtkImageData, vtkPolyData
 from vtkmodules.vtkFiltersCore import (
     vtkFlyingEdges3D,
     vtkImplicitPolyDataDistance,
@@ -131,12 +131,12 @@ def distances_mm(mesh: vtkPolyData, other: vtkPolyData) -> tuple[np.ndarray, np.
 
 
 def heights_mm(mesh: vtkPolyData, points_lps: np.ndarray) -> np.ndarray:
-    """(N,) mm by which points (N, 3) lie above a closed surface, negative inside."""
+    """(...) mm by which points (..., 3) lie above a closed surface, negative inside."""
     distance = vtkImplicitPolyDataDistance()
     distance.SetInput(mesh)
     found = vtkDoubleArray()
-    distance.EvaluateFunction(numpy_to_vtk(points_lps, deep=True), found)
-    return vtk_to_numpy(found)
+    distance.EvaluateFunction(numpy_to_vtk(points_lps.reshape(-1, 3), deep=True), found)
+    return vtk_to_numpy(found).reshape(points_lps.shape[:-1])
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -306,6 +306,15 @@ def points_and_triangles(mesh: vtkPolyData) -> tuple[np.ndarray, np.ndarray]:
     return points, vtk_to_numpy(mesh.GetPolys().GetConnectivityArray()).reshape(-1, 3)
 
 
+def with_points(mesh: vtkPolyData, points: np.ndarray) -> vtkPolyData:
+    """The same triangles with their (P, 3) points elsewhere."""
+    moved, places = vtkPolyData(), vtkPoints()
+    moved.DeepCopy(mesh)
+    places.SetData(numpy_to_vtk(points, deep=True))
+    moved.SetPoints(places)
+    return moved
+
+
 def _signed_volume(mesh: vtkPolyData) -> float:
     """Volume by the divergence theorem, positive where the triangles face outwards."""
     points, triangles = points_and_triangles(mesh)
@@ -315,12 +324,8 @@ def _signed_volume(mesh: vtkPolyData) -> float:
 
 def _finished(mesh: vtkPolyData, affine: np.ndarray) -> vtkPolyData:
     """The mesh in LPS, its triangles facing outwards, with point normals."""
-    moved = vtkPolyData()
-    moved.DeepCopy(mesh)
     points, _ = points_and_triangles(mesh)
-    in_lps = vtkPoints()
-    in_lps.SetData(numpy_to_vtk(points @ affine[:3, :3].T + affine[:3, 3], deep=True))
-    moved.SetPoints(in_lps)
+    moved = with_points(mesh, points @ affine[:3, :3].T + affine[:3, 3])
     if _signed_volume(moved) < 0:
         turned = vtkReverseSense()
         turned.SetInputData(moved)
@@ -347,12 +352,21 @@ def write_surface(mesh: vtkPolyData, path: Path, *, overwrite: bool = False) -> 
     Raises:
         OutputError: if the extension is unknown, the file exists already or the folder cannot be written.
     """
-    with whole_file(path, tuple(_WRITERS), overwrite=overwrite) as draft:
-        writer = _WRITERS[draft.suffix.lower()]()
-        writer.SetInputData(mesh)
+    writer = _WRITERS.get(Path(path).suffix.lower(), vtkXMLPolyDataWriter)()
+    if hasattr(writer, "SetFileTypeToBinary"):
+        writer.SetFileTypeToBinary()
+    save(writer, mesh, path, tuple(_WRITERS), overwrite=overwrite)
+
+
+def save(writer: Any, data: vtkDataObject, path: Path, suffixes: tuple[str, ...], *, overwrite: bool) -> None:
+    """Let one of VTK's writers write a file, whole or not at all, whose name has one of these endings.
+
+    Raises:
+        OutputError: as for `write_surface`.
+    """
+    with whole_file(path, suffixes, overwrite=overwrite) as draft:
+        writer.SetInputData(data)
         writer.SetFileName(str(draft))
-        if hasattr(writer, "SetFileTypeToBinary"):
-            writer.SetFileTypeToBinary()
         if not writer.Write() or not draft.is_file():
             raise OutputError("unwritable", f"{path} could not be written.", "Check free space and permissions.")
 

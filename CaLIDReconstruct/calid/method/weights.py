@@ -36,6 +36,7 @@ SCALE = "::scale"  # after a tensor's name: what its 8-bit numbers are multiplie
 MIN_PACKED = 1024  # numbers of a tensor that is worth packing
 
 Config = TypeVar("Config")
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,22 @@ def config_from(kind: type[Config], values: Mapping[str, Any]) -> Config:
 def build_latent_space(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> LatentSpace:
     """E, D and the latent moments from the state of a `LatentSpace`."""
     autoencoder = Autoencoder(config_from(AutoencoderConfig, config))
-    space = LatentSpace(autoencoder, mean=state["mean"].flatten(), std=state["std"].flatten())
-    space.load_state_dict(state)
-    return space.eval()
+    return _filled(LatentSpace(autoencoder, mean=state["mean"].flatten(), std=state["std"].flatten()), state)
+
+
+def build_motion(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Motion:
+    """A `Motion` from its configuration and state."""
+    return _filled(Motion(config_from(MotionConfig, config)), state)
+
+
+def build_codec(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Codec:
+    """A `Codec` from its configuration and state."""
+    return _filled(Codec(config_from(CodecConfig, config)), state)
+
+
+def _filled(network: Network, state: Mapping[str, torch.Tensor]) -> Network:
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def read_latent_space(path: Path) -> LatentSpace:
@@ -282,30 +296,20 @@ def read_latent_space(path: Path) -> LatentSpace:
     return build_latent_space(config, state)
 
 
-def build_motion(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Motion:
-    """A `Motion` from its configuration and state."""
-    motion = Motion(config_from(MotionConfig, config))
-    motion.load_state_dict(state)
-    return motion.eval()
-
-
 def read_motion(path: Path) -> Motion:
     """A `Motion` from a file of its own, as its training exports it, or from a whole model's."""
-    state, metadata = read_tensors(path)
-    return build_motion(json.loads(metadata["config"])["motion"], below(state, "motion."))
-
-
-def build_codec(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Codec:
-    """A `Codec` from its configuration and state."""
-    codec = Codec(config_from(CodecConfig, config))
-    codec.load_state_dict(state)
-    return codec.eval()
+    return build_motion(*_part(path, "motion"))
 
 
 def read_codec(path: Path) -> Codec:
     """A `Codec` from a file of its own, as its training exports it, or from a whole model's."""
+    return build_codec(*_part(path, "codec"))
+
+
+def _part(path: Path, name: str) -> tuple[Mapping[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and state of a part of a model."""
     state, metadata = read_tensors(path)
-    return build_codec(json.loads(metadata["config"])["codec"], below(state, "codec."))
+    return json.loads(metadata["config"])[name], below(state, f"{name}.")
 
 
 def below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
