@@ -56,13 +56,15 @@ MOST_LEVELS = 32
 AXES_KEY = "stored_axes"
 """What a stack's provenance says where the slices were not stored along the third axis."""
 
-_SOURCES = {".nii": "NIfTI", ".nii.gz": "NIfTI", ".mha": "MetaImage"}
 _Reader = Callable[[BinaryIO], tuple[Header, np.ndarray]]
-_READERS: dict[str, _Reader] = {
-    ".nii": nifti.read,
-    ".nii.gz": partial(nifti.read, storage=GZIP),
-    ".mha": metaimage.read,
+_FORMATS: dict[str, tuple[str, _Reader]] = {
+    ".nii": ("NIfTI", nifti.read),
+    ".nii.gz": ("NIfTI", partial(nifti.read, storage=GZIP)),
+    ".mha": ("MetaImage", metaimage.read),
+    **dict.fromkeys((".nrrd", ".seq.nrrd", ".seg.nrrd"), ("NRRD", nrrd.read)),
 }
+"""What the files of each of `SUFFIXES` are called, and what reads them."""
+
 _MILLISECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 
 
@@ -146,9 +148,9 @@ def _read_volume(path: Path, suffix: str) -> Stack:
     try:
         if path.stat().st_size == 0:
             raise fault("empty-file", "the file is empty (0 bytes).")
+        source, read = _FORMATS[suffix]
         with path.open("rb") as file:
-            header, voxels = _READERS.get(suffix, nrrd.read)(file)
-        return _stack(header, voxels, _SOURCES.get(suffix, "NRRD"))
+            return _stack(*read(file), source)
     except OSError as err:
         raise InputError("unreadable", f"{path.name}: the file cannot be read ({err.strerror}).", AGAIN) from err
     except CalidError as err:

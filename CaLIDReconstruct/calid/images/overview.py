@@ -21,7 +21,7 @@ LEFT_OUT_KEY = "left_out"
 """What a stack's provenance calls the sentence on which series it is, and those on what else was in the folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Series:
     """One series of a study, or the part of it that lies in one direction.
 
@@ -32,7 +32,7 @@ class Series:
         slices: number of its positions.
         phases: number of images at each position.
         spacing_mm: distance from slice to slice of its stack; None for a single plane.
-        pixel_mm: distances between columns and between rows.
+        pixel_mm: distances between columns and between rows; 0 where the headers do not say.
         size: (columns, rows).
         times_ms: times of the first and the last phase after the R wave; None where the headers do not say.
         tilt_degrees: angle of its planes against the short axis; None where there is none.
@@ -44,13 +44,13 @@ class Series:
     description: str
     role: str
     kind: str
-    slices: int
-    phases: int
-    spacing_mm: float | None
-    pixel_mm: tuple[float, float]
+    slices: int = 1
+    phases: int = 1
+    spacing_mm: float | None = None
+    pixel_mm: tuple[float, float] = (0.0, 0.0)
     size: tuple[int, int]
-    times_ms: tuple[float, float] | None
-    tilt_degrees: float | None
+    times_ms: tuple[float, float] | None = None
+    tilt_degrees: float | None = None
     reason: str
 
 
@@ -215,13 +215,7 @@ def _unplaced(image: DicomImage) -> Series:
         description=image.description,
         role="left out",
         kind="images without a place",
-        slices=1,
-        phases=1,
-        spacing_mm=None,
-        pixel_mm=(0.0, 0.0),
         size=image.size,
-        times_ms=None,
-        tilt_degrees=None,
         reason="no header places it in space",
     )
 
