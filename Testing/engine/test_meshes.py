@@ -119,7 +119,7 @@ def test_tetrahedra_fill_the_wall(wall, tmp_path):
     volumes = vtk_to_numpy(sizes.GetOutput().GetCellData().GetArray("Volume"))
     assert (np.abs(volumes) > 0).all()
     assert np.abs(volumes).sum() / 1000 == pytest.approx(phantoms.mesh_volume_ml(wall), rel=0.02)
-    meshes._write_tetrahedra(grid, tmp_path / "wall.vtu", overwrite=False)
+    meshes.write_tetrahedra(grid, tmp_path / "wall.vtu")
     reader = vtkXMLUnstructuredGridReader()
     reader.SetFileName(str(tmp_path / "wall.vtu"))
     reader.Update()

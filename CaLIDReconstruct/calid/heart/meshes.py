@@ -161,6 +161,15 @@ def _in_gltf_axes(mesh: vtkPolyData) -> vtkPolyData:
     return with_points(mesh, (points[:, [0, 2, 1]] * [1, 1, -1] / _MM_PER_M).astype(np.float32))
 
 
+def write_tetrahedra(grid: vtkUnstructuredGrid, path: Path, *, overwrite: bool = False) -> None:
+    """Write tetrahedra as .vtu, coordinates in LPS mm.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    save(vtkXMLUnstructuredGridWriter(), grid, path, (".vtu",), overwrite=overwrite)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -219,5 +228,5 @@ def _write_frame(labels: Stack, frame: int, options: argparse.Namespace) -> int:
     wall = biventricular_wall(labels, frame)
     write_surface(wall, options.output / f"{stem}-wall.vtp", **kept)
     if options.tetrahedra:
-        save(vtkXMLUnstructuredGridWriter(), tetrahedra(wall), options.output / f"{stem}-wall.vtu", (".vtu",), **kept)
+        write_tetrahedra(tetrahedra(wall), options.output / f"{stem}-wall.vtu", **kept)
     return len(meshes) + 1 + options.tetrahedra

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -247,16 +248,14 @@ def _when(dataset: Dataset) -> dict[str, float]:
 def _clock_ms(text: str) -> float:
     """Milliseconds of a time HHMMSS.ffffff or a date and time YYYYMMDDHHMMSS.ffffff+ZZXX, NaN where it is neither."""
     digits, _, fraction = text.replace(":", "").split("+")[0].split("-")[0].partition(".")
-    if len(digits) not in (6, 14) or not digits.isdigit() or not (fraction + "0").isdigit():
+    forms = {6: "%H%M%S", 14: "%Y%m%d%H%M%S"}
+    if len(digits) not in forms or not (digits + fraction).isdigit():
         return float("nan")
-    days = 0
-    if len(digits) == 14:
-        year, month, day = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
-        if not 1 <= month <= 12 or not 1 <= day <= 31 or not year:
-            return float("nan")
-        days = np.datetime64(f"{year:04d}-{month:02d}-01").astype("datetime64[D]").astype(int) + day
-    hours, minutes, seconds = (int(digits[i - 2 : i or None]) for i in (-4, -2, 0))
-    return 1000.0 * (((24 * days + hours) * 60 + minutes) * 60 + seconds + float(f"0.{fraction}0"))
+    try:
+        since = datetime.strptime(digits, forms[len(digits)]) - datetime(1900, 1, 1)  # the day of a time without date
+    except ValueError:
+        return float("nan")
+    return 1000.0 * (since.total_seconds() + float(f"0.{fraction}0"))
 
 
 def _number(dataset: Dataset, *keywords: str) -> float:

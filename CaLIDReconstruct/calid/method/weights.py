@@ -36,7 +36,7 @@ SCALE = "::scale"  # after a tensor's name: what its 8-bit numbers are multiplie
 MIN_PACKED = 1024  # numbers of a tensor that is worth packing
 
 Config = TypeVar("Config")
-Network = TypeVar("Network", bound=torch.nn.Module)
+_Network = TypeVar("_Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def build_codec(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) ->
     return _filled(Codec(config_from(CodecConfig, config)), state)
 
 
-def _filled(network: Network, state: Mapping[str, torch.Tensor]) -> Network:
+def _filled(network: _Network, state: Mapping[str, torch.Tensor]) -> _Network:
     network.load_state_dict(state)
     return network.eval()
 
