@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from calid.errors import WeightsError
 from calid.method.coded import CodedCaLID
-from calid.method.weights import find_model
+from calid.method.weights import find_model, models_folder
 from calid.run.batches import Interpolator
 from calid.run.device import choose_device
 from calid.run.reconstruct import warm_interpolator
@@ -252,13 +252,26 @@ def _trained_baselines(source: Source) -> tuple[list[Named], tuple[str, ...]]:
         try:
             found.append(_trained(name, source))
         except WeightsError as error:
-            notes.append(
-                f'{name} is left out: {error.message} README.md, "Baselines", says how to train and export it.'
-            )
+            notes.append(_left_out(name, error, source))
             continue
         if name == "DeepRecon":
             notes += _notes_of_steps(source.optimization_steps)
     return found, tuple(notes)
+
+
+def _left_out(name: str, error: WeightsError, source: Source) -> str:
+    """Why a row is missing. A table goes to others, whom this machine's folders tell nothing."""
+    reason = error.message
+    for folder in (source.weights, models_folder(source.models)):
+        reason = reason.replace(str(folder), _seen_from_here(folder))
+    return f'{name} is left out: {reason} CaLIDTraining/README.md, "Baselines", says how to train and export it.'
+
+
+def _seen_from_here(folder: Path) -> str:
+    """A folder's path from the working directory, or its name where it lies elsewhere."""
+    if not folder.is_absolute():
+        return folder.as_posix()
+    return folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else folder.name
 
 
 def _notes_of_steps(steps: int | None) -> list[str]:
@@ -290,10 +303,7 @@ def _paper(source: Source) -> tuple[list[Named], list[str]]:
     try:
         small = paper_form.small_model(device, source.weights)
     except WeightsError as error:
-        notes.append(
-            f'The paper\'s small model is left out: {error.message} README.md, "Baselines", says how to train and '
-            "export it."
-        )
+        notes.append(_left_out("The paper's small model", error, source))
     else:
         found += [
             _paper_row(name, PaperForm(small, paper_form.STEPS, refined), source.weights)

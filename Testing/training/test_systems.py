@@ -59,6 +59,20 @@ def test_systems_come_in_the_order_of_the_papers_and_missing_ones_say_how_to_get
     assert all("is left out" in note and ("README" in note or "pip install" in note) for note in offer.notes)
 
 
+@pytest.mark.parametrize(("here", "told"), [(".", "rivals/weights"), ("elsewhere", "weights")])
+def test_why_a_row_is_missing_names_no_folder_of_this_machine(random_models, tmp_path, monkeypatch, here, told):
+    weights = tmp_path / "rivals" / "weights"
+    for folder in (weights, tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    (weights / "models.json").write_text(json.dumps({"models": []}))
+    monkeypatch.chdir(tmp_path / here)
+    notes = systems.offered(Source(random_models, weights, steps=2, samples=2, device="cpu")).notes
+    missing = [note for note in notes if "There is no model" in note]
+    assert len(missing) == len(rivals.NAMES) + 1, "the rivals, and the paper's model at our size"
+    assert all(f"in {told}. CaLIDTraining/README.md" in note for note in missing)
+    assert not any(str(tmp_path) in note for note in notes)
+
+
 def test_means_of_draws_are_made_only_where_they_are_named(random_models, tmp_path):
     offer = systems.offered(Source(random_models, tmp_path, steps=2, samples=2, device="cpu"))
     assert not {system.name for system in systems.chosen(offer.systems, None)} & set(systems.ON_REQUEST)
