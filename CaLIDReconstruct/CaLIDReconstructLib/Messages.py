@@ -150,7 +150,7 @@ def _remedies() -> dict[str, str]:
             "Ask whoever looks after that computer. Only if they changed it, remove the old key with 'ssh-keygen -R'."
         ),
         "remote-denied": _("Set up a key for it (ssh-copy-id), and let ssh-agent hold the key; no password is asked."),
-        "remote-no-engine": _("Install it there ('pip install calid'), or give its path under 'Program there'."),
+        "remote-no-engine": _("Install it there (the documentation says how), or give its path under 'Program there'."),
         "remote-version": _("Install the same version on both computers."),
         "remote-lost": _("Nothing was changed in the scene. Try again; the files there are removed by themselves."),
         "memory": _(

@@ -173,7 +173,7 @@ def offered(source: Source) -> Offer:
     trained, notes = _trained_baselines(source)
     papers, reasons = _paper(source)
     if not syn.is_here():
-        reasons.append(f"{syn.NAME} is left out: the package antspyx is not installed (pip install calid[rivals]).")
+        reasons.append(f"{syn.NAME} is left out: the package antspyx is not installed (pip install 'calid[rivals]').")
     systems = (*classical_systems(), *_latent(source), *trained, *papers, *_calid(source))
     return Offer(systems, (*notes, *reasons))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import file_phantoms
@@ -44,14 +46,34 @@ def test_every_page_is_in_the_sites_menu():
     assert [page for page in pages if f": {page}" not in menu] == []
 
 
-@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "docs").glob("*.md")], ids=lambda page: page.stem)
-def test_commands_on_a_page_are_commands(page):
-    from calid.__main__ import MODULES
+@pytest.mark.parametrize("page", markdown(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_on_a_page_are_understood_with_their_options(page):
+    from calid.__main__ import build_parser
 
-    known = {"upsample", "info", "serve", "completion", *MODULES}
     blocks = re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    typed = [word for block in blocks for word in re.findall(r"^calid (\w+)", block, re.MULTILINE)]
-    assert set(typed) <= known
+    for line in re.findall(r"^(?:\.venv/bin/)?calid (.*)", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE):
+        typed = shlex.split(line.partition(" > ")[0], comments=True)
+        assert build_parser(typed).parse_args(typed).run, line
+
+
+def test_the_clone_address_is_told_once_and_is_that_of_the_extension():
+    entry = json.loads((ROOT / "Resources" / "CaLID.json").read_text(encoding="utf-8"))
+    told = {page.name: re.findall(r"git clone (\S+)", page.read_text(encoding="utf-8")) for page in markdown()}
+    assert {name: addresses for name, addresses in told.items() if addresses} == {"README.md": [entry["scm_url"]]}
+
+
+def test_the_package_is_installed_from_where_it_is():
+    """It is in no index, where another's package may one day have its name; parts of what is there may be asked for."""
+    pages = [page for page in markdown() if page.name != "CHANGELOG.md"]
+    assert [
+        page.name for page in pages if re.search(r"pip install ['\"]?calid", page.read_text(encoding="utf-8"))
+    ] == []
+    said = [
+        file.name
+        for file in (ROOT / "CaLIDReconstruct").rglob("*.py")
+        if "pip install calid'" in file.read_text(encoding="utf-8")
+    ]
+    assert said == []
 
 
 def test_the_newcomers_path_leads_to_files_that_are_there():

@@ -36,7 +36,7 @@ def run_on_dask(
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
-        raise ResourceError("no-dask", "Dask is not installed.", "pip install calid[cohort]") from error
+        raise ResourceError("no-dask", "Dask is not installed.", 'pip install "calid[cohort]"') from error
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

@@ -121,7 +121,7 @@ def tetrahedra(mesh: vtkPolyData) -> vtkUnstructuredGrid:
     try:
         import tetgen
     except ImportError as error:
-        raise ResourceError("no-tetgen", "TetGen is not installed.", "pip install calid[mesh]") from error
+        raise ResourceError("no-tetgen", "TetGen is not installed.", 'pip install "calid[mesh]"') from error
     points, triangles = points_and_triangles(mesh)
     made = tetgen.TetGen(points, triangles.astype(np.int32)).tetrahedralize(order=1, mindihedral=10, minratio=1.5)
     nodes, cells = np.asarray(made[0], float), np.asarray(made[1], np.int64)

@@ -45,7 +45,7 @@ def need_highdicom() -> Any:
         import highdicom
     except ImportError as error:
         message = "DICOM segmentations and maps need the package highdicom."
-        raise ResourceError("no-highdicom", message, "pip install calid[dicom]") from error
+        raise ResourceError("no-highdicom", message, 'pip install "calid[dicom]"') from error
     return highdicom
 
 
