@@ -110,11 +110,17 @@ MODULES = {
 def build_parser(arguments: list[str]) -> argparse.ArgumentParser:
     """The parser of all commands, complete for the one that `arguments` name; for all of them without any."""
     typed = next((word for word in arguments if not word.startswith("-")), None)
-    parser = _Parser(prog="calid", description="Whole hearts from sparse cardiac short-axis MR stacks.")
+    parser = _Parser(
+        prog="calid",
+        description="Whole hearts from sparse cardiac short-axis MR stacks. The options here come before the command; "
+        "`calid COMMAND --help` lists those of a command.",
+    )
     parser.add_argument("--version", action="version", version=f"calid {__version__}")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; before the command")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more: what is done; -vv: the settings too"
+    )
     parser.add_argument("-q", "--quiet", action="count", default=0, help="say errors only, and show no progress")
-    parser.add_argument("--log-json", action="store_true", help="log as lines of JSON on stderr")
+    parser.add_argument("--log-json", action="store_true", help="say everything on stderr as lines of JSON")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
     _add_upsample(commands.add_parser("upsample", help="fill in the missing slices of a stack"))
     info = commands.add_parser(

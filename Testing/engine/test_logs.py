@@ -20,7 +20,7 @@ import pytest
 from calid.__main__ import build_parser, main
 from calid.images.files import write_stack
 from calid.run import progress
-from calid.run.logs import is_quiet, set_up_logging
+from calid.run.logs import is_quiet, set_up_logging, unsaid
 from test_reconstruct import cine
 
 
@@ -137,6 +137,30 @@ def test_more_and_less_is_told_on_demand(words, level):
     options = build_parser([*words, "info"]).parse_args([*words, "info"])
     set_up_logging(verbosity=options.verbose - options.quiet)
     assert logging.getLogger("calid").level == level
+
+
+@pytest.mark.parametrize(("words", "told"), [([], "0000"), (["-v"], "1011"), (["-vv"], "1111"), (["-q"], "0000")])
+def test_who_asks_for_more_is_told_what_is_done_and_with_which_settings(tmp_path, words, told):
+    write_stack(cine(frames=1, slices=6), tmp_path / "sparse.nrrd")
+    paths = [str(tmp_path / name) for name in ("sparse.nrrd", "dense.nrrd")]
+    line = [sys.executable, "-m", "calid", *words, "upsample", *paths, "--method", "linear", "--factor", "2"]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stderr.splitlines()
+    plan, settings = (
+        r"6 slices to 11, 1 frame\(s\), by linear interpolation",
+        r"Settings\(factor=2, method='linear'.*\)",
+    )
+    lines = (plan, settings, r"\d+\.\d s: comparing breath-holds", r"\d+\.\d s: interpolating")
+    expected = [f"calid: {one}" for one, is_told in zip(lines, told, strict=True) if is_told == "1"]
+    assert len(said) == len(expected), said
+    assert all(re.fullmatch(one, line) for one, line in zip(expected, said, strict=True)), said
+
+
+def test_runs_that_judge_another_one_say_nothing(caplog):
+    log = logging.getLogger("calid")
+    with unsaid():
+        log.warning("of the run that judges")
+    log.warning("of the run itself")
+    assert [record.message for record in caplog.records] == ["of the run itself"]
 
 
 def test_a_command_after_options_has_its_own_arguments(capsys):

@@ -10,6 +10,7 @@ from typing import Any
 
 from calid.heart.segmentation import segment
 from calid.report.case import METHOD_NAMES, Tools
+from calid.run.logs import unsaid
 from calid.run.progress import progress_bar, shown_on
 from calid.run.reconstruct import upsample
 from calid.run.settings import Settings
@@ -43,7 +44,8 @@ def engine_tools(
 
     def led(sparse: Stack, views: Sequence[LaxImage]) -> Stack:
         quick = replace(settings, factor=4, mode="fidelity", samples=1, frames=None, align="report")
-        return filled(sparse, quick, views)
+        with unsaid():  # how far its slices are off has been told of the whole heart
+            return filled(sparse, quick, views)
 
     def label(dense: Stack) -> Stack:
         with progress_bar(is_silent=is_silent) as bar:

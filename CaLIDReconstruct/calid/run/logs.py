@@ -6,8 +6,10 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 _LOGGERS = ("calid", "py.warnings")  # the second has what libraries warn of, once logging captures it
@@ -34,7 +36,7 @@ def set_up_logging(*, verbosity: int = 0, as_json: bool = False) -> None:
     """Choose how much is said on stderr, and how.
 
     Args:
-        verbosity: -1 for errors only, 0 for warnings, 1 for what is done, 2 for everything; beyond is the same.
+        verbosity: -1 for errors only, 0 for warnings, 1 for what is done, 2 for the settings too; beyond is the same.
         as_json: whether everything is said as lines of JSON.
     """
     logging.getLogger("calid").setLevel(LEVELS[max(-1, min(verbosity, 2))])
@@ -42,10 +44,8 @@ def set_up_logging(*, verbosity: int = 0, as_json: bool = False) -> None:
     for logger in map(logging.getLogger, _LOGGERS):
         for handler in [one for one in logger.handlers if isinstance(one, _Ours)]:
             logger.removeHandler(handler)
-        if as_json and sys.stderr is not None:
-            handler = _Ours(sys.stderr)
-            handler.setFormatter(JsonLines())
-            logger.addHandler(handler)
+        if sys.stderr is not None and (as_json or logger.name == "calid"):
+            logger.addHandler(_Ours(sys.stderr, as_json=as_json))
         logger.propagate = not as_json
 
 
@@ -57,7 +57,7 @@ def chosen_logging() -> dict[str, Any]:
 
 def is_json() -> bool:
     """Whether the user asked for lines of JSON (`--log-json`)."""
-    return any(isinstance(handler, _Ours) for handler in logging.getLogger("calid").handlers)
+    return any(isinstance(handler, _Ours) and handler.as_json for handler in logging.getLogger("calid").handlers)
 
 
 def is_quiet() -> bool:
@@ -86,4 +86,29 @@ def tell_error(message: str, *, code: str, remedy: str = "", **more: Any) -> Non
 
 
 class _Ours(logging.StreamHandler):
-    """A handler that this module may take away again."""
+    """Says on a stream what is logged; plain sentences only where no other program listens to them."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
+        super().__init__(stream)
+        self.as_json = as_json
+        self.setFormatter(JsonLines() if as_json else logging.Formatter("calid: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        if self.as_json or not logging.getLogger().handlers:
+            super().emit(record)
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Meanwhile nothing is logged: for runs that only judge another one."""
+    logger = logging.getLogger("calid")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:  # noqa: ARG001 (logging's own form of a filter)
+    return False

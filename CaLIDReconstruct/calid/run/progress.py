@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from calid.errors import Cancelled
 from calid.run.logs import is_json, is_quiet, json_line
+
+LOG = logging.getLogger("calid")
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,20 @@ class Watch:
         progress: Callable[[Progress], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        self.stage = "starting"
+        self._stage = "starting"
         self._total, self._done, self._start = max(total, 1), 0, time.monotonic()
         self._progress, self._is_cancelled = progress, is_cancelled
+
+    @property
+    def stage(self) -> str:
+        """What the run does; a new stage is logged with the seconds since the start."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        if stage != self._stage:
+            LOG.info("%.1f s: %s", time.monotonic() - self._start, stage)
+        self._stage = stage
 
     def tick(self, count: int) -> None:
         """Count finished work.

@@ -98,6 +98,7 @@ def upsample(
     run = plan_run(
         stack, settings, uncertainty=uncertainty, models_folder=models_folder, num_views=len(views), source=source
     )
+    _log(run)
     watch = Watch(run.work, progress, is_cancelled)
     run = _aligned(run, views, watch)
     planned = _planned(run, uncertainty=uncertainty)
@@ -262,6 +263,16 @@ def plan_run(
     return run if box is None else replace(run, preparation=run.preparation.within(box))
 
 
+def _log(run: RunPlan) -> None:
+    """For those who want to know more: what makes the slices, and with which settings."""
+    by = "linear interpolation"
+    if run.interpolator is not None:
+        by = f"{run.interpolator.entry.name} ({run.model_choice}) on {run.interpolator.device.reason}"
+    acquired, made = run.plan.num_acquired, run.plan.num_slots
+    LOG.info("%d slices to %d, %d frame(s), by %s", acquired, made, run.stack.num_frames, by)
+    LOG.debug("%s", run.settings)
+
+
 def _aligned(run: RunPlan, views: Mapping[str, Stack], watch: Watch) -> RunPlan:
     """The run with its slices' shifts told or, if asked for, undone; then its long-axis images may guide it."""
     if run.settings.align == "off":
@@ -273,7 +284,7 @@ def _aligned(run: RunPlan, views: Mapping[str, Stack], watch: Watch) -> RunPlan:
         run = replace(run, stack=stack.with_voxels(stack.voxels, provenance=run.stack.provenance))
         LOG.warning("%s", alignment.summary)
     elif alignment.is_noticeable:
-        LOG.warning("%s Choose --align on to correct it.", alignment.summary)
+        LOG.warning("%s To move them: --align on, or calid align.", alignment.summary)
     run = replace(run, alignment=alignment)
     if not run.can_guide:
         return run

@@ -96,10 +96,10 @@ class Alignment:
         worst = max(self.slices, key=lambda shift: shift.in_plane_mm)
         through = max(abs(shift.mm[2]) for shift in self.slices)
         also = f", and through the plane by up to {through:.1f} mm" if self.views else ""
-        done = "Slices were moved" if self.applied else "Slices are off"
+        done, then = ("Slices were moved", "then") if self.applied else ("Slices are off", "if moved")
         return (
             f"{done} by up to {self.worst_mm:.1f} mm in plane ({worst.name}){also}, judged by the {self.basis}; "
-            f"agreement {self.agreement_before:.3f}, moved {self.agreement_after:.3f}."
+            f"agreement {self.agreement_before:.3f}, {then} {self.agreement_after:.3f} (1: perfect)."
         )
 
     def as_json(self) -> dict[str, Any]:
