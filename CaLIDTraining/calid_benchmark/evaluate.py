@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+
+from calid_training.parsers import Parser
 
 from calid_benchmark.tables import TABLES, table_module
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `calid-evaluate`."""
-    parser = ArgumentParser(prog="calid-evaluate", description=__doc__)
+    options = build_parser().parse_args(arguments)
+    return options.run(options)
+
+
+def build_parser() -> Parser:
+    """The parser of all tables; a table's help begins with what its module says of it."""
+    parser = Parser(prog="calid-evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="table")
     for name in TABLES:
         module = table_module(name)
-        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        told = module.__doc__ or ""
+        command = commands.add_parser(name, help=told.splitlines()[0].partition(": ")[2], description=told)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
-    return options.run(options)
+    return parser
 
 
 if __name__ == "__main__":

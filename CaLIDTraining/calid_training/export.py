@@ -1,20 +1,22 @@
-"""From a run folder to what is used: the latent space for stage two, the model that ships with its manifest entry.
+"""`calid-train export`: from a run folder to what is used: parts for the next stage, models and their manifest.
 
-`calid-train export autoencoder --run runs/autoencoder --prepared prepared --out autoencoder.safetensors`
-`calid-train export motion --run runs/motion --out runs/motion/motion.safetensors`
-`calid-train export segmenter --run runs/segmenter --models CaLIDReconstruct/Resources/Models`
-`calid-train export codec --run runs/codec --prepared prepared --out runs/codec/codec.safetensors`
-`calid-train export coded --run runs/code-denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
-`calid-train export model --run runs/denoiser --models CaLIDReconstruct/Resources/Models --name calid-2d`
-`calid-train export model --model calid-2d.safetensors --motion motion.safetensors --models FOLDER`
-`calid-train export cine --run runs/cine-denoiser --models CaLIDReconstruct/Resources/Models`
-`calid-train export baseline --run runs/diffae --models CaLIDTraining/weights --name DiffAE`
+In the order of the 2D model that ships, then of others:
+
+    calid-train export motion --run runs/motion --out runs/motion/motion.safetensors
+    calid-train export codec --run runs/codec --prepared prepared --out runs/codec/codec.safetensors
+    calid-train export coded --run runs/code-denoiser --models my-models
+    calid-train export cine --run runs/cine-codes --models my-models
+    calid-train export segmenter --run runs/segmenter --models my-models
+    calid-train export autoencoder --run runs/autoencoder --prepared prepared --out autoencoder.safetensors
+    calid-train export model --run runs/denoiser --models my-models --name calid-paper
+    calid-train export model --model calid-2d.safetensors --motion motion.safetensors --models my-models
+    calid-train export baseline --run runs/diffae --models CaLIDTraining/weights --name DiffAE
 """
 
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,7 @@ from calid.method.weights import (
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
 
 from calid_training.export_coded import add_coded_parsers
+from calid_training.parsers import PREPARED_HELP, Parser
 from calid_training.runs import checkpoint_of, read_checkpoint, run_config
 from calid_training.stages import Stage, all_stages
 from calid_training.weight_files import (
@@ -49,27 +52,30 @@ from calid_training.weight_files import (
 )
 
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images, or one clip, in each
-STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of the model that ships
+STRENGTH = (0.3, 0.6)  # in detail and in fidelity mode, of models with a motion and without a codec
 
 
 def main(arguments: list[str]) -> int:
     """Entry point of `calid-train export`."""
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     options.run_command(options)
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="calid-train export", description=__doc__)
+def build_parser() -> Parser:
+    """The parser of all exports."""
+    parser = Parser(prog="calid-train export", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run, part, model, released = _shared_arguments()
-    autoencoder = commands.add_parser("autoencoder", parents=[part], help="the latent space for stage two")
-    autoencoder.add_argument("--prepared", type=Path, required=True)
+    autoencoder = commands.add_parser("autoencoder", parents=[part], help="the latent space for its denoiser")
+    autoencoder.add_argument("--prepared", type=Path, required=True, help=PREPARED_HELP)
     autoencoder.set_defaults(run_command=_export_autoencoder)
-    motion = commands.add_parser("motion", parents=[part], help="the motion between slices for stage two")
+    motion = commands.add_parser("motion", parents=[part], help="the motion between slices for the codec")
     motion.set_defaults(run_command=_export_motion)
     add_coded_parsers(commands, part=part, run=run, model=model, released=released)
-    whole = commands.add_parser("model", parents=[model, released], help="the interpolation model that ships")
+    whole = commands.add_parser(
+        "model", parents=[model, released], help="a model in the paper's form, or a finished one with other parts"
+    )
     source = whole.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder of the denoiser")
     source.add_argument("--model", type=Path, help="file of a finished model, to ship with other parts")
@@ -85,12 +91,14 @@ def _parser() -> ArgumentParser:
         help="how far slices go from the mean of their neighbors, 0, to what the diffusion makes of them, 1 (default: "
         f"{STRENGTH} with a motion; without one, what the diffusion makes of them and nothing else, as in the paper)",
     )
-    whole.add_argument("--name", help=f"default: {DEFAULT_MODEL}, or {CINE_MODEL} for a model over time")
+    whole.add_argument(
+        "--name", help=f"of the model in the manifest; by default {DEFAULT_MODEL}, or {CINE_MODEL} for one over time"
+    )
     whole.set_defaults(run_command=_export_model)
     cine = commands.add_parser(
         "cine", parents=[run, model, released], help="the 2D+T model that ships: what it adds to the 2D model beside it"
     )
-    cine.add_argument("--name", default=CINE_MODEL)
+    cine.add_argument("--name", default=CINE_MODEL, help="of the model in the manifest")
     cine.add_argument("--noise-share", type=float, default=1.0, help="of the noise's power common to all frames")
     cine.add_argument(
         "--strength", type=float, default=0.75, help="of the temporal layers: 1 as trained, 0 leaves the 2D model"
@@ -102,20 +110,20 @@ def _parser() -> ArgumentParser:
     baseline = commands.add_parser(
         "baseline", parents=[run, model, released], help="a system CaLID is measured against"
     )
-    baseline.add_argument("--name", choices=_systems(), required=True)
+    baseline.add_argument("--name", choices=_systems(), required=True, help="of the system in the tables")
     baseline.set_defaults(run_command=_export_baseline)
     return parser
 
 
-def _shared_arguments() -> tuple[ArgumentParser, ...]:
+def _shared_arguments() -> tuple[Parser, ...]:
     """Parents: of what comes from a run, of parts in their own files, of models in a manifest, of released ones."""
-    run = ArgumentParser(add_help=False)
+    run = Parser(add_help=False)
     run.add_argument("--run", type=Path, required=True, help="run folder of the stage")
-    part = ArgumentParser(add_help=False, parents=[run])
+    part = Parser(add_help=False, parents=[run])
     part.add_argument("--out", type=Path, required=True, help="file to write")
-    model = ArgumentParser(add_help=False)
-    model.add_argument("--models", type=Path, required=True, help="folder with the manifest")
-    released = ArgumentParser(add_help=False)
+    model = Parser(add_help=False)
+    model.add_argument("--models", type=Path, required=True, help="folder for the model and its manifest, models.json")
+    released = Parser(add_help=False)
     released.add_argument(
         "--license",
         help="SPDX identifier; by default the one that follows from the data, and nothing freer is accepted",

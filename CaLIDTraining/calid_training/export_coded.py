@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from calid.method.networks import DenoiserConfig
 from calid.method.weights import below, build_codec, config_from, packed, read_motion, unpacked
 from calid.run.batches import DEFAULT_MODEL
 
+from calid_training.parsers import PREPARED_HELP, Parser
 from calid_training.runs import checkpoint_of, run_config
 from calid_training.weight_files import (
     origin_of,
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 MOMENT_BATCHES, MOMENT_IMAGES = 40, 8  # and images in each
 
 
-def add_coded_parsers(commands: _SubParsersAction, **parents: ArgumentParser) -> None:
+def add_coded_parsers(commands: _SubParsersAction, **parents: Parser) -> None:
     """Their commands, from the parents "part", "run", "model" and "released" of `calid-train export`."""
     codec = commands.add_parser("codec", parents=[parents["part"]], help="the codec and its motion for its denoiser")
-    codec.add_argument("--prepared", type=Path, required=True)
+    codec.add_argument("--prepared", type=Path, required=True, help=PREPARED_HELP)
     codec.set_defaults(run_command=_export_codec)
     released = [parents[name] for name in ("run", "model", "released")]
-    coded = commands.add_parser("coded", parents=released, help="the model with a codec: codec, denoiser and motion")
-    coded.add_argument("--name", default=DEFAULT_MODEL)
+    coded = commands.add_parser("coded", parents=released, help="the 2D model that ships: codec, denoiser and motion")
+    coded.add_argument("--name", default=DEFAULT_MODEL, help="of the model in the manifest")
     coded.add_argument(
         "--temperature", type=float, default=1.0, help="how far draws go from their mean, 1 is all of the way"
     )

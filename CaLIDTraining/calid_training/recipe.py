@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from calid_training.estimate import estimate_of
+from calid_training.parsers import Parser
 from calid_training.recipe_child import installed
 from calid_training.recipe_steps import EVALUATE, RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
@@ -126,9 +127,9 @@ def main(arguments: list[str]) -> int:
     return cook(steps, asked.out)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="calid-train recipe", description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
+def _parser() -> Parser:
+    parser = Parser(prog="calid-train recipe", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES), help="which model")
     parser.add_argument("data", type=Path, help="folder that holds one folder per set")
     parser.add_argument("out", type=Path, help="folder for everything that is made")
     parser.add_argument("--datasets", nargs="+", metavar="SET", help="sets that train instead of the recipe's own")

@@ -30,6 +30,7 @@ class Stage:
             none.
         manifest: function that turns the `model` section of a run's configuration into the manifest's, where there is
             a `system`.
+        summary: what is trained, in words.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Stage:
     configs: Path = CONFIGS
     system: str = ""
     manifest: str = ""
+    summary: str = ""
 
     def classes(self) -> tuple[type, type]:
         """The LightningModule and its LightningDataModule."""
@@ -48,15 +50,51 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "autoencoder": Stage("calid_training.autoencoder:AutoencoderStage", "calid_training.data:ImageData"),
-    "motion": Stage("calid_training.motion:MotionStage", "calid_training.data:TripletData"),
-    "codec": Stage("calid_training.codec:CodecStage", "calid_training.data:TripletData"),
-    "code-denoiser": Stage("calid_training.code_denoiser:CodeDenoiserStage", "calid_training.data:TripletData"),
-    "denoiser": Stage("calid_training.denoiser:DenoiserStage", "calid_training.data:TripletData"),
-    "cine-autoencoder": Stage("calid_training.autoencoder:AutoencoderStage", "calid_training.cine_data:ClipImages"),
-    "cine-codes": Stage("calid_training.cine_codes:CineCodeStage", "calid_training.cine_data:ClipData"),
-    "cine-denoiser": Stage("calid_training.cine_denoiser:CineDenoiserStage", "calid_training.cine_data:ClipData"),
-    "segmenter": Stage("calid_training.segmenter:SegmenterModule", "calid_training.segmenter:SegmenterData"),
+    "autoencoder": Stage(
+        "calid_training.autoencoder:AutoencoderStage",
+        "calid_training.data:ImageData",
+        summary="E and D of single slices, the paper's first stage",
+    ),
+    "motion": Stage(
+        "calid_training.motion:MotionStage",
+        "calid_training.data:TripletData",
+        summary="what brings two neighboring slices half-way to each other",
+    ),
+    "codec": Stage(
+        "calid_training.codec:CodecStage",
+        "calid_training.data:TripletData",
+        summary="E and D that know the moved neighbors",
+    ),
+    "code-denoiser": Stage(
+        "calid_training.code_denoiser:CodeDenoiserStage",
+        "calid_training.data:TripletData",
+        summary="the denoiser of the codec's codes; with further configurations D and the motion too",
+    ),
+    "denoiser": Stage(
+        "calid_training.denoiser:DenoiserStage",
+        "calid_training.data:TripletData",
+        summary="the denoiser of an autoencoder's latents, the paper's second stage",
+    ),
+    "cine-autoencoder": Stage(
+        "calid_training.autoencoder:AutoencoderStage",
+        "calid_training.cine_data:ClipImages",
+        summary="the paper's E and D over time, with 3D convolutions",
+    ),
+    "cine-codes": Stage(
+        "calid_training.cine_codes:CineCodeStage",
+        "calid_training.cine_data:ClipData",
+        summary="layers over time for code-denoiser",
+    ),
+    "cine-denoiser": Stage(
+        "calid_training.cine_denoiser:CineDenoiserStage",
+        "calid_training.cine_data:ClipData",
+        summary="layers over time for denoiser, or the paper's 3D denoiser",
+    ),
+    "segmenter": Stage(
+        "calid_training.segmenter:SegmenterModule",
+        "calid_training.segmenter:SegmenterData",
+        summary="what labels LV cavity, LV myocardium and RV cavity",
+    ),
 }
 """CaLID's own stages by command."""
 

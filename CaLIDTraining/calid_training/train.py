@@ -1,18 +1,19 @@
 """`calid-train`: prepare the sets, train the stages one after the other, export what ships.
 
-Every stage is Lightning's own command line: configs are YAML, any value is a flag, several GPUs and nodes are
-`--trainer.devices 4 --trainer.num_nodes 2`. Running the same command again resumes from the last checkpoint.
+Every stage is Lightning's own command line: configs are YAML, any value is a flag (`calid-train STAGE --help`), several
+GPUs and nodes are `--trainer.devices 4 --trainer.num_nodes 2`. Running the same command again resumes from the last
+checkpoint. CaLIDTraining/README.md says which stages make which model, in which order.
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calid_training.parsers import PREPARED_HELP, Parser
 from calid_training.stages import CONFIGS, Stage, all_stages
 
 if TYPE_CHECKING:
@@ -27,10 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
     commands = _commands()
     if not arguments or arguments[0] not in commands:
         is_asked = arguments[:1] in (["-h"], ["--help"])
-        told = f"usage: calid-train {{{','.join(commands)}}} ...\n\n{__doc__}"
-        print(told, file=sys.stdout if is_asked else sys.stderr)
+        print(_help(), file=sys.stdout if is_asked else sys.stderr)
         return 0 if is_asked else 2
     return commands[arguments[0]](arguments[1:])
+
+
+def _help() -> str:
+    """What `calid-train --help` says: every command with its summary."""
+    summaries = {"recipe": "a whole model by one command, from raw data to a table"}
+    summaries |= {"prepare": "bring data sets into the form that trains", "cine": "make cines of pairs of phases"}
+    summaries |= {command: stage.summary for command, stage in all_stages().items()}
+    summaries |= {"export": "make of a run folder what the next stage, or the engine, uses"}
+    lines = [f"  {command:<18}{summary}" for command, summary in summaries.items()]
+    return "\n".join(["usage: calid-train COMMAND ...", "", __doc__ or "", "commands:", *lines])
 
 
 def _commands() -> dict[str, Callable[[list[str]], int]]:
@@ -49,9 +59,9 @@ def _prepare(arguments: list[str]) -> int:
     from calid_training.datasets import LICENSE_CLEAN, READERS, SPLIT_FILE, read_splits
     from calid_training.prepare import MAX_WORKERS, prepare
 
-    parser = ArgumentParser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
+    parser = Parser(prog="calid-train prepare", description="Write the prepared form of the data sets.")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
-    parser.add_argument("--out", type=Path, default=Path("prepared"))
+    parser.add_argument("--out", type=Path, default=Path("prepared"), help="folder for the prepared sets")
     known = f"{', '.join(sorted(READERS))}, or the name of a folder of your own with {SPLIT_FILE}"
     parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN), help=known)
     parser.add_argument(
@@ -69,11 +79,11 @@ def _cine(arguments: list[str]) -> int:
     from calid_training.cine import make_cines
     from calid_training.datasets import LICENSE_CLEAN
 
-    parser = ArgumentParser(prog="calid-train cine", description="Make semi-synthetic cines of prepared ED/ES pairs.")
-    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="folder made by calid-train prepare")
-    parser.add_argument("--out", type=Path, default=Path("prepared-cine"))
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN))
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(prog="calid-train cine", description="Make semi-synthetic cines of prepared ED/ES pairs.")
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help=PREPARED_HELP)
+    parser.add_argument("--out", type=Path, default=Path("prepared-cine"), help="folder for the cines")
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(LICENSE_CLEAN), help="prepared sets")
+    parser.add_argument("--seed", type=int, default=0, help="start of all random noise")
     parser.add_argument("--patients", type=int, metavar="N", help="only the first N of every set and split")
     options = parser.parse_args(arguments)
     print(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 from calid.images.files import write_stack
+from calid_benchmark.evaluate import build_parser
 from calid_benchmark.tables import TABLES
+from calid_training.export import build_parser as export_parser
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
 from phantoms import beating_case
@@ -58,3 +62,68 @@ def test_commands_and_configurations_on_a_page_are_there(page):
         assert asked <= words, program
     named = re.findall(r"CaLIDTraining/(calid_\w+/configs/[\w/-]+\.yaml)", text)
     assert [name for name in named if not (CONFIGS.parents[1] / name).is_file()] == []
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser and those of its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from (one for command in action.choices.values() for one in parsers(command))
+
+
+@pytest.fixture
+def helps(monkeypatch, capsys) -> Callable[..., str]:
+    """What `calid-train` says to these words, with all parsers that were asked in `helps.asked`."""
+    asked = []
+    print_help = argparse.ArgumentParser.print_help
+
+    def remember(parser, file=None):
+        asked.append(parser)
+        print_help(parser, file)
+
+    def say(*words: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*words, "--help"])
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", remember)
+    say.asked = asked
+    return say
+
+
+def test_every_option_explains_itself(helps):
+    for command in ("recipe", "prepare", "cine", "export"):
+        helps(command)
+    asked = [one for parser in [build_parser(), *helps.asked] for one in parsers(parser)]
+    assert len(asked) > len(TABLES) + 10
+    silent = [
+        f"{parser.prog} {action.dest}"
+        for parser in asked
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert silent == []
+
+
+def test_help_tells_defaults_and_no_folder_of_this_machine(helps):
+    assert "(default: autofd chla sunnybrook)" in " ".join(helps("prepare").split())
+    told = "".join(parser.format_help() for parser in parsers(build_parser()))
+    assert "(default: test)" in told
+    assert "None" not in told
+    assert "SUPPRESS" not in told
+    assert str(ROOT) not in told
+
+
+def test_help_says_of_every_command_what_it_is_for(capsys):
+    assert main(["--help"]) == 0
+    told = dict(re.findall(r"^  ([a-z][\w-]+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert set(told) == {"recipe", "prepare", "cine", "export", *all_stages()}
+
+
+def test_examples_stand_as_they_are_typed(helps):
+    lines = [line.strip() for line in helps("export").splitlines() if line.startswith("    calid-train export ")]
+    assert len(lines) == 9
+    for line in lines:
+        assert export_parser().parse_args(shlex.split(line)[2:]).run_command, line

@@ -13,7 +13,8 @@ _RIVALS = "calid_benchmark.rivals"
 
 
 def _stage(command: str, module: str, data: str, system: str) -> Stage:
-    return Stage(f"{_RIVALS}.{module}", data, CONFIGS, system, f"{_RIVALS}.{command}:manifest_config")
+    manifest = f"{_RIVALS}.{command}:manifest_config"
+    return Stage(f"{_RIVALS}.{module}", data, CONFIGS, system, manifest, f"a system to compare with: {system}")
 
 
 STAGES: dict[str, Stage] = {

@@ -205,8 +205,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", default="acdc", help="a set with experts' labels at ED and ES")
     parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080 and 101-150")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="keep only every Nth acquired slice")
-    parser.add_argument("--factor", default="isotropic", choices=[*map(str, FACTORS), "isotropic"])
-    parser.add_argument("--methods", nargs="+", default=["linear", "calid+"], choices=METHODS)
+    parser.add_argument(
+        "--factor",
+        default="isotropic",
+        choices=[*map(str, FACTORS), "isotropic"],
+        help="how many gaps each gap becomes in dense stacks",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=["linear", "calid+"], choices=METHODS, help="what makes dense stacks"
+    )
     parser.add_argument("--mode", default="detail", choices=get_args(Mode), help="of calid and calid+")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N patients")
     add_place_arguments(parser, table="agreement")

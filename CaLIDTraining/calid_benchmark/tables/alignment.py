@@ -199,11 +199,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", default=["chla", "autofd"])
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--trials", type=int, default=6, help="of the study")
-    parser.add_argument("--stacks", type=int, default=10, help="of the prepared sets")
-    parser.add_argument("--phases", type=int, default=8)
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["chla", "autofd"], help="prepared sets")
+    parser.add_argument("--split", default="validation", help="whose stacks: train, validation or test")
+    parser.add_argument("--trials", type=int, default=6, help="how often shifts are put into the study")
+    parser.add_argument("--stacks", type=int, default=10, help="how many stacks of the prepared sets")
+    parser.add_argument("--phases", type=int, default=8, help="cardiac phases of the study")
     add_place_arguments(parser, table="alignment")
 
 

@@ -277,10 +277,14 @@ def draw(path: Path, sequences: Sequence[Passage], pictures: Sequence[Mapping[st
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--prepared", type=Path, required=True, help="folder made by calid-train cine or prepare")
-    parser.add_argument("--datasets", nargs="+", default=list(DATASETS))
-    parser.add_argument("--split", default=SPLIT)
-    parser.add_argument("--dicom", type=Path, help="folder of an acquired cine")
-    parser.add_argument("--gaps", type=int, default=1, metavar="N", help="how many of its gaps, from the middle")
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(DATASETS), help="prepared sets")
+    parser.add_argument("--split", default=SPLIT, help="whose stacks: train, validation or test")
+    parser.add_argument(
+        "--dicom", type=Path, help="DICOM folder of a real cine, whose slices are too far apart to leave one out"
+    )
+    parser.add_argument(
+        "--gaps", type=int, default=1, metavar="N", help="how many gaps of the real cine, from the middle"
+    )
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N sequences of every set")
     parser.add_argument("--systems", nargs="+", help="only these rows; linear is always among them")
     parser.add_argument("--steps", type=int, default=Settings().steps, help="DDIM steps")

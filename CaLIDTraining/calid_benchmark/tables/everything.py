@@ -1,4 +1,4 @@
-"""`calid-evaluate all`: every table and figure, one after the other, in folders of their own below one folder.
+"""`calid-evaluate all`: the tables about interpolation, and those whose data are named, below one folder.
 
 Tables that need more than prepared stacks are made where their data are named: long-axis planes (`--study`, with
 `--meshes`), cines (`--cines`) and the segmenter on original slices (`--data`). Systems are loaded once, and slices are
@@ -180,9 +180,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--study", type=Path, help="DICOM folder with short- and long-axis cines, for long-axis")
     parser.add_argument("--meshes", type=Path, help="the study's fitted ventricles, for long-axis")
     parser.add_argument("--cines", type=Path, help="folder of prepared cines made by calid-train cine, for cine")
-    parser.add_argument("--data", type=Path, help="folder with the raw sets, for segmenter")
+    parser.add_argument("--data", type=Path, help="folder that holds one folder per set, for segmenter")
     parser.add_argument("--systems", nargs="+", help="only these rows; linear and CaLID+ are always among them")
-    parser.add_argument("--weights", type=Path, default=rivals.WEIGHTS, help="folder with the trained baselines")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=rivals.WEIGHTS,
+        help="folder with the trained baselines; CaLIDTraining/weights by default",
+    )
     parser.add_argument("--optimization-steps", type=int, default=100, help="of DeepRecon; 1000 in its paper")
     perceptual.add_arguments(parser)
     parser.add_argument("--quick", action="store_true", help="a little of everything, in minutes")

@@ -139,8 +139,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.set_defaults(split="validation")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
     parser.add_argument("--rows", nargs="+", help=f"these ways to a slice instead of: {', '.join(ROWS)}")
-    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.5])
+    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2], metavar="N", help="DDIM steps of draws")
+    parser.add_argument(
+        "--temperatures",
+        nargs="+",
+        type=float,
+        default=[0.5],
+        metavar="T",
+        help="how far draws go from their mean, 1 is all of the way",
+    )
     perceptual.add_arguments(parser)
     add_place_arguments(parser, table="gate-curve")
 

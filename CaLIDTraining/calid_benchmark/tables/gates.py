@@ -272,8 +272,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     run_folder.add_argument("--codec", type=Path, help="run folder of the codec")
     run_folder.add_argument("--denoiser", type=Path, help="run folder of the denoiser of codes")
     parser.add_argument("--rows", nargs="+", help="only these rows")
-    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="DDIM steps of draws")
+    parser.add_argument(
+        "--temperatures",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="T",
+        help="how far draws go from their mean, 1 is all of the way",
+    )
     perceptual.add_arguments(parser)
     add_place_arguments(parser, table="gates")
 

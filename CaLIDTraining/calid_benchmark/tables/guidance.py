@@ -240,11 +240,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", default=["acdc"])
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["acdc"], help="prepared sets")
+    parser.add_argument("--split", default="test", help="whose stacks: train, validation or test")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
-    parser.add_argument("--phases", type=int, default=5)
-    parser.add_argument("--factor", type=int, default=8)
+    parser.add_argument("--phases", type=int, default=5, help="cardiac phases of the study")
+    parser.add_argument("--factor", type=int, default=8, help="how many gaps each gap of the study becomes")
     add_place_arguments(parser, table="guidance")
 
 

@@ -251,7 +251,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="DICOM folder with short-axis and long-axis cines")
     parser.add_argument("--meshes", type=Path, help="folder with *_LV_ENDOCARDIAL_NNN.vtk and *_RV_ENDOCARDIAL_NNN.vtk")
     parser.add_argument("--phases", type=int, default=25, help="cardiac phases compared")
-    parser.add_argument("--factor", type=int, default=8)
+    parser.add_argument("--factor", type=int, default=8, help="how many gaps each gap becomes")
     add_source_arguments(parser, table="long-axis")
 
 

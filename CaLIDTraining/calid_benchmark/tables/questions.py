@@ -167,14 +167,21 @@ def notes_of_slow(patients: int | None) -> list[str]:
 def add_set_arguments(parser: ArgumentParser, *, required: bool = True) -> None:
     """Which prepared stacks."""
     parser.add_argument("--prepared", type=Path, required=required, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", default=["acdc"])
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["acdc"], help="prepared sets")
+    parser.add_argument("--split", default="test", help="whose stacks: train, validation or test")
 
 
 def add_source_arguments(parser: ArgumentParser, *, table: str) -> None:
     """Who answers."""
-    parser.add_argument("--systems", nargs="+", help="only these rows; linear and CaLID+ are always among them")
-    parser.add_argument("--weights", type=Path, default=rivals.WEIGHTS, help="folder with the trained baselines")
+    parser.add_argument(
+        "--systems", nargs="+", metavar="NAME", help="only these rows; linear and CaLID+ are always among them"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=rivals.WEIGHTS,
+        help="folder with the trained baselines; CaLIDTraining/weights by default",
+    )
     parser.add_argument("--steps", type=int, default=Source.steps, help="DDIM steps of CaLID; baselines have their own")
     parser.add_argument("--samples", type=int, default=Source.samples, help="draws of the rows that are means of draws")
     parser.add_argument("--optimization-steps", type=int, help="of DeepRecon; 1000 in its paper, which is the default")
@@ -189,7 +196,7 @@ def add_place_arguments(parser: ArgumentParser, *, table: str) -> None:
         table: folder below the default one; empty for all tables.
     """
     parser.add_argument("--models", type=Path, help="folder with the manifest; the bundled models by default")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="where the networks run: auto, cpu, cuda or mps")
     parser.add_argument("--out", type=Path, default=Path("evaluation") / table, help="folder for the table")
     parser.add_argument(
         "--into",

@@ -151,8 +151,8 @@ def _cell(figure: Mapping[str, float] | None, *, digits: int) -> str:
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--data", type=Path, required=True, help="folder that holds one folder per set")
-    parser.add_argument("--dataset", default="acdc")
-    parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080")
+    parser.add_argument("--dataset", default="acdc", help="a set with experts' labels")
+    parser.add_argument("--split", default="test", help="ACDC's test split is patients 061-080 and 101-150")
     parser.add_argument("--clean", action="store_true", help="judge the cleaned volumes instead of the raw slices")
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks")
     add_place_arguments(parser, table="segmenter")

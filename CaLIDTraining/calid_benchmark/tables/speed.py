@@ -307,9 +307,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--acquired", type=int, default=11, help="slices of the heart")
     parser.add_argument("--factor", type=int, default=8, help="how many times as many are made of them")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
     parser.add_argument(
-        "--affordable", type=float, default=300, metavar="SECONDS", help="CPU time beyond which runs are computed"
+        "--affordable",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="CPU time beyond which a run is worked out from a shorter one",
     )
     parser.add_argument("--systems", nargs="+", help="only these rows; CaLID, their measure, is always among them")
     parser.add_argument("--no-paper", action="store_true", help="leave out the papers' sizes")
