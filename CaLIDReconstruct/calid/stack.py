@@ -27,7 +27,7 @@ GUIDED_KEY = "guided_by"
 """What provenance calls the names of the long-axis images that guided a result: they are no independent proof of it."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stack:
     """Parallel slices of equal size and spacing, in one (T = 1) or several cardiac phases.
 
@@ -73,6 +73,13 @@ class Stack:
         object.__setattr__(self, "frame_times_ms", times)
         object.__setattr__(self, "generated", generated)
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def __repr__(self) -> str:
+        """What it is in one line, for those who work in a shell; none of its voxels."""
+        acquired, (rows, columns) = int((~np.asarray(self.generated)).sum()), self.voxels.shape[2:]
+        spacing = " x ".join(f"{mm:.2f}" for mm in self.spacing_mm)
+        slices = f"{self.num_frames} frame(s) of {self.num_slices} slices ({acquired} acquired)"
+        return f"<Stack of {slices}, {columns} x {rows} pixels, {self.voxels.dtype}, {spacing} mm>"
 
     @property
     def num_frames(self) -> int:

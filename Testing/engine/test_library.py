@@ -80,6 +80,12 @@ def test_every_function_of_the_library_says_the_types_it_takes_and_gives_and_is_
     assert get_type_hints(calid.Stack.frame)["return"] is calid.Stack
 
 
+def test_a_stack_in_a_shell_is_one_line_without_its_voxels():
+    dense = calid.upsample(cine(frames=2, slices=3, size=(40, 56)), factor=2, method="linear")
+    told = "2 frame(s) of 5 slices (3 acquired), 56 x 40 pixels, int16, 1.40 x 1.40 x 4.50 mm"
+    assert repr(dense) == f"<Stack of {told}>"
+
+
 def test_upsampling_with_a_model_gives_draws_and_their_spread(random_models):
     sax = cine(frames=1)
     dense, spread = calid.uncertainty(sax, factor=2, steps=1, samples=2, device="cpu", models_folder=random_models)
