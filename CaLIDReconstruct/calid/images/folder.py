@@ -13,7 +13,7 @@ import numpy as np
 from calid.errors import InputError
 from calid.images.choice import Choice, called, choose
 from calid.images.dicom import DicomImage, read_images
-from calid.images.groups import groups_of
+from calid.images.groups import alike, groups_of
 from calid.images.overview import Overview
 from calid.images.pixels import fingerprint
 from calid.images.times import in_milliseconds, phase_times_ms
@@ -112,12 +112,13 @@ def _untimed(choice: Choice) -> Iterator[str]:
 
 def _each_once(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
     """Images without those that are copies of another: at one place and time, with the same pixels."""
-    alike: dict[tuple, list[DicomImage]] = {}
-    for image in images:
+
+    def place_and_time(image: DicomImage) -> tuple:
         place = (*np.round(image.plane.origin_lps, 3), *np.round(image.plane.normal, 4))
-        alike.setdefault((place, image.size, image.kind, frozenset(image.when.items())), []).append(image)
+        return place, image.size, image.kind, frozenset(image.when.items())
+
     copies: list[tuple[DicomImage, DicomImage]] = []
-    for members in (members for members in alike.values() if len(members) > 1):
+    for members in (members for members in alike(images, place_and_time).values() if len(members) > 1):
         first: dict[str, DicomImage] = {}
         for image in members:
             known = first.setdefault(fingerprint(image), image)
@@ -133,11 +134,9 @@ def _each_once(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
 
 def _comparable(images: list[DicomImage]) -> tuple[list[DicomImage], list[str]]:
     """Images without their frames of reference where these were made up: one for every series, or for every image."""
-    by_series: dict[tuple, set[str]] = {}
-    for image in images:
-        by_series.setdefault(image.series, set()).add(image.reference)
     names = {image.reference for image in images}
-    is_own = all(len(found) == 1 for found in by_series.values()) and len(names) == len(by_series)
+    series = {image.series for image in images}
+    is_own = len({(image.series, image.reference) for image in images}) == len(series) == len(names)
     is_made_up = (is_own and len(names) >= MIN_OWN_REFERENCES) or len(names) == len(images) >= MIN_OWN_REFERENCES
     if not is_made_up or names == {""}:
         return images, []

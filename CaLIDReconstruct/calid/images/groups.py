@@ -7,9 +7,10 @@ nothing else does. A description is asked for one thing: whether it names anothe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -41,6 +42,10 @@ SUBJECTS = {
     "localizer": r"locali[sz]er|scout|survey",
 }
 """Words in a description that name another contrast than a cine's, in any language's usual English abbreviations."""
+
+
+_Thing = TypeVar("_Thing")
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +207,14 @@ class Group:
         return plane_findings([take.plane for take in takes], [take.name for take in takes])
 
 
+def alike(things: Iterable[_Thing], key: Callable[[_Thing], _Key]) -> dict[_Key, list[_Thing]]:
+    """Things with the same key together, in their order."""
+    found: dict[_Key, list[_Thing]] = {}
+    for thing in things:
+        found.setdefault(key(thing), []).append(thing)
+    return found
+
+
 def at_positions(things: Sequence, plane_of: Callable) -> list[list]:
     """Things sorted along the normal of the first one's plane, those at one position together."""
     along = geometry.positions_along(plane_of(things[0]).normal, [plane_of(thing) for thing in things])
@@ -225,11 +238,13 @@ def groups_of(images: Sequence[DicomImage]) -> list[Group]:
 
 def _of_one_contrast(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
     """Images of one size and pixel spacing, taken by one pulse sequence; what a header leaves blank fits anything."""
-    by_series: dict[tuple[tuple[str, ...], Hashable], list[DicomImage]] = {}
-    for image in images:
-        words = (*image.kind, *image.sequence, subject_of(image.description))
+
+    def words_and_size(image: DicomImage) -> tuple[tuple[str, ...], Hashable]:
         pixel = tuple(np.round(image.plane.spacing_mm, 4))
-        by_series.setdefault((words, (image.series, image.plane.size, pixel)), []).append(image)
+        words = (*image.kind, *image.sequence, subject_of(image.description))
+        return words, (image.series, image.plane.size, pixel)
+
+    by_series = alike(images, words_and_size)
     parts = [(_Contrast.of(words, part), part) for (words, _), part in by_series.items()]
     # Those that say most, and are most, are the ones the others are compared with.
     parts.sort(key=lambda part: (-sum(map(bool, part[0].words)), -len(part[1])))
@@ -302,10 +317,7 @@ def subject_of(description: str) -> str:
 def _parallel(images: Sequence[DicomImage]) -> list[list[DicomImage]]:
     """Images grouped so that planes within the tolerance of each other are together, whatever their order."""
     groups: list[list[DicomImage]] = []
-    by_normal: dict[tuple, list[DicomImage]] = {}
-    for image in images:
-        by_normal.setdefault(tuple(np.round(image.plane.normal, 4)), []).append(image)
-    for members in by_normal.values():
+    for members in alike(images, lambda image: tuple(np.round(image.plane.normal, 4))).values():
         near = [group for group in groups if any(_is_parallel(image, members[0]) for image in group)]
         groups = [group for group in groups if group not in near]
         groups.append([image for group in near for image in group] + members)
@@ -350,11 +362,9 @@ def _takes(position: Sequence[DicomImage]) -> list[Take]:
         lambda image: image.image_type,
     )
     for key in keys:
-        parts: dict[Hashable, list[DicomImage]] = {}
-        for image in position:
-            parts.setdefault(key(image), []).append(image)
-        if len(parts) > 1 and _are_repeats(position, list(parts.values())):
-            return [take for part in parts.values() for take in _takes(part)]
+        parts = [*alike(position, key).values()]
+        if len(parts) > 1 and _are_repeats(position, parts):
+            return [take for part in parts for take in _takes(part)]
     return [Take(tuple(part), motion_of(part)) for part in _copies(position)]
 
 
@@ -393,10 +403,7 @@ def _untangled(group: Group) -> list[Group]:
     if len(group.places) < 3 or not group.findings():
         return [group]
     for key in (lambda take: take.images[0].description, lambda take: take.series):
-        parts: dict[Hashable, list[Take]] = {}
-        for take in group.takes:
-            parts.setdefault(key(take), []).append(take)
-        split = [replace(group, takes=tuple(takes)) for takes in parts.values()]
+        split = [replace(group, takes=tuple(takes)) for takes in alike(group.takes, key).values()]
         if len(split) > 1 and any(len(part.places) > 2 and not part.findings() for part in split):
             return split
     return [group]

@@ -12,7 +12,7 @@ import numpy as np
 from calid.images.checks import findings
 from calid.images.choice import MOTIONS, Choice, Verdict, numbers_of
 from calid.images.dicom import DicomImage
-from calid.images.groups import Group, Take
+from calid.images.groups import Group, Take, alike
 from calid.images.times import phase_times_ms
 from calid.stack import Stack
 
@@ -183,9 +183,6 @@ def facts_as_text(facts: Mapping[str, Any], name: str) -> str:
 def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
     """The series in a group."""
     group = verdict.group
-    parts: dict[tuple[float, str], list[Take]] = {}
-    for take in group.takes:
-        parts.setdefault(take.series, []).append(take)
     gap = group.gap_mm
     subject = f", {group.subject}" if group.subject else ""
     return [
@@ -204,7 +201,7 @@ def _series_of(verdict: Verdict, sax: Group | None) -> list[Series]:
             tilt_degrees=None if sax is None else round(group.tilt_degrees(sax), 1),
             reason=verdict.reason,
         )
-        for (number, uid), takes in parts.items()
+        for (number, uid), takes in alike(group.takes, lambda take: take.series).items()
     ]
 
 
