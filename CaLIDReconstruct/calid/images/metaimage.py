@@ -130,16 +130,12 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> list[byt
         "BinaryDataByteOrderMSB": False,
         "CompressedData": True,
         "CompressedDataSize": sum(map(len, pieces)),
-        "TransformMatrix": _text(directions[:axes, :axes].T.ravel()),
-        "Offset": _text([*stack.origin_lps, times[0]][:axes]),
-        "ElementSpacing": _text([*stack.spacing_mm, np.ptp(times) / max(frames - 1, 1)][:axes]),
+        "TransformMatrix": text_header.text_of(directions[:axes, :axes].T.ravel()),
+        "Offset": text_header.text_of([*stack.origin_lps, times[0]][:axes]),
+        "ElementSpacing": text_header.text_of([*stack.spacing_mm, np.ptp(times) / max(frames - 1, 1)][:axes]),
         "DimSize": " ".join(map(str, (columns, rows, slices, frames)[:axes])),
         **entries,
         "ElementType": _KINDS[stack.voxels.dtype.str[1:]],
         "ElementDataFile": "LOCAL",
     }
     return ["".join(f"{key} = {value}\n" for key, value in fields.items()).encode("ascii"), *pieces]
-
-
-def _text(values: Iterable[float]) -> str:
-    return " ".join(repr(float(value)) for value in values)

@@ -199,19 +199,12 @@ def _entries(extensions: bytes, endianness: str) -> dict[str, str]:
 
 
 def written(stack: Stack, entries: Mapping[str, str]) -> Iterator[bytes]:
-    """The pieces of a NIfTI file, 3D or 4D, with the entries in a header extension.
+    """The pieces of a NIfTI file, 3D or 4D with the mean time between frames in seconds as fourth spacing.
 
     Args:
         stack: stack to write; its matrix is kept as it is, the quaternion gets the nearest right angles.
-        entries: free key-value pairs.
+        entries: free key-value pairs, which go into a header extension.
     """
-    yield _packed(stack, entries)
-    for frame in stack.voxels:
-        yield from map(little_endian, frame)
-
-
-def _packed(stack: Stack, entries: Mapping[str, str]) -> bytes:
-    """The header and its extension, with the mean time between frames in seconds as fourth spacing."""
     from nibabel.nifti1 import Nifti1Extension, Nifti1Header
 
     frames, slices, rows, columns = stack.voxels.shape
@@ -228,7 +221,9 @@ def _packed(stack: Stack, entries: Mapping[str, str]) -> bytes:
     header.extensions.append(Nifti1Extension(_COMMENT, extension(entries)))
     file = io.BytesIO()
     header.write_to(file)
-    return file.getvalue()
+    yield file.getvalue()
+    for frame in stack.voxels:
+        yield from map(little_endian, frame)
 
 
 def extension(entries: Mapping[str, str]) -> bytes:

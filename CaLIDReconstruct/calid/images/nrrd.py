@@ -227,25 +227,26 @@ def written(stack: Stack, entries: Mapping[str, str], *, level: int) -> Iterator
 
 def header_lines(stack: Stack, entries: Mapping[str, str]) -> list[str]:
     """The header of `written`, line by line."""
-    is_cine = stack.num_frames > 1
-    pairs = {**entries, **(_index_entries(stack) if is_cine else {})}
-    lines = [f"{key}: {value}" for key, value in _axis_fields(stack, is_cine=is_cine).items()]
+    times = {"axis 0 index type": "numeric", "axis 0 index values": text_header.text_of(stack.frame_times_ms)}
+    pairs = {**entries, **times} if stack.num_frames > 1 else entries
+    lines = [f"{key}: {value}" for key, value in _axis_fields(stack).items()]
     lines += [f"{key}:={_escaped(value)}" for key, value in pairs.items()]
     return ["NRRD0005", "# Written by CaLID", *lines]
 
 
-def _axis_fields(stack: Stack, *, is_cine: bool) -> dict[str, str]:
-    slices, rows, columns = stack.voxels.shape[1:]
+def _axis_fields(stack: Stack) -> dict[str, str]:
+    frames, slices, rows, columns = stack.voxels.shape
+    is_cine = frames > 1
     directions = [_vector(axis) for axis in stack.affine[:3, :3].T]
 
-    def axes(frames: str, spatial: list[str]) -> str:
-        return " ".join([frames, *spatial] if is_cine else spatial)
+    def axes(of_frames: str, spatial: list[str]) -> str:
+        return " ".join([of_frames, *spatial] if is_cine else spatial)
 
     fields = {
         "type": TYPES[stack.voxels.dtype.name][0],
         "dimension": "4" if is_cine else "3",
         "space": "left-posterior-superior",
-        "sizes": axes(str(stack.num_frames), [str(size) for size in (columns, rows, slices)]),
+        "sizes": axes(str(frames), [str(size) for size in (columns, rows, slices)]),
         "space directions": axes("none", directions),
         "kinds": axes("list", ["domain"] * 3),
         "endian": "little",
@@ -255,11 +256,6 @@ def _axis_fields(stack: Stack, *, is_cine: bool) -> dict[str, str]:
     if is_cine:
         fields |= {"labels": axes('"time"', ['""'] * 3), "units": axes('"ms"', ['""'] * 3)}
     return fields
-
-
-def _index_entries(stack: Stack) -> dict[str, str]:
-    times = " ".join(repr(float(time)) for time in stack.frame_times_ms)
-    return {"axis 0 index type": "numeric", "axis 0 index values": times}
 
 
 def _vector(values: np.ndarray) -> str:

@@ -59,6 +59,11 @@ def integers(text: str) -> list[int]:
     return [int(value) for value in values]
 
 
+def text_of(values: Iterable[float]) -> str:
+    """Numbers as the text of a field, so that every bit of them comes back."""
+    return " ".join(repr(float(value)) for value in values)
+
+
 def need_millimeters(units: Iterable[str]) -> None:
     """Return if all units of length in a header are millimeters, or are left open.
 

@@ -16,7 +16,7 @@ import numpy as np
 from calid import geometry
 from calid.errors import OutputError
 from calid.images import metaimage, nifti, nrrd, whole_file
-from calid.images.text_header import LONGEST_LINE
+from calid.images.text_header import LONGEST_LINE, text_of
 from calid.images.voxels import GZIP, deflated
 from calid.labels import LABELS
 from calid.stack import Stack
@@ -182,7 +182,7 @@ def _entries(stack: Stack) -> dict[str, str]:
         remedy = "Keep texts, finite numbers, and lists and dictionaries of them."
         raise OutputError("bad-provenance", f"The provenance cannot be written as JSON ({err}).", remedy) from err
     return {
-        "calid_frame_times_ms": " ".join(repr(float(time)) for time in stack.frame_times_ms),
+        "calid_frame_times_ms": text_of(stack.frame_times_ms),
         "calid_generated": " ".join("1" if mark else "0" for mark in np.asarray(stack.generated)),
         "calid_provenance": provenance,
     }
