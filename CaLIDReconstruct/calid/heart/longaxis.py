@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from calid.geometry import LONG_AXIS_DEGREES
+from calid.geometry import LONG_AXIS_DEGREES, affine_from
 from calid.heart.anatomy import HeartAxes, heart_axes
 from calid.stack import LaxImage, Stack, frames_at_phases_of
 
@@ -310,9 +310,8 @@ def _view_plane(labels: Stack, axes: HeartAxes, angle: float) -> Stack:
     ends = np.array([labels.affine[:3, 2] * index for index in (0, labels.num_slices - 1)]) + _slab_origin(labels, axes)
     heights = (ends - axes.center_lps) @ axes.apexward
     top, bottom = heights.min() - _VIEW_MARGIN_MM, heights.max() + _VIEW_MARGIN_MM
-    affine = np.eye(4)
-    affine[:3, :3] = np.stack([-left, axes.apexward, normal], axis=1) * pixel
-    affine[:3, 3] = axes.center_lps + top * axes.apexward + _VIEW_WIDTH_MM / 2 * left
+    corner = axes.center_lps + top * axes.apexward + _VIEW_WIDTH_MM / 2 * left
+    affine = affine_from(np.stack([-left, axes.apexward, normal], axis=1) * pixel, corner)
     shape = (labels.num_frames, 1, round((bottom - top) / pixel) + 1, round(_VIEW_WIDTH_MM / pixel) + 1)
     return Stack(np.zeros(shape, np.uint8), affine, labels.frame_times_ms, provenance={"plane": "derived from labels"})
 

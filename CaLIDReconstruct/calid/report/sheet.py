@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calid.geometry import heart_center
+from calid.geometry import affine_from, heart_center
 from calid.heart.longaxis import at_phases_of, crossing_views, cut, intersection_lines
 from calid.report import page
 from calid.report.comparison import (
@@ -66,10 +66,9 @@ def upright_plane(plane: Stack, stack: Stack, center_lps: np.ndarray) -> Stack:
     right = np.cross(down, np.cross(plane.directions_lps[:, 0], plane.directions_lps[:, 1]))
     height = (stack.num_slices - 1) * stack.spacing_mm[2] / crossing + 2 * MARGIN_MM
     shape = round(height / _GRID_MM), round(2 * HEART_RADIUS_MM / _GRID_MM)
-    affine = np.eye(4)
-    affine[:3, :3] = np.stack([right, down, np.cross(right, down)], axis=1) * _GRID_MM
+    axes = np.stack([right, down, np.cross(right, down)], axis=1) * _GRID_MM
     middle = _middle_of_slab(plane, stack, center_lps, down)
-    affine[:3, 3] = middle - affine[:3, :2] @ ((np.array(shape[::-1]) - 1) / 2)
+    affine = affine_from(axes, middle - axes[:, :2] @ ((np.array(shape[::-1]) - 1) / 2))
     empty = Stack(np.zeros((plane.num_frames, 1, *shape), np.uint8), affine, plane.frame_times_ms)
     shown = cut(_thick(plane), empty)
     return empty.with_voxels(np.nan_to_num(shown)[:, None])
