@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 
+from calid_training.errors import told_in_one_line
 from calid_training.parsers import Parser
 
 from calid_benchmark.tables import TABLES, table_module
 
 
+def program(arguments: list[str] | None = None) -> int:
+    """Entry point of `calid-evaluate`: `main`, with one line for what the user can mend."""
+    return told_in_one_line(main, "calid-evaluate", arguments)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `calid-evaluate`."""
+    """Make one table and return the exit code."""
     options = build_parser().parse_args(arguments)
     return options.run(options)
 
@@ -29,4 +35,4 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -27,6 +27,7 @@ from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 from calid_training.datasets import RawCase
+from calid_training.errors import UsageError
 from calid_training.prepare import AnyCase, case_center, load_cases, write_cases
 from calid_training.registration import demons_field
 
@@ -201,7 +202,7 @@ def make_cines(
         patients: number of patients of every set and split, the first ones; None is all.
 
     Raises:
-        ValueError: if no cine can be made.
+        UsageError: if no cine can be made.
     """
     found = [
         pair
@@ -211,7 +212,7 @@ def make_cines(
     ]
     made = list(_made(tqdm(found, unit=" patients"), seed))
     if not made:
-        raise ValueError(
+        raise UsageError(
             f"{prepared}: no patient of {', '.join(datasets)} has ED and ES stacks of the same slices: prepare a "
             "set with both, or train on real cines"
         )

@@ -18,6 +18,7 @@ from calid.method.weights import below, config_from, read_tensors
 from calid_training.cine_denoiser import cine_figures, joint_noise
 from calid_training.code_denoiser import CodeDenoiserStage
 from calid_training.denoiser import drawn_times
+from calid_training.errors import UsageError
 from calid_training.validation import log_slices_between
 
 VALIDATION_STEPS = 2
@@ -71,10 +72,10 @@ class CineCodeStage(CodeDenoiserStage):
         """Go on.
 
         Raises:
-            ValueError: if the run extends another 2D model.
+            UsageError: if the run extends another 2D model.
         """
         if checkpoint["base_sha256"] != self.base_sha256:
-            raise ValueError("this run extends another 2D model than --model.base; start a new run folder")
+            raise UsageError("this run extends another 2D model than --model.base; start a new run folder")
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         """Eq. 5 on the codes of clips, and the same on their frame-to-frame differences."""

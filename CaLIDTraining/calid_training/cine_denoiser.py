@@ -13,6 +13,7 @@ from calid.method.networks import DenoiserConfig, folded
 from calid.method.weights import below, config_from, read_tensors
 
 from calid_training.denoiser import DenoiserStage
+from calid_training.errors import UsageError
 from calid_training.validation import image_figures
 
 
@@ -55,7 +56,7 @@ class CineDenoiserStage(DenoiserStage):
     ) -> None:
         space = base or autoencoder
         if space is None:
-            raise ValueError("give the 2D model to extend as --model.base, or a latent space as --model.autoencoder")
+            raise UsageError("give the 2D model to extend as --model.base, or a latent space as --model.autoencoder")
         motion = None
         if base is not None:
             state, metadata = read_tensors(Path(base))
@@ -93,10 +94,10 @@ class CineDenoiserStage(DenoiserStage):
         """Go on.
 
         Raises:
-            ValueError: if the run extends another 2D model.
+            UsageError: if the run extends another 2D model.
         """
         if checkpoint["base_sha256"] != self.base_sha256:
-            raise ValueError("this run extends another 2D model than --model.base; start a new run folder")
+            raise UsageError("this run extends another 2D model than --model.base; start a new run folder")
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         """Eq. 5 on clips, and the same on their frame-to-frame differences."""

@@ -19,6 +19,7 @@ from calid.method.weights import read_codec, read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from monai.losses import SSIMLoss
 
+from calid_training.errors import UsageError
 from calid_training.lpips import AlexNetLPIPS, lpips_network
 from calid_training.rates import adam
 from calid_training.validation import image_figures, log_slices_between
@@ -84,7 +85,7 @@ class CodecStage(L.LightningModule):
         known = {key: value for key, value in old.items() if key.startswith(("look", "decoder"))}
         missing = self.network.load_state_dict(known, strict=False)
         if missing.unexpected_keys:
-            raise ValueError(f"{start} has other parts than this codec: {', '.join(missing.unexpected_keys[:3])}")
+            raise UsageError(f"{start} has other parts than this codec: {', '.join(missing.unexpected_keys[:3])}")
 
     def train(self, mode: bool = True) -> CodecStage:
         """Switch the codec's mode; the motion stays in evaluation."""

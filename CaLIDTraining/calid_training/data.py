@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from calid_training.crops import SHIPPED, BatchMaker, CropStream, Triplets, Variety, image_batch, triplet_batch
 from calid_training.datasets import LICENSE_CLEAN
+from calid_training.errors import UsageError
 from calid_training.prepare import StoredCase, load_cases, provenance_of, read_index
 from calid_training.runs import data_module_of
 
@@ -109,7 +110,7 @@ class CropData(L.LightningDataModule):
     def _stream(self, split: str, **drawing: Any) -> CropStream:
         sources = self.sources(split)
         if not sources:
-            raise ValueError(
+            raise UsageError(
                 f"{self.prepared} holds nothing to draw crops from for the {split} of {', '.join(self.datasets)}: "
                 "prepare more patients, or name a set that has some (the split of each is in datasets.py)"
             )

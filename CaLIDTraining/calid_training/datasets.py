@@ -21,6 +21,8 @@ from calid.images.files import read_stack
 from calid.stack import Stack
 from PIL import Image
 
+from calid_training.errors import UsageError
+
 LV, MYOCARDIUM, RV = 1, 2, 3
 ALL_STRUCTURES = (LV, MYOCARDIUM, RV)
 
@@ -59,10 +61,10 @@ class RawCase:
         """The labels, where they have to be there.
 
         Raises:
-            ValueError: if they are not.
+            UsageError: if they are not.
         """
         if self.labels is None:
-            raise ValueError(f"{self.name} has no labels, which are needed here")
+            raise UsageError(f"{self.name} has no labels, which are needed here")
         return self.labels
 
 
@@ -103,7 +105,7 @@ def items_of(root: Path, dataset: str, splits: Splits | None = None) -> Iterator
 
     Raises:
         FileNotFoundError: if the folder of the set is not there.
-        ValueError: if it is no set that is known, nor one of one's own with a file that says how it is split.
+        UsageError: if it is no set that is known, nor one of one's own with a file that says how it is split.
     """
     folder = Path(root) / dataset
     if not folder.is_dir():
@@ -119,7 +121,7 @@ def read_splits(file: Path) -> Splits:
     """The splits in a CSV file with the columns `dataset`, `patient` and `split` ("train", "validation" or "test").
 
     Raises:
-        ValueError: naming the line that is wrong; also if a patient is in two splits.
+        UsageError: naming the line that is wrong; also if a patient is in two splits.
     """
     found: dict[tuple[str, str], str] = {}
     with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -127,9 +129,9 @@ def read_splits(file: Path) -> Splits:
             dataset, patient, split = ((row.get(name) or "").strip() for name in ("dataset", "patient", "split"))
             if not (dataset and patient) or split not in SPLITS:
                 choice = ", ".join(SPLITS)
-                raise ValueError(f"{file}, line {number}: dataset, patient and split (one of {choice}) are needed")
+                raise UsageError(f"{file}, line {number}: dataset, patient and split (one of {choice}) are needed")
             if found.setdefault((dataset, patient), split) != split:
-                raise ValueError(f"{file}, line {number}: patient {patient} is in two splits: split by patient")
+                raise UsageError(f"{file}, line {number}: patient {patient} is in two splits: split by patient")
     return found
 
 
@@ -137,7 +139,7 @@ def read_cases(root: Path, dataset: str) -> Iterator[RawCase]:
     """Yield every case of one set below `root`.
 
     Raises:
-        FileNotFoundError, ValueError: see `items_of`.
+        FileNotFoundError, UsageError: see `items_of`.
     """
     return (item.read() for item in items_of(root, dataset))
 
@@ -228,7 +230,7 @@ def _onto_grid(labels: Stack, stack: Stack) -> Stack:
     offset = labels.to_index(stack.origin_lps)
     first = round(offset[2])
     if not np.allclose(offset, [0, 0, first], atol=0.05):
-        raise ValueError(f"labels and images are not on one grid: the offset is {offset} voxels")
+        raise UsageError(f"labels and images are not on one grid: the offset is {offset} voxels")
     return stack.with_voxels(labels.voxels[:, first : first + stack.num_slices])
 
 
@@ -310,11 +312,11 @@ def own_items(folder: Path) -> Iterator[Item]:
     on the same grid: 1 LV cavity, 2 LV myocardium, 3 RV cavity).
 
     Raises:
-        ValueError: naming the line that is wrong; also if a patient is in two splits.
+        UsageError: naming the line that is wrong; also if a patient is in two splits.
     """
     file = folder / SPLIT_FILE
     if not file.is_file():
-        raise ValueError(
+        raise UsageError(
             f"'{folder.name}' is none of {', '.join(READERS)}, and {file} is missing, which says its split."
         )
     with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -325,16 +327,16 @@ def own_items(folder: Path) -> Iterator[Item]:
         where = f"{file}, line {number}"
         missing = [name for name in ("path", "patient", "split") if not (row.get(name) or "").strip()]
         if missing:
-            raise ValueError(f"{where}: {', '.join(missing)} is missing")
+            raise UsageError(f"{where}: {', '.join(missing)} is missing")
         path, patient, split = (row[name].strip() for name in ("path", "patient", "split"))
         if split not in SPLITS:
-            raise ValueError(f"{where}: the split is one of {', '.join(SPLITS)}, not '{split}'")
+            raise UsageError(f"{where}: the split is one of {', '.join(SPLITS)}, not '{split}'")
         if split_of.setdefault(patient, split) != split:
-            raise ValueError(f"{where}: patient {patient} is in {split_of[patient]} and in {split}: split by patient")
+            raise UsageError(f"{where}: patient {patient} is in {split_of[patient]} and in {split}: split by patient")
         series, labels = (row.get("series") or "").strip() or "cine", (row.get("labels") or "").strip()
         for name in (patient, series):
             if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"{where}: names are made of letters, digits, dots and dashes, not '{name}'")
+                raise UsageError(f"{where}: names are made of letters, digits, dots and dashes, not '{name}'")
         files = tuple(folder / name for name in (path, labels) if name)
         read = partial(_read_own, folder.name, patient, series, split, *files)
         found.append(Item(folder.name, patient, series, split, files, read))

@@ -36,6 +36,7 @@ from calid.method.weights import (
 )
 from calid.run.batches import CINE_MODEL, DEFAULT_MODEL
 
+from calid_training.errors import UsageError
 from calid_training.export_coded import add_coded_parsers
 from calid_training.parsers import PREPARED_HELP, Parser
 from calid_training.runs import checkpoint_of, read_checkpoint, run_config
@@ -209,7 +210,7 @@ def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and configuration of the model that a run of the denoiser's stage trained."""
     model = run_config(run)["model"]
     if model.get("base") is not None:
-        raise ValueError(f"{run} extends a finished 2D model: export what it adds with calid-train export cine")
+        raise UsageError(f"{run} extends a finished 2D model: export what it adds with calid-train export cine")
     state = checkpoint_of(run)
     network = _denoiser_config(model)
     config = {"autoencoder": part_config(model["autoencoder"], "autoencoder"), "denoiser": asdict(network)}
@@ -227,7 +228,7 @@ def _finished(model: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, metadata = read_tensors(model)
     config = json.loads(metadata["config"])
     if "autoencoder" not in config or "denoiser" not in config:
-        raise ValueError(f"{model} is no whole model: give the file of one, such as calid-2d.safetensors")
+        raise UsageError(f"{model} is no whole model: give the file of one, such as calid-2d.safetensors")
     return tensors, config
 
 
@@ -240,12 +241,12 @@ def _denoiser_config(model: Mapping[str, Any]) -> DenoiserConfig:
 def _export_cine(options: Namespace) -> None:
     checkpoint = read_checkpoint(options.run)
     if not checkpoint["base_sha256"]:
-        raise ValueError(f"{options.run} extends no 2D model: export it whole with calid-train export model")
+        raise UsageError(f"{options.run} extends no 2D model: export it whole with calid-train export model")
     temporal = below(checkpoint["state_dict"], "network.temporal.")
     manifest = read_manifest(options.models)
     base = next((entry for entry in manifest.values() if entry.sha256 == checkpoint["base_sha256"]), None)
     if base is None:
-        raise ValueError(
+        raise UsageError(
             f"the 2D model that {options.run} extends is not in {options.models}: train on that one, or add it"
         )
     foundation = {"name": base.name, "sha256": base.sha256, "license": base.license}
@@ -298,5 +299,5 @@ def _refined(trained_on: Mapping[str, torch.Tensor], refined: dict[str, torch.Te
     for key, value in trained_on.items():
         is_decoder = key.startswith(("autoencoder.decoder", "autoencoder.post_quant_conv"))
         if not is_decoder and not torch.allclose(value, refined[key], atol=1e-4):  # averaging weights rounds them
-            raise ValueError(f"the refined autoencoder has another {key} than the denoiser was trained on")
+            raise UsageError(f"the refined autoencoder has another {key} than the denoiser was trained on")
     return refined

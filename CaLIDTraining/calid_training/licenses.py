@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from calid_training.errors import UsageError
+
 OPEN = "CC-BY-4.0"
 """What weights get that no set restricts."""
 
@@ -37,14 +39,14 @@ def license_of_weights(data: Iterable[str], foundations: Iterable[str] = (), *, 
         asked: the user's choice, or None.
 
     Raises:
-        ValueError: if the choice is freer than the data allow, or none was made where the user has to.
+        UsageError: if the choice is freer than the data allow, or none was made where the user has to.
     """
     data = sorted(set(data))
     inherited = {*foundations, *(DATA_LICENSES.get(name, "") for name in data)}
     strictest = next((one for one in CARRIED_OVER if one in inherited), None)
     if strictest is not None:
         if asked not in (None, strictest):
-            raise ValueError(
+            raise UsageError(
                 f"weights trained on {', '.join(data)} carry {strictest}, which does not allow {asked}: "
                 "leave out --license"
             )
@@ -53,7 +55,7 @@ def license_of_weights(data: Iterable[str], foundations: Iterable[str] = (), *, 
         return asked
     unknown = [name for name in data if name not in DATA_LICENSES]
     if unknown:
-        raise ValueError(
+        raise UsageError(
             f"the terms of {', '.join(unknown)} do not say what weights may be used for: say it with --license, an "
             "SPDX identifier (LicenseRef-... for terms of your own)"
         )

@@ -27,6 +27,7 @@ from calid.run.windows import closes
 from tqdm import tqdm
 
 from calid_training.datasets import LICENSE_CLEAN, Item, RawCase, Splits, items_of
+from calid_training.errors import UsageError
 
 INDEX_NAME, JOURNAL_NAME, LEFT_OUT_NAME = "index.json", "index.journal", "left-out.json"
 MAX_WORKERS = 8
@@ -116,7 +117,7 @@ class StoredCase:
 
 def _required(labels: np.ndarray | None, entry: IndexEntry) -> np.ndarray:
     if labels is None:
-        raise ValueError(f"{entry.name} has no labels, which are needed here")
+        raise UsageError(f"{entry.name} has no labels, which are needed here")
     return labels
 
 

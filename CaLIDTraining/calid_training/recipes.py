@@ -14,6 +14,7 @@ from typing import Any
 from calid.run.batches import DEFAULT_MODEL
 
 from calid_training.datasets import LICENSE_CLEAN
+from calid_training.errors import UsageError
 from calid_training.recipe_steps import EVALUATE, TRAIN, RecipeStep
 from calid_training.stages import CONFIGS
 
@@ -108,7 +109,7 @@ class Ingredients:
             return {} if self.devices is None else {"trainer.devices": devices}
         total = before * data["batch_size"]
         if total % (devices * self.accumulate):
-            raise ValueError(f"{devices} devices x {self.accumulate} batches a step cannot share a batch of {total}")
+            raise UsageError(f"{devices} devices x {self.accumulate} batches a step cannot share a batch of {total}")
         found: dict[str, Any] = {"trainer.devices": devices, "data.batch_size": total // (devices * self.accumulate)}
         if self.accumulate > 1:
             key = "model.accumulate" if manual else "trainer.accumulate_grad_batches"

@@ -25,7 +25,7 @@ CONFIG_NAME = "config.yaml"
 RECORD_KEY = "calid_run"
 
 
-class DamagedRunError(RuntimeError):
+class DamagedRunError(OSError):
     """A run folder holds checkpoints, but none that can be read."""
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calid_training.errors import told_in_one_line
 from calid_training.parsers import PREPARED_HELP, Parser
 from calid_training.stages import CONFIGS, Stage, all_stages
 
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 SPLITS_HELP = "CSV file (dataset, patient, split) instead of the sets' own rules; who is not named is left out"
 
 
+def program(arguments: list[str] | None = None) -> int:
+    """Entry point of `calid-train`: `main`, with one line for what the user can mend."""
+    return told_in_one_line(main, "calid-train", arguments)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `calid-train`."""
+    """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = _commands()
     if not arguments or arguments[0] not in commands:
@@ -166,4 +172,4 @@ def _allow_partial_losses(trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -13,6 +13,7 @@ import torch
 from calid.method.weights import MANIFEST_NAME, packed, read_tensors
 from safetensors.torch import save_file
 
+from calid_training.errors import UsageError
 from calid_training.licenses import license_of_weights
 from calid_training.runs import data_of, run_config, run_starts, without_places
 
@@ -81,7 +82,7 @@ def set_entry(manifest: Path, entry: Mapping[str, Any]) -> None:
     said = {key: value for key, value in entry.items() if value != ""}
     kept = {key: old[key] for key in WRITTEN if key in old and key not in said}
     if "license" not in said | kept:
-        raise ValueError(f"nothing tells what {entry['name']} was trained on: say its license with --license")
+        raise UsageError(f"nothing tells what {entry['name']} was trained on: say its license with --license")
     models = [model for model in models if model["name"] != entry["name"]] + [{**said, **kept}]
     partial = manifest.with_suffix(".part")
     partial.write_text(json.dumps({"models": sorted(models, key=lambda model: model["name"])}, indent=2) + "\n")

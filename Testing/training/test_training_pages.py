@@ -12,9 +12,13 @@ import pytest
 
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
+from calid.errors import CalidError
 from calid.images.files import write_stack
+from calid_benchmark import evaluate
 from calid_benchmark.evaluate import build_parser
 from calid_benchmark.tables import TABLES
+from calid_training import train
+from calid_training.errors import UsageError
 from calid_training.export import build_parser as export_parser
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
@@ -127,3 +131,24 @@ def test_examples_stand_as_they_are_typed(helps):
     assert len(lines) == 9
     for line in lines:
         assert export_parser().parse_args(shlex.split(line)[2:]).run_command, line
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "told"),
+    [
+        (train.program, "motion --data.prepared nowhere", "nowhere/index.json is missing; make it with: calid-train"),
+        (train.program, "export motion --run none --out motion.safetensors", "give the folder of a run that has begun"),
+        (train.program, "recipe small . out --alexnet x --devices 7 --dry-run", "7 devices x 1 batches a step cannot"),
+        (evaluate.program, "segmenter --data nowhere", "The set 'acdc' is not at nowhere/acdc; give the folder"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_in_one_line(tmp_path, monkeypatch, capsys, run, words, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CALID_DEBUG", raising=False)
+    assert run([*words.split(), *(ON_CPU if words.startswith("motion") else [])]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"calid-(train|evaluate): error: ", last)
+    assert told in Path(last).as_posix()
+    monkeypatch.setenv("CALID_DEBUG", "1")
+    with pytest.raises((CalidError, UsageError, OSError), match=re.escape(told.partition(";")[0].rpartition("/")[2])):
+        run([*words.split(), *(ON_CPU if words.startswith("motion") else [])])

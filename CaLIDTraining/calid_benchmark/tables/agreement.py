@@ -34,6 +34,7 @@ from calid.run.reconstruct import upsample
 from calid.run.settings import METHODS, Mode, Settings
 from calid.stack import Stack
 from calid_training.datasets import Item, RawCase, items_of
+from calid_training.errors import UsageError
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -101,7 +102,7 @@ def quantities(ed: Stack, es: Stack) -> dict[str, float]:
 def measured(ed: RawCase, es: RawCase, ways: Ways) -> dict[str, dict[str, float]]:
     """{way: {quantity: value}} of one patient, by the expert's labels and by every way."""
     if ed.labels is None or es.labels is None:
-        raise ValueError(f"{ed.dataset}/{ed.patient}: the expert's labels of ED and ES are needed")
+        raise UsageError(f"{ed.dataset}/{ed.patient}: the expert's labels of ED and ES are needed")
     found = {EXPERT: quantities(ed.labels, es.labels)}
     if ways.every > 1:
         found[EXPERT_KEPT] = quantities(*(every_nth(labels, ways.every) for labels in (ed.labels, es.labels)))
@@ -215,7 +216,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--methods", nargs="+", default=["linear", "calid+"], choices=METHODS, help="what makes dense stacks"
     )
     parser.add_argument("--mode", default="detail", choices=get_args(Mode), help="of calid and calid+")
-    parser.add_argument("--quick", type=int, metavar="N", help="only the first N patients")
+    parser.add_argument("--quick", type=int, metavar="N", help="only the first N patients, two or more")
     add_place_arguments(parser, table="agreement")
 
 

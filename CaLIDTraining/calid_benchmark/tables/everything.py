@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from calid.run.device import choose_device
+from calid_training.errors import UsageError
 from calid_training.prepare import load_cases
 
 from calid_benchmark import perceptual, rivals
@@ -167,11 +168,11 @@ def check_places(files: Iterable[Path], names: Sequence[str]) -> None:
     """Refuse files that none of the tables would be written into, before the work.
 
     Raises:
-        ValueError: naming the first of them.
+        UsageError: naming the first of them.
     """
     for file in files:
         if not any(has_place(file, name) for name in names):
-            raise ValueError(f"{file} has no place for any of: {', '.join(names)}")
+            raise UsageError(f"{file} has no place for any of: {', '.join(names)}")
 
 
 def add_arguments(parser: ArgumentParser) -> None:

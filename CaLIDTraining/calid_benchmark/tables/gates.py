@@ -28,6 +28,7 @@ from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.texture import with_texture_of
 from calid.method.weights import below, build_codec, build_motion, config_from
 from calid.run.device import choose_device
+from calid_training.errors import UsageError
 from calid_training.runs import checkpoint_of, run_config
 from calid_training.weight_files import part_config
 
@@ -161,11 +162,11 @@ def far_apart(asked: Iterable[StackQuestion]) -> list[StackQuestion]:
     """The questions about stacks whose slices lie as far apart as is common.
 
     Raises:
-        ValueError: if there are none.
+        UsageError: if there are none.
     """
     found = [question for question in asked if question.spacing_mm > MIN_SPACING_MM]
     if not found:
-        raise ValueError(f"no stack that was asked for has slices over {MIN_SPACING_MM:g} mm apart; see --datasets")
+        raise UsageError(f"no stack that was asked for has slices over {MIN_SPACING_MM:g} mm apart; see --datasets")
     return found
 
 

@@ -20,6 +20,7 @@ from calid.heart.segmentation import DEFAULT_MODEL as SEGMENTER
 from calid.method.weights import find_model, read_manifest
 from calid.run.batches import DEFAULT_MODEL
 from calid.run.settings import DeviceName
+from calid_training.errors import UsageError
 from calid_training.prepare import INDEX_NAME
 
 from calid_benchmark.segmenters import segmenter_folder
@@ -185,12 +186,12 @@ def write_into(file: Path, name: str, text: str) -> None:
     """Put a table into its place in a Markdown file, instead of what was there.
 
     Raises:
-        ValueError: if there is no place for it.
+        UsageError: if there is no place for it.
     """
     begin, end = _marks_of(name)
     filled, count = _place_of(name).subn(lambda _: f"{begin}\n{text.strip()}\n{end}", file.read_text())
     if count == 0:
-        raise ValueError(f"{file} has no place for {name}: it needs the lines {begin} and {end}")
+        raise UsageError(f"{file} has no place for {name}: it needs the lines {begin} and {end}")
     file.write_text(filled)
 
 
