@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from calid.errors import WeightsError
-from calid.method.coded import CodedCaLID
 from calid.method.weights import find_model, models_folder
 from calid.run.batches import Interpolator
 from calid.run.device import choose_device
@@ -30,7 +29,6 @@ from calid_benchmark.ways import (
     COMMON_SPACING_MM,
     calid,
     calid_between,
-    coded_model,
     drawn,
     latent_linear,
     latent_linear_between,
@@ -230,8 +228,8 @@ def _motion(interpolator: Interpolator) -> list[Named]:
 def _codec(interpolator: Interpolator, steps: int) -> list[Named]:
     """D without a denoiser, of a code of zeros and of one from the prior N(0, 1) of its training; and hot draws."""
     weights = ((interpolator.entry.name, interpolator.entry.sha256),)
-    model = coded_model(interpolator)
-    hot = replace(interpolator, model=CodedCaLID(model.codec, model.denoiser, model.motion).eval())
+    whole = {mode: replace(told, temperature=1.0) for mode, told in interpolator.departures.items()}
+    hot = replace(interpolator, departures=whole)
     settings = Settings(factor=2, method="calid", steps=steps)
     makers: dict[str, Callable[..., np.ndarray]] = {
         CODE_0: partial(of_code, interpolator=interpolator, scale=0.0),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from calid.method.codec import Codec, CodecConfig
-from calid.method.coded import CodedCaLID
+from calid.method.coded import CodedCaLID, cooled
 from calid.method.motion import Motion, MotionConfig
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.run.batches import load_interpolator
@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
     tensors = {f"{part}.{key}": value for part, network in parts.items() for key, value in network.state_dict().items()}
     config = {
+        "temperature": 0.5,
         "codec": asdict(CODEC),
         "denoiser": asdict(replace(DENOISER, temporal=False)),
         "motion": asdict(MotionConfig(features=(8,) * 6)),
@@ -117,14 +118,30 @@ def test_a_temperature_shortens_the_way_from_the_mean_of_all_draws():
             torch.nn.init.normal_(parameter, std=0.1)
     before, after, z_T = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32), torch.randn(2, 3, 4, 4)
     found = {}
+    model = CodedCaLID(*networks).eval()
+    with torch.inference_mode():
+        walk = [*model.walk(model.see(before, after, torch.full((2,), 20.0)), z_T, steps=3)]
     for temperature in (0.0, 0.5, 1.0):
-        model = CodedCaLID(*networks, temperature=temperature).eval()
-        with torch.inference_mode():
-            found[temperature] = model.cooled(
-                *model.walk(model.see(before, after, torch.full((2,), 20.0)), z_T, steps=3)
-            )
+        found[temperature] = cooled(*walk, temperature=temperature)
     torch.testing.assert_close(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found[0.0], found[1.0])
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("detail", 0.5), ("fidelity", 1.0)])
+def test_the_draw_that_is_shown_is_cooled_and_those_that_tell_the_spread_are_whole(folder, mode, shown, monkeypatch):
+    alone = made(folder, stack(), mode=mode, samples=1)
+    temperatures = []
+
+    def noted(*walk, temperature):
+        temperatures.append(temperature)
+        return cooled(*walk, temperature=temperature)
+
+    monkeypatch.setattr("calid.method.coded.cooled", noted)
+    chosen = Settings(factor=2, method="calid", steps=2, device="cpu", mode=mode, samples=3)
+    result = upsample(stack(), chosen, models_folder=folder, uncertainty=True).stack.voxels
+    assert temperatures[0] == shown
+    assert set(temperatures[1:]) == {1.0}
+    assert (result == alone).all() == (mode == "detail"), "asking for the spread changes nothing that is shown"
 
 
 def test_a_model_over_time_reads_frames_together_and_decodes_each():
@@ -138,8 +155,9 @@ def test_a_model_over_time_reads_frames_together_and_decodes_each():
     with torch.inference_mode():
         assert model.between(before, after, z_T, gap_mm, steps=2).shape == before.shape
         sight = model.see(before, after, gap_mm)
-        codes = model.cooled(*model.walk(sight, z_T, steps=1))
+        codes = cooled(*model.walk(sight, z_T, steps=1), temperature=1.0)
         other = z_T.clone()
         other[:, :, 0] += 1
-        changed = model.cooled(*model.walk(sight, other, steps=1)).unflatten(0, (2, 5)) != codes.unflatten(0, (2, 5))
+        others = cooled(*model.walk(sight, other, steps=1), temperature=1.0)
+        changed = others.unflatten(0, (2, 5)) != codes.unflatten(0, (2, 5))
     assert changed[:, 1].any()  # the neighbor in time

@@ -15,6 +15,7 @@ from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.motion import halfway
 from calid.method.weights import below, read_codec, read_motion
+from calid.run.batches import departures_of
 from calid_benchmark.evaluate import main as evaluate
 from calid_training.codec import Judge, code_divergence, strengths
 from calid_training.lpips import lpips_network
@@ -134,7 +135,9 @@ def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
     assert "8 bits change the weights by 0." in capsys.readouterr().out
     model, entry = load_calid("calid-2d", models)
     assert isinstance(model, CodedCaLID)
-    assert model.temperature == entry.config["temperature"] == 0.5
+    assert entry.config["temperature"] == 0.5
+    told = departures_of(entry.config)
+    assert (told["detail"].temperature, told["fidelity"].temperature) == (0.5, 1.0)
     before, after = read_codec(codec_file).state_dict(), model.codec.state_dict()
     learned = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
     assert learned <= ({"look", "decoder"} if image_weight else set())

@@ -113,8 +113,10 @@ def test_the_deviation_is_judged_by_its_own_error_everywhere_and_in_the_heart(as
         return [(image + error, deviation) for image in asked[0].truth]
 
     monkeypatch.setattr("calid_benchmark.tables.deviation.draws_between", drawn)
+    monkeypatch.setattr("calid_benchmark.tables.deviation.disagreement", lambda asked, **_: [error] * len(asked.truth))
     found = uncertainty_figures(asked[:1], models_folder=None, samples=2, device="cpu")
     assert found["heart"]["spearman"] == pytest.approx(-1, abs=0.02)
+    assert found["heart"]["control"] == pytest.approx(1)
     assert 0 < found["everywhere"]["spearman"] < 0.9
     assert found["slices"] == len(asked[0].truth)
     assert "over all pixels" in trust_note(found)

@@ -34,15 +34,13 @@ class CodedCaLID(nn.Module):
         codec: E and D.
         denoiser: eps_theta with tau1 and tau2, over codes.
         motion: what brings neighbors half-way.
-        temperature: how far a draw goes from the mean of all draws, which the walk's first step predicts, to where the
-            walk ends; 1 is all of the way.
     """
 
     codes_sequences = False
 
-    def __init__(self, codec: Codec, denoiser: Denoiser, motion: Motion, *, temperature: float = 1.0) -> None:
+    def __init__(self, codec: Codec, denoiser: Denoiser, motion: Motion) -> None:
         super().__init__()
-        self.codec, self.denoiser, self.motion, self.temperature = codec, denoiser, motion, temperature
+        self.codec, self.denoiser, self.motion = codec, denoiser, motion
         prediction = denoiser.config.prediction
         self.schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction == "velocity")
 
@@ -77,7 +75,7 @@ class CodedCaLID(nn.Module):
             correction: correction of the motion by what is known of the slices between (`guidance.py`), or None.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
-            departures: whether a single step stands for `mean_of_moved`.
+            departures: whether a single step stands for `mean_of_moved`, and how far draws go from their mean.
 
         Returns:
             Images of the shape of `before`, in [-1, 1].
@@ -85,8 +83,8 @@ class CodedCaLID(nn.Module):
         if departures.estimate and steps == 1:
             return self.mean_of_moved(before, after, correction)
         sight = self.see(before, after, gap_mm, correction)
-        z_0 = self.cooled(*self.walk(sight, z_T, steps=steps, is_periodic=is_periodic))
-        made = self.codec.decode(z_0, sight)
+        walk = self.walk(sight, z_T, steps=steps, is_periodic=is_periodic)
+        made = self.codec.decode(cooled(*walk, temperature=departures.temperature), sight)
         made = made.float().clamp(-1, 1)
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
@@ -116,11 +114,6 @@ class CodedCaLID(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
         return halfway(self.motion, before, after, correction, both_ways=True)
-
-    def cooled(self, first: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        """z_0 of a walk's estimates, cooled to the temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""
-        z_0 = first + self.temperature * (rest[-1] - first) if rest else first
-        return z_0 if z_0.ndim == 4 else folded(z_0)
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""
@@ -171,3 +164,9 @@ class CodedCaLID(nn.Module):
         if codes.ndim == 5:
             z_c = unfolded(z_c, frames=codes.shape[2])
         return partial(self.denoiser, z_c=z_c, is_periodic=is_periodic)
+
+
+def cooled(first: torch.Tensor, *rest: torch.Tensor, temperature: float) -> torch.Tensor:
+    """z_0 of a walk's estimates, cooled to a temperature: (N, C, h, w), of sequences (N * T, C, h, w)."""
+    z_0 = first + temperature * (rest[-1] - first) if rest else first
+    return z_0 if z_0.ndim == 4 else folded(z_0)

@@ -38,8 +38,7 @@ def load_calid(name: str, models_folder: Path | None = None) -> tuple[CaLID | Co
             motion = _motion_of(entry, state) if "motion" in entry.config else None
             return CaLID(space, denoiser, motion=motion).eval(), entry
         codec = build_codec(entry.config["codec"], below(state, "codec."))
-        temperature = entry.config.get("temperature", 1.0)
-        return CodedCaLID(codec, denoiser, _motion_of(entry, state), temperature=temperature).eval(), entry
+        return CodedCaLID(codec, denoiser, _motion_of(entry, state)).eval(), entry
 
 
 def _motion_of(entry: ModelEntry, state: Mapping[str, torch.Tensor]) -> Motion:

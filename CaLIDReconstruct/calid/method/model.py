@@ -45,6 +45,8 @@ class Departures:
         unit_radius: whether inverted latents are scaled to the radius that Gaussian noise has.
         estimate: whether a single step stands for the slice at the least error, and not for a draw; for a model with a
             codec, whose draws are no means (`coded.py`).
+        temperature: how far a draw goes from the mean of all draws, which the walk's first step predicts, to where the
+            walk ends; 1 is all of the way. For a model with a codec.
     """
 
     motion: bool = True
@@ -54,6 +56,7 @@ class Departures:
     self_condition: bool = True
     unit_radius: bool = True
     estimate: bool = False
+    temperature: float = 1.0
 
 
 PAPER = Departures(

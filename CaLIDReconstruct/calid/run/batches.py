@@ -209,10 +209,11 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
 def departures_of(config: Mapping[str, Any]) -> dict[Mode, Departures]:
     """What a model's configuration in the manifest says of the departures in each mode.
 
-    Fidelity is a mean, which has no texture to be restored.
+    Fidelity is a mean, which has no texture to be restored; of whole draws, which their own mean cools.
     """
     if "codec" in config:
-        return {mode: Departures(estimate=mode == "fidelity") for mode in MODES}
+        shown = Departures(temperature=config.get("temperature", 1.0))
+        return {mode: Departures(estimate=True) if mode == "fidelity" else shown for mode in MODES}
     strengths = config.get("strength", dict.fromkeys(MODES))
     return {mode: Departures(strength=strengths[mode], texture=mode == "detail") for mode in MODES}
 

@@ -3,9 +3,10 @@
 `Generation.frames` takes window after window of frames, `_drawn` all draws of a window, and `_made` is the loop in
 which slices come to be: level by level, the neighbors of every gap go to the model, and the slices between come back.
 
-Every slice can be drawn several times. Draw 0 is what "detail" shows. Further draws see the problem mirrored (it has no
-preferred direction: left and right, up and down, before and after can be exchanged), so that their mean also averages
-over what the networks do differently in a mirror, and start from other noise.
+Every slice can be drawn several times. Draw 0 is what "detail" shows, cooled where its model says so. Further draws are
+whole: they go all of the way to where the walk ends, since their spread is to tell all that could be. They see the
+problem mirrored (it has no preferred direction: left and right, up and down, before and after can be exchanged), so
+that their mean also averages over what the networks do differently in a mirror, and start from other noise.
 
 A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine together, window by window if it is a
 long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
@@ -22,7 +23,7 @@ Images and latents are (frames, draws, slots, C, rows, columns) throughout, ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -163,7 +164,8 @@ class Generation:
         inverted = self._inverted(acquired if region is None else region.cut(acquired), window) if once else None
         kept = range(frames)[window.kept]
         made = [Draws() for _ in kept]
-        for draws in _parts(range(self.draws), self._together(frames * (slices - 1))):
+        together = self._together(frames * (slices - 1))
+        for draws in [range(1), *_parts(range(1, self.draws), together)]:
             images = self._made(acquired, inverted, window, draws)
             for of_frame, index in zip(made, kept, strict=True):
                 for draw, image in zip(draws, images[index], strict=True):
@@ -184,7 +186,7 @@ class Generation:
         images = torch.zeros(len(acquired), len(draws), self.plan.num_slots, *acquired.shape[3:])
         images[:, :, :: self.plan.factor] = _mirrored(acquired, draws)
         starts = self._starts(inverted, window, draws)
-        between = partial(self.interpolator.model.between, **self._options(window))
+        between = partial(self.interpolator.model.between, **self._options(window, draws))
         for number, level in enumerate(self.plan.levels, start=1):
             self.watch.stage = f"level {number} of {len(self.plan.levels)}"
             for gaps in _parts(level, self._together(len(acquired) * len(draws))):
@@ -309,10 +311,10 @@ class Generation:
     def _departures(self) -> Departures:
         return self.interpolator.departures[self.settings.mode]
 
-    def _options(self, window: Window) -> dict[str, Any]:
+    def _options(self, window: Window, draws: Sequence[int] = (0,)) -> dict[str, Any]:
         """What `CaLID.between` and `CaLID.invert` are told beside tensors."""
-        steps, is_periodic = self.settings.steps, window.is_periodic
-        return {"steps": steps, "is_periodic": is_periodic, "departures": self._departures}
+        departures = self._departures if draws[0] == 0 else replace(self._departures, temperature=1.0)
+        return {"steps": self.settings.steps, "is_periodic": window.is_periodic, "departures": departures}
 
     def _restored(self, draws: Draws, raw: np.ndarray) -> Frame:
         """One frame's values and spread in the stack's intensities.

@@ -23,6 +23,7 @@ from calid.heart.medformer import features
 from calid.heart.segmentation import Segmenter
 from calid.method.codec import Codec, Sight
 from calid.method.coded import CodedCaLID
+from calid.method.model import Departures
 from calid.method.motion import Motion, halfway
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.texture import with_texture_of
@@ -243,12 +244,14 @@ def _draws(
     denoiser: Denoiser, codec: Codec, motion: Motion, *, draw_steps: Sequence[int], temperatures: Sequence[float]
 ) -> dict[str, Way]:
     """What the denoiser draws, by the number of steps and the temperature; one step is the mean of all draws."""
+    model = CodedCaLID(codec, denoiser, motion).eval()
 
     def drawn(steps: int, temperature: float) -> Way:
-        model = CodedCaLID(codec, denoiser, motion, temperature=temperature).eval()
+        told = Departures(temperature=temperature)
 
         def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-            return model.between(before, after, seeded(codec.code_shape(truth), 0), gap_mm, steps=steps)
+            z_T = seeded(codec.code_shape(truth), 0)
+            return model.between(before, after, z_T, gap_mm, steps=steps, departures=told)
 
         return way
 
