@@ -58,8 +58,8 @@ def uncertainty_figures(
             for name, pixels in places.items():
                 found[name].append(told[:, rng.choice(pixels, PIXELS_PER_SLICE, replace=False)])
     trust: dict[str, Any] = {"slices": len(found["heart"])}
-    for name, told in found.items():
-        error, deviation, control = np.concatenate(told, axis=1)
+    for name, of_slices in found.items():
+        error, deviation, control = np.concatenate(of_slices, axis=1)
         trust[name] = trust_of(error, deviation) | {"control": float(spearmanr(error, control).statistic)}
     return trust
 
