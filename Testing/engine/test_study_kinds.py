@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from calid.__main__ import main
 from calid.errors import InputError
 from calid.images.checks import findings
-from calid.images.files import read_stack, read_study
+from calid.images.files import read_stack, read_study, write_stack
 from calid.images.folder import look
 from calid.images.overview import told
 from calid.stack import Stack
@@ -120,10 +120,13 @@ def test_the_table_and_every_run_tell_the_choice(tmp_path):
     table = look(tmp_path / "in").as_text()
     assert sum("left out" in line for line in table.splitlines()) >= 30
     assert "Short axis: cine SAX (series 10-11, 13-14, 30), 5 slices of 4 frames, 8.0 mm apart (high" in table
-    lines = told(read_stack(tmp_path / "in"))
+    stack = read_stack(tmp_path / "in")
+    lines = told(stack, tmp_path / "in")
     assert lines[0].startswith("short axis: cine SAX (series 10-11, 13-14, 30)")
     assert all(line.startswith("left out: ") for line in lines[1:])
     assert len(lines) > 6
+    write_stack(stack, tmp_path / "sax.seq.nrrd")
+    assert told(read_stack(tmp_path / "sax.seq.nrrd"), tmp_path / "sax.seq.nrrd") == []  # a file is what it is
 
 
 def test_a_series_that_is_named_is_the_short_axis(tmp_path):
@@ -513,7 +516,7 @@ def test_trigger_times_in_seconds_are_told_by_the_whole_study(tmp_path):
     found = read_stack(tmp_path)
     np.testing.assert_allclose(found.frame_times_ms, stack.frame_times_ms, atol=0.01)
     np.testing.assert_array_equal(found.voxels, stack.voxels)
-    assert any("seconds" in line for line in told(found))
+    assert any("seconds" in line for line in told(found, tmp_path))
 
 
 def test_trigger_times_that_jitter_are_not_taken_for_seconds(tmp_path):

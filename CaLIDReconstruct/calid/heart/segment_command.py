@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if is_dicom:  # file or folder, by the number of phases
         output = segmentation_place(output, stack, overwrite=options.overwrite, source=options.input)
     sources = find_sources(options.input, stack, options.series) if is_dicom else None
-    for line in told(stack):
+    for line in told(stack, options.input):
         tell(line)
     with progress_bar() as bar:
         labels = segment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,12 @@ class Overview:
         return "\n".join([*lines, "", said[:1].upper() + said[1:], *self.notes])
 
 
-def told(stack: Stack) -> list[str]:
-    """What a person should be told of the folder that a stack was read from, in lines; nothing of a single file."""
-    facts = stack.provenance
+def told(stack: Stack, source: Path) -> list[str]:
+    """What a person should be told of the folder that a stack was read from, in lines.
+
+    Nothing of a single file, whose header may still hold what was told when its voxels came from a folder.
+    """
+    facts = stack.provenance if source.is_dir() else {}
     choice = [str(facts[CHOICE_KEY])] if CHOICE_KEY in facts else []
     return [*choice, *(f"left out: {sentence}" for sentence in facts.get(LEFT_OUT_KEY, ()))]
 

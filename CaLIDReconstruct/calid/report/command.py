@@ -189,7 +189,7 @@ def run(options: argparse.Namespace) -> int:
         stack, lax = study.sax, study.lax
     else:
         stack, lax = read_stack(options.input, options.series), ()
-    for line in told(stack):
+    for line in told(stack, options.input):
         tell(line)
     if options.views is not None:
         lax = read_lax_folder(options.views)

@@ -154,7 +154,7 @@ class Job:
 
     def _begin(self, tell: Callable[[str], None] | None, planned: Reconstruction) -> None:
         if tell is not None:
-            for line in (*told(planned.stack), *_told_region(planned.stack)):
+            for line in (*told(planned.stack, self.source), *_told_region(planned.stack)):
                 tell(line)
         if self.as_dicom:
             return  # every stack that was read from DICOM fits into it
