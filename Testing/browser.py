@@ -47,7 +47,7 @@ class Browser:
         """The value a JavaScript function body returns."""
         return _call(f"{self.base}/execute/sync", {"script": script, "args": []})
 
-    def wait_for(self, script: str, seconds: float = 40) -> Any:
+    def wait_for(self, script: str, seconds: float = 200) -> Any:
         """The first truthy value of a JavaScript expression."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -118,8 +118,8 @@ def browser(folder: Path, *, width: int = 1200, height: int = 900) -> Iterator[B
     finally:
         if session:
             _call(f"{server}/session/{session}", method="DELETE")
-        driver.terminate()
-        driver.wait(timeout=20)
+        driver.kill()  # the browser itself has ended with its session
+        driver.wait()
 
 
 def _free_port() -> int:
@@ -129,7 +129,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(server: str) -> None:
-    for _ in range(100):
+    for _ in range(1000):
         try:
             if _call(f"{server}/status")["ready"]:
                 return

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
+import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 with contextlib.suppress(ImportError):  # not every part needs it
     import hypothesis
 
-    hypothesis.settings.register_profile("calid", deadline=None)  # a busy machine is no fault
+    hypothesis.settings.register_profile(
+        "calid",
+        deadline=None,  # a busy machine is no fault
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],  # nor is a slow one
+        derandomize=True,  # the same examples for everyone; `fuzz.py` is what looks for new ones
+    )
     hypothesis.settings.load_profile("calid")
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test draws its own numbers, whichever ran before it; one marked slow may take its time."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what libraries draw from
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if item.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import file_phantoms
@@ -28,6 +26,7 @@ from calid.heart.figures import SCHEMA_PATH, read_figures
 from calid.images.files import read_stack, write_stack
 from calid.run.settings import Settings
 from jsonschema import Draft202012Validator
+from processes import is_alive, wait_until
 from test_guidance import heart as guided_heart
 from test_segmentation import models  # noqa: F401 (a fixture)
 
@@ -286,7 +285,16 @@ def test_the_tasks_of_the_slurm_script_do_all_cases_once_and_a_failed_case_is_no
     shim.chmod(0o755)
     script = Path(__file__).parents[2] / "examples" / "slurm-array.sh"
     for task in (1, 2):
-        asked = [str(folder), str(tmp_path / "out"), "--method", "linear", "--factor", "2", "--no-segment"]
+        asked = [
+            str(folder),
+            str(tmp_path / "out"),
+            "--method",
+            "linear",
+            "--factor",
+            "2",
+            "--no-segment",
+            "--no-trust",
+        ]
         environment = os.environ | {"PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}"}
         environment |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2"}
         subprocess.run(["bash", str(script), *asked], env=environment, check=True, capture_output=True)
@@ -372,16 +380,16 @@ def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing
     silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     running = subprocess.Popen([sys.executable, "-m", "calid", *line], **silent)
     try:
-        until(lambda: finished(out) >= 2)
+        wait_until(lambda: finished(out) >= 2)
         victim, other = children(running.pid)[-2:]
         os.kill(victim, signal.SIGKILL)
-        until(lambda: finished(out) >= 6)
+        wait_until(lambda: finished(out) >= 6)
         assert other in children(running.pid)
         workers = children(running.pid)
     finally:
         running.kill()
         running.wait()
-    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    wait_until(lambda: not any(is_alive(worker) for worker in workers))
     before = {path: path.stat().st_mtime_ns for path in out.glob("cases/*/figures.json")}
     assert 6 <= len(before) < len(whole)
     monkeypatch.setattr(crew, "run_here", in_this_process)
@@ -400,19 +408,16 @@ def children(parent: int) -> list[int]:
     return [int(word) for word in tasks.read_text().split()]
 
 
-def until(holds, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+class DeadlyCase(CohortCase):
+    """A case that kills whoever is handed it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="fork")
-def test_a_case_that_kills_its_workers_fails_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_case_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
     cases = cases_of(hearts(tmp_path / "in", 3))
-    monkeypatch.setattr(crew, "_SPAWN", multiprocessing.get_context("fork"))  # so that the patch is inherited
-    do = work._do
-    monkeypatch.setattr(work, "_do", lambda case, *r: os._exit(9) if case.name == "heart01" else do(case, *r))
+    cases[1] = DeadlyCase(cases[1].name, cases[1].path)
     out, ended = tmp_path / "out", {}
     Store(out).begin(BARE.as_json(), [case.name for case in cases])
     crew.run_here(cases, BARE, out, workers=2, threads=1, on_done=ended.__setitem__)

@@ -27,8 +27,9 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_importing_calid_takes_less_than_a_third_of_a_second_and_loads_no_package():
+    """In seconds of the processor, whatever else keeps it busy."""
     told = run_python(
-        "import sys, time; start = time.perf_counter(); import calid; print(time.perf_counter() - start);"
+        "import sys, time; start = time.process_time(); import calid; print(time.process_time() - start);"
         "print(sorted({'numpy', 'scipy', 'torch', 'monai', 'vtkmodules', 'SimpleITK', 'pydicom'} & set(sys.modules)))"
     )
     seconds, loaded = told.splitlines()

@@ -246,11 +246,11 @@ def test_every_exit_code_of_the_page_is_what_a_process_ends_with(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_asked_to_end_ends_with_130(number):
-    waiting = "(print('here', flush=True), [time.sleep(0.1) for _ in range(600)])"  # naps, see `test_outputs.started`
+    waiting = "(print('here', flush=True), [time.sleep(0.1) for _ in range(6000)])"  # naps, see `test_outputs.started`
     heard = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests may run in the background
     )
     with subprocess.Popen([sys.executable, "-c", heard + OTHERWISE.format(waiting)], stdout=subprocess.PIPE) as running:
         assert running.stdout.readline() == b"here\n"
         running.send_signal(number)
-        assert running.wait(timeout=30) == 130
+        assert running.wait(timeout=300) == 130

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from calid.stack import Stack
 from phantoms import heart_labels, pictured
 from test_reconstruct import cine
 
-TIMEOUT_S = 60
+TIMEOUT_S = 600  # for what never happens; a busy machine may be slow
 
 
 class Engine:
@@ -129,10 +128,10 @@ def test_cancel_stops_a_run_and_leaves_no_file(engine, sparse, tmp_path, random_
         device="cpu",
     )
     engine.until("progress")
-    start = time.monotonic()
     engine.send(command="cancel", target="long")
-    assert engine.until("cancelled", "result")[-1] == {"event": "cancelled", "id": "long"}
-    assert time.monotonic() - start < 5
+    *before, last = engine.until("cancelled", "result")
+    assert last == {"event": "cancelled", "id": "long"}
+    assert all(event["fraction"] < 0.1 for event in before)  # of more than a minute's work, on whatever machine
     assert not out.exists()
 
 
@@ -151,7 +150,7 @@ def test_the_engine_ends_when_its_stdin_closes_even_in_a_run(sparse, tmp_path, r
     )
     engine.until("progress")
     engine.process.stdin.close()
-    assert engine.process.wait(20) == 0
+    assert engine.process.wait(TIMEOUT_S) == 0
     assert [path.name for path in tmp_path.iterdir() if "dense" in path.name] == []
 
 

@@ -58,7 +58,7 @@ class Opened:
     def parameters(self):
         return self.panel.parameters
 
-    def until(self, condition, timeout_s: float = 10.0) -> None:
+    def until(self, condition, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, self.ui.statusLabel.text

@@ -153,7 +153,7 @@ def test_the_button_cancels_while_a_run_goes_on(opened):
     assert not panel.ui.inputBox.enabled
     assert "12 s left" in panel.ui.statusLabel.text
     panel.ui.upsampleButton.click()
-    panel.until(lambda: not panel.panel.isRunning, timeout_s=2)
+    panel.until(lambda: not panel.panel.isRunning)
     assert "Cancelled" in panel.ui.statusLabel.text
     assert hearts.nodeIds() == before
     assert panel.ui.upsampleButton.text == "Upsample"

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from calid_training.recipe_steps import RecipeStep
 from calid_training.recipes import RECIPES, Ingredients
 from calid_training.train import main
 from phantoms import beating_case
+from processes import is_alive, wait_until
 
 
 def steps(name: str, folder: Path, **changes) -> list[RecipeStep]:
@@ -156,16 +156,7 @@ def test_a_step_ends_with_the_recipe_that_started_it():
         assert is_alive(child)
         running.kill()
         running.wait()
-    ending = time.monotonic() + 30
-    while is_alive(child) and time.monotonic() < ending:
-        time.sleep(0.1)
-    assert not is_alive(child)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process is there and no zombie."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
-    return bool(state.stdout.strip()) and "Z" not in state.stdout
+    wait_until(lambda: not is_alive(child), seconds=100)  # it would sleep for longer
 
 
 def test_what_is_done_is_not_done_again_and_a_failure_stops(tmp_path, monkeypatch, capsys):
@@ -277,8 +268,8 @@ def test_the_small_recipe_killed_twice_ends_with_its_tables(tmp_path, alexnet):
     command += ["--override", *overrides]
     for stage in ("motion", "code-denoiser"):
         running = subprocess.Popen(command)
-        while not list((out / "runs" / stage / "checkpoints").glob("*.ckpt")) and running.poll() is None:
-            time.sleep(0.1)
+        checkpoints = out / "runs" / stage / "checkpoints"
+        wait_until(lambda: list(checkpoints.glob("*.ckpt")) or running.poll() is not None, seconds=3600)  # noqa: B023
         assert running.poll() is None, "the recipe ended before it could be killed"
         running.kill()
         running.wait()

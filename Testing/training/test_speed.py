@@ -206,7 +206,7 @@ def test_own_work_is_nobody_elses():
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        others, wall, cpu = speed.OtherLoad(), time.perf_counter(), time.process_time()
+        wall, others, cpu = time.perf_counter(), speed.OtherLoad(), time.process_time()
         while time.process_time() < cpu + 1:
             pass
         load, own = others.mean(), 1 / (time.perf_counter() - wall)
