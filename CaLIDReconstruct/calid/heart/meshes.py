@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.optimize import brentq
 from vtkmodules.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 from vtkmodules.vtkCommonCore import vtkPoints
 from vtkmodules.vtkCommonDataModel import (
@@ -37,7 +38,7 @@ from calid.heart.surfaces import (
     zero_level,
 )
 from calid.images.files import read_stack
-from calid.labels import KEYS, LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY
+from calid.labels import KEYS, LABELS, LV_CAVITY, MYOCARDIUM, RV_CAVITY, Label
 from calid.stack import Stack
 
 RV_WALL_MM = 3.0
@@ -45,6 +46,12 @@ RV_WALL_MM = 3.0
 
 BASE_CUT_MM = 3.0
 """The wall ends so far below the middle of the most basal slice with LV cavity, where surfaces are not rounded yet."""
+
+SEAM_MM = 0.5
+"""Surfaces of neighbors may leave so little between them; it belongs to the wall."""
+
+MAX_SHIFT_MM = 2.0
+"""So far at most an endocardium is moved to keep the volume of its cavity."""
 
 GRID_MM = 1.5
 MARGIN_MM = 8.0
@@ -71,11 +78,16 @@ def biventricular_wall(labels: Stack, frame: int = 0) -> vtkPolyData:
     origin, places = _grid(closed)
     lv, wall, rv = (-heights_mm(closed[label.value], places) for label in (LV_CAVITY, MYOCARDIUM, RV_CAVITY))
     apexward, base = _base_plane(labels, frame)
+    below = (places - base) @ apexward
+    cavities = {
+        label.key: _of_volume(depth, below, _volume_below(labels, frame, label, apexward, base))
+        for label, depth in ((LV_CAVITY, lv), (RV_CAVITY, rv))
+    }
     fields = {
-        "lv_endo": -lv,
-        "rv_endo": -rv,
-        "epi": np.maximum(np.maximum(lv, wall), rv + RV_WALL_MM),
-        "base": (places - base) @ apexward,
+        "lv_endo": -cavities["LV"],
+        "rv_endo": -cavities["RV"],
+        "epi": np.maximum(np.maximum(lv + SEAM_MM, wall), cavities["RV"] + RV_WALL_MM),
+        "base": below,
     }
     mesh = zero_level(largest_piece(np.minimum.reduce(list(fields.values()))), origin, GRID_MM)
     return _tagged(mesh, fields, origin)
@@ -98,6 +110,30 @@ def _base_plane(labels: Stack, frame: int) -> tuple[np.ndarray, np.ndarray]:
     apexward = normal if is_apexward else -normal
     basal = labels.to_lps(np.array([0, 0, found[0] if is_apexward else found[-1]]))
     return apexward, basal + BASE_CUT_MM * apexward
+
+
+def _volume_below(labels: Stack, frame: int, label: Label, apexward: np.ndarray, base: np.ndarray) -> float:
+    """Volume of a label on the apex' side of the base plane in mm^3: each slice stands for half a gap on both sides."""
+    corners = labels.to_lps(np.eye(3)[2] * np.arange(labels.num_slices)[:, None])
+    shares = ((corners - base) @ apexward / labels.spacing_mm[2] + 0.5).clip(0, 1)
+    counts = (labels.voxels[frame] == label.value).sum(axis=(1, 2))
+    return float((counts * shares).sum() * np.prod(labels.spacing_mm))
+
+
+def _of_volume(depth: np.ndarray, below: np.ndarray, volume_mm3: float) -> np.ndarray:
+    """Depths in a cavity, all changed by one distance, so that what lies below the base plane has a volume.
+
+    A closed surface is rounded at the base, and for that wider elsewhere: cut off, it would hold too much. Where no
+    change up to `MAX_SHIFT_MM` does it, such as for a cavity that hardly reaches below the plane, nothing is changed.
+    """
+
+    def surplus(shift: float) -> float:
+        inside = (0.5 + np.minimum(depth + shift, below) / GRID_MM).clip(0, 1)
+        return float(inside.sum()) * GRID_MM**3 - volume_mm3
+
+    if surplus(-MAX_SHIFT_MM) > 0 or surplus(MAX_SHIFT_MM) < 0:
+        return depth
+    return depth + brentq(surplus, -MAX_SHIFT_MM, MAX_SHIFT_MM, xtol=1e-3)
 
 
 def _tagged(mesh: vtkPolyData, grids: Mapping[str, np.ndarray], origin: np.ndarray) -> vtkPolyData:
