@@ -377,8 +377,8 @@ def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing
         str(procedure.models_folder),
     ]
     line = ["cohort", str(folder), str(out), *asked, "--device", "cpu", "--workers", "2"]
-    silent = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    running = subprocess.Popen([sys.executable, "-m", "calid", *line], **silent)
+    told = (tmp_path / "told").open("w")
+    running = subprocess.Popen([sys.executable, "-m", "calid", "-v", *line], stderr=told, stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: finished(out) >= 2)
         victim, other = children(running.pid)[-2:]
@@ -389,9 +389,12 @@ def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing
     finally:
         running.kill()
         running.wait()
+        told.close()
     wait_until(lambda: not any(is_alive(worker) for worker in workers))
     before = {path: path.stat().st_mtime_ns for path in out.glob("cases/*/figures.json")}
     assert 6 <= len(before) < len(whole)
+    loads = (tmp_path / "told").read_text().count(": loading calid-2d\n")
+    assert loads in (2, 3), "once in each of the two workers, and in the one that replaced the first if it came so far"
     monkeypatch.setattr(crew, "run_here", in_this_process)
     assert main(line) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -426,16 +429,46 @@ def test_a_case_that_kills_its_workers_fails_and_the_others_go_on(tmp_path):
     assert failures["heart01"]["code"] == "lost-worker"
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "names"), [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("GPU-a", 1, ["GPU-a"]), ("", 0, [])]
+)
+def test_there_is_a_worker_for_each_gpu_that_this_process_may_use(monkeypatch, visible, count, names):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(command, "_cores", lambda: 12)
+    assert command._gpus("auto") == command._gpus("cuda") == names
+    assert command._gpus("cpu") == []
+    assert command._workers(None, count) == (count or 3)
+    assert command._workers(5, count) == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="fork")
+def test_workers_share_the_gpus_out_and_the_cores(tmp_path, monkeypatch):
+    """Each sees one GPU only, and its libraries so many threads."""
+    cases = [CohortCase(str(number), tmp_path) for number in range(8)]
+    monkeypatch.setattr(crew, "_SPAWN", multiprocessing.get_context("fork"))  # so that the patch is inherited
+
+    def note(case, *_):
+        told = "/".join(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+        (tmp_path / case.name).write_text(f"{os.getpid()} {told}")
+        time.sleep(0.1)
+        return "done"
+
+    monkeypatch.setattr(crew, "do_case", note)
+    how = {"workers": 3, "threads": 7, "gpus": ["3", "5"], "on_done": lambda *_: None}
+    crew.run_here(cases, BARE, tmp_path / "out", **how)
+    noted = dict((tmp_path / case.name).read_text().split() for case in cases)
+    assert sorted(noted.values()) == ["3/7", "3/7", "5/7"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, cohort):
     distributed = pytest.importorskip("distributed")
-    from calid.cohort.on_dask import run_on_dask
-
     folder, procedure, whole = cohort
     cases = cases_of(folder)
     out, ended = tmp_path / "out", []
-    store = Store(out)
-    store.begin(procedure.as_json(), [case.name for case in cases])
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
 
         def on_done(name, outcome):
@@ -444,9 +477,7 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
                 os.kill(cluster.workers[0].pid, signal.SIGKILL)
                 cluster.scale(3)
 
-        run_on_dask(cluster.scheduler_address, cases, procedure, out, on_done=on_done)
-    store.sweep()
-    store.write_tables()
+        command.do_cohort(folder, cases, procedure, out, scheduler=cluster.scheduler_address, on_done=on_done)
     assert sorted(ended) == [(case.name, "done") for case in cases]
     assert table(out / "cohort.csv") == whole
     assert is_tidy(out)

@@ -5,6 +5,7 @@ What is done with two slices is `calid.method.model`'s business; shapes are as t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from calid.method.weights import ModelEntry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
 from calid.run.windows import is_cine
+
+LOG = logging.getLogger("calid")
 
 DEFAULT_MODEL, CINE_MODEL = "calid-2d", "calid-2dt"
 MOTION_EVALUATIONS, CODING_EVALUATIONS = 1, 3  # what moving a pair, and coding an image, cost in network evaluations
@@ -201,6 +204,7 @@ def load_interpolator(device: Device, *, name: str = DEFAULT_MODEL, models_folde
     Raises:
         WeightsError: if it is missing, damaged or does not fit.
     """
+    LOG.info("loading %s", name)
     model, entry = load_calid(name, models_folder)
     shares = (entry.config.get(name, 1.0) for name in ("noise_share", "spread"))
     return Interpolator(model.to(device.torch_device), device, entry, departures_of(entry.config), *shares)
