@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +192,14 @@ def test_the_papers_clips_cover_the_whole_cycle(cines, spans):
         steps = np.diff(frames, append=frames[:1]) % FRAMES if spans else np.diff(frames)
         assert steps.sum() == (FRAMES if spans else FRAMES - 1)
         assert set(steps) <= {1, 2}
+
+
+@pytest.mark.parametrize("spans", [True, False])
+def test_32_of_50_frames_are_spread_from_the_first_to_the_last(spans):
+    source = SimpleNamespace(num_frames=50, spans_cycle=spans)
+    frames, _ = draw_frames(np.random.default_rng(0), source, count=32, pace=0.0, whole_cycle=True)
+    places = np.sort((frames - frames[0]) % 50)
+    np.testing.assert_allclose(places, np.arange(32) * (50 / 32 if spans else 49 / 31), atol=0.5)
 
 
 @pytest.fixture(scope="module")

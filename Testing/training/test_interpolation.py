@@ -149,17 +149,24 @@ def test_every_system_is_tested_against_linear_and_against_calid_plus_over_patie
     assert row["p_against_linear"] != row["p_against_calid_plus"]
 
 
-def test_a_slice_at_many_steps_is_timed_with_that_many_steps(asked, evaluate):
-    seen = []
+def test_a_slice_at_many_steps_is_timed_warm_and_often_alone_and_together(asked, evaluate):
+    seen, timed = [], []
+
+    def counted(before, after):
+        timed.append(len(before))
+        return ways.linear(before, after)
 
     def at_steps(steps):
         seen.append(steps)
-        return LINEAR
+        return Named("slow", counted)
 
     stepped = Named("stepped", ways.linear, at_steps=at_steps)
     tables = evaluate(asked[:1], [LINEAR, stepped], Judges())
     interpolation.add_times(tables, asked, [LINEAR, stepped], steps=128)
     assert seen == [128]
+    rounds = interpolation.ROUNDS
+    assert rounds >= 3
+    assert timed == [1, *[1] * rounds, *[interpolation.BATCH] * rounds], "one to warm up, which no time counts"
     times = tables[GROUP]["stepped"]["seconds_at_steps"]
     for how in ("alone", "batch"):
         assert 0 < times[how]["low"] <= times[how]["mean"] <= times[how]["high"]

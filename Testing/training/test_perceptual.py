@@ -20,7 +20,9 @@ from calid_benchmark import perceptual
 from calid_training import lpips as lpips_weights
 from calid_training.lpips import UnavailableError
 from networks_at_hand import random_alexnet, saved_alexnet
+from scipy import linalg
 from torchmetrics.functional.image import lpips
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 @pytest.fixture
@@ -133,6 +135,47 @@ def test_rfid_is_the_frechet_distance_of_inceptions_features(tmp_path, monkeypat
     expected = np.square(mean_a - mean_b).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * roots.sum()
     assert found == pytest.approx(expected, rel=0.02)
     assert measure([(truth, truth)]) == pytest.approx(0, abs=1e-2 * expected)
+
+
+class Colors(nn.Module):
+    """A network in Inception's place: three sums over an image, by the weights of a file."""
+
+    num_features = 3
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.weights = torch.load(file, weights_only=True)["weights"]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.dtype == torch.uint8
+        assert (images[:, :1] == images).all(), "all three colors are the gray value"
+        return torch.einsum("nyx,fyx->nf", images[:, 0].double(), self.weights)
+
+
+def test_rfid_takes_every_slice_once_whatever_network_the_file_holds(tmp_path, monkeypatch):
+    """Without torch-fidelity: all but the network itself, against the formula."""
+    weights = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 8, 8)) / 64)
+    torch.save({"weights": weights}, tmp_path / "network.pth")
+
+    def of_file(*, feature, feature_extractor_weights_path, **options):
+        assert feature == 2048
+        distance = FrechetInceptionDistance(feature=Colors(feature_extractor_weights_path), **options)
+        distance.used_custom_model = False  # so that it makes bytes of images, as for Inception
+        return distance
+
+    monkeypatch.setattr(perceptual, "FrechetInceptionDistance", of_file)
+    truth, made = np.random.default_rng(0).random((2, 40, 8, 8)).astype(np.float32) ** [[[[1]]], [[[2]]]]
+    measure = perceptual.rfid(tmp_path / "network.pth")
+    means, covariances = [], []
+    for images in (truth, made):
+        vectors = np.einsum("nyx,fyx->nf", (images * 255).astype(np.uint8).astype(float), weights.numpy())
+        means.append(vectors.mean(axis=0))
+        covariances.append(np.cov(vectors.T))
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    for _ in range(2):  # nothing of one table is left for the next
+        parts = np.split(truth, [3, 25]), np.split(made, [3, 25])
+        assert measure(zip(*parts, strict=True)) == pytest.approx(expected, rel=1e-3)
 
 
 def inception_features(file: Path, images: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import file_phantoms
 import numpy as np
 import pytest
 
@@ -124,6 +125,20 @@ def test_ones_own_data_are_read_by_a_file_that_says_their_split(tmp_path):
     split.unlink()
     with pytest.raises(ValueError, match=r"'clinic' is none of acdc, .*split\.csv"):
         list(read_cases(tmp_path, "clinic"))
+
+
+def test_ones_own_dicom_studies_are_prepared_like_files(tmp_path):
+    stack = file_phantoms.noisy_stack((FRAMES, SLICES, 18, 24))
+    file_phantoms.write_stack(tmp_path / "data" / "clinic" / "first", stack)
+    write_stack(stack, tmp_path / "data" / "clinic" / "second.nii.gz")
+    (tmp_path / "data" / "clinic" / "split.csv").write_text(
+        "path,patient,split\nfirst,a,train\nsecond.nii.gz,b,train\n"
+    )
+    command = ["prepare", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--datasets", "clinic"]
+    assert main([*command, "--workers", "0"]) == 0
+    first, second = load_cases(tmp_path / "out", datasets=["clinic"], split="train")
+    assert first.entry.shape == (FRAMES, SLICES, 18, 24)
+    np.testing.assert_array_equal(first.images, second.images)
 
 
 def test_acdcs_official_folders_and_all_150_patients_are_known(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
-from calid.images.files import write_stack
+from calid.images.files import read_stack, write_stack
 from calid.method.motion import Motion, MotionConfig
 from calid.stack import Stack
 from calid_training import recipe
@@ -255,6 +255,11 @@ def test_one_step_of_every_stage_at_the_papers_size_makes_a_model_that_upsamples
     options = ["--factor", "2", "--steps", "1", "--models", str(tmp_path / "out" / "models"), "--device", "cpu"]
     options += ["--model", "2d+t" if "+t" in name else "2d"]
     assert calid(["upsample", str(tmp_path / "data" / "own" / "2.nii.gz"), str(dense), *options]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "models" / "models.json").read_text())["models"]
+    assert not {"motion", "strength", "codec"} & set(entry["config"]), "D(z_0) and nothing else"
+    made, given = read_stack(dense), read_stack(tmp_path / "data" / "own" / "2.nii.gz")
+    assert made.provenance["model_sha256"] == entry["sha256"]
+    assert made.voxels.shape[:2] == (given.num_frames, 2 * given.num_slices - 1)
 
 
 @pytest.mark.slow
