@@ -107,6 +107,24 @@ def test_what_is_told_what_libraries_warn_of_and_how_far_a_run_is_are_json_too(c
     assert "upsampling" in done["message"]
 
 
+def test_without_a_terminal_a_line_now_and_then_says_how_far_a_run_is(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    for words, said in (([], [" 25%", " 50%"]), (["-q"], [])):
+
+        def run(_):
+            with progress.progress_bar() as bar:
+                for fraction in (0.25, 0.5):
+                    progress.shown_on(bar)(progress.Progress(fraction, "upsampling", 3.0))
+            return 0
+
+        monkeypatch.setattr(command_line, "_info", run)
+        assert main([*words, "info"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(said)
+        for line, share in zip(lines, said, strict=True):
+            assert re.fullmatch(rf"upsampling: {share}, [\d:?]+ left", line)
+
+
 def test_a_cohorts_workers_log_as_it_was_asked_and_name_cases_only(tmp_path):
     """The second case warns, in a worker; the third cannot be read."""
     write_stack(cine(frames=1), tmp_path / "Anna.nrrd")

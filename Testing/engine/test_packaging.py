@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from calid import __version__
+from calid.method.weights import models_folder, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGING = ROOT / "packaging"
@@ -138,6 +139,30 @@ def test_the_conda_recipe_asks_for_what_the_project_asks_for(project):
 def test_the_version_is_the_same_wherever_it_is_told():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == __version__
+
+
+def test_model_cards_begin_as_hugging_face_reads_them_with_the_manifests_license():
+    yaml = pytest.importorskip("yaml")
+    models = list(read_manifest().values())
+    assert len(models) >= 3
+    for model in models:
+        begin, told, text = (models_folder() / model.card).read_text(encoding="utf-8").split("---\n", 2)
+        card = yaml.safe_load(told)
+        assert begin == ""
+        assert text.strip().startswith(f"# Model card: `{model.name}`")
+        assert card["license"] == model.license.lower()
+        assert card["library_name"] == "calid"
+        assert card["pipeline_tag"] in ("image-to-image", "image-segmentation")
+        assert card.get("base_model", "") == model.base
+
+
+def test_the_citation_names_the_paper_and_its_first_author():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= set(cited)
+    (paper,) = cited["references"]
+    assert paper["title"] in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert paper["authors"][0]["family-names"] == "Bubeck"
 
 
 # --- linters ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+from calid.images import dicom_out
 from calid.images.files import read_stack, write_labels, write_stack
+from calid.run.reconstruct import upsample
+from calid.run.settings import Settings
 from vtk.util.numpy_support import vtk_to_numpy
 
 
@@ -116,3 +119,29 @@ def test_a_sequence_that_slicer_writes_is_read_with_its_times(scene, tmp_path, u
     np.testing.assert_array_equal(back.voxels, stack.voxels[1:])
     np.testing.assert_allclose(back.affine, stack.affine, atol=1e-6)
     np.testing.assert_allclose(back.frame_times_ms, [50, 100, 150])
+
+
+def test_the_series_that_goes_back_into_the_hospital_is_a_volume_with_our_voxels_and_places(scene, tmp_path):
+    """Read as the DICOM module's scalar volume plugin does it: the archetype reader over the files of one phase."""
+    file_phantoms.write_stack(tmp_path / "in", file_phantoms.noisy_stack((2, 3, 18, 24), step_ms=81.37))
+    sparse = read_stack(tmp_path / "in")
+    dense = upsample(sparse, Settings(factor=4, method="linear")).stack
+    sources = dicom_out.find_sources(tmp_path / "in", sparse).of_dense(sparse, dense, 0)
+    dicom_out.write_series(dense, sources, tmp_path / "out")
+    for frame in range(2):
+        first, *others = sorted(map(str, (tmp_path / "out").glob(f"frame{frame:03d}-*.dcm")))
+        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+        storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+        storage.SetSingleFile(False)
+        storage.SetFileName(first)
+        for name in (first, *others):
+            storage.AddFileName(name)
+        assert storage.ReadData(node)
+        voxels, affine = voxelsOf(node.GetImageData()), ijkToLps(node)
+        if affine[:3, 2] @ dense.affine[:3, 2] < 0:  # Slicer may count slices from the other end
+            voxels = voxels[::-1]
+            affine = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, dense.num_slices - 1], [0, 0, 0, 1]])
+        np.testing.assert_array_equal(voxels, dense.voxels[frame])
+        corner = np.array([dense.voxels.shape[3], dense.voxels.shape[2], dense.num_slices, 1]) - [1, 1, 1, 0]
+        for index in (np.array([0, 0, 0, 1]), corner):
+            np.testing.assert_allclose(affine @ index, dense.affine @ index, atol=0.001)
