@@ -444,25 +444,6 @@ def test_there_is_a_worker_for_each_gpu_that_this_process_may_use(monkeypatch, v
     assert command._workers(5, count) == 5
 
 
-@pytest.mark.skipif(os.name == "nt", reason="fork")
-def test_workers_share_the_gpus_out_and_the_cores(tmp_path, monkeypatch):
-    """Each sees one GPU only, and its libraries so many threads."""
-    cases = [CohortCase(str(number), tmp_path) for number in range(8)]
-    monkeypatch.setattr(crew, "_SPAWN", multiprocessing.get_context("fork"))  # so that the patch is inherited
-
-    def note(case, *_):
-        told = "/".join(os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
-        (tmp_path / case.name).write_text(f"{os.getpid()} {told}")
-        time.sleep(0.1)
-        return "done"
-
-    monkeypatch.setattr(crew, "do_case", note)
-    how = {"workers": 3, "threads": 7, "gpus": ["3", "5"], "on_done": lambda *_: None}
-    crew.run_here(cases, BARE, tmp_path / "out", **how)
-    noted = dict((tmp_path / case.name).read_text().split() for case in cases)
-    assert sorted(noted.values()) == ["3/7", "3/7", "5/7"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, cohort):
     distributed = pytest.importorskip("distributed")
