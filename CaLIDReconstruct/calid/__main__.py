@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from calid import __version__
-from calid.errors import CalidError, Cancelled, InputError, is_out_of_memory, out_of_memory
+from calid.errors import DEBUG_VARIABLE, CalidError, Cancelled, InputError, is_out_of_memory, out_of_memory
 from calid.run.completion import SHELLS, completion
 from calid.run.logs import is_json, set_up_logging, tell, tell_error
 from calid.run.settings import add_flags, from_flags
 from calid.run.signals import ended_by_signals
 
 EXIT_ERROR, EXIT_INTERNAL, EXIT_CANCELLED = 2, 1, 130
-DEBUG_VARIABLE = "CALID_DEBUG"
 SERIES_HELP = "in a DICOM folder: a series of the short axis, instead of what the headers tell"
 
 

@@ -6,6 +6,9 @@ Slicer module translates; the message names the place and the measured value; th
 
 from __future__ import annotations
 
+DEBUG_VARIABLE = "CALID_DEBUG"
+"""Environment variable by which users ask where in the code an error arose."""
+
 # CUDA's and Metal's words, those of torch's own allocator, oneDNN's; then Python's, C++'s and the system's.
 OUT_OF_MEMORY_WORDS = (
     *("out of memory", "can't allocate memory", "could not create a primitive", "defaultcpuallocator"),

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from calid.errors import CalidError
+from calid.errors import DEBUG_VARIABLE, CalidError
 
 
 class UsageError(ValueError):
@@ -16,12 +16,12 @@ class UsageError(ValueError):
 def told_in_one_line(main: Callable[[list[str] | None], int], program: str, arguments: list[str] | None) -> int:
     """The exit code of a program; 2 where the user's files, weights or settings are at fault, which one line then says.
 
-    With CALID_DEBUG the error goes on, and so shows its place.
+    With `DEBUG_VARIABLE` the error goes on, and so shows its place.
     """
     try:
         return main(arguments)
     except (CalidError, UsageError, OSError) as error:
-        if os.environ.get("CALID_DEBUG"):
+        if os.environ.get(DEBUG_VARIABLE):
             raise
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from typing import Any
 
 from calid.cohort.manifest import CohortCase, with_settings
 from calid.cohort.store import FIGURES_NAME, Store
-from calid.errors import CalidError, is_out_of_memory, out_of_memory
+from calid.errors import DEBUG_VARIABLE, CalidError, is_out_of_memory, out_of_memory
 from calid.run.settings import Settings
 from calid.stack import Stack
 
@@ -110,9 +110,8 @@ def _named(case: CohortCase) -> Iterator[None]:
 
 def _unexpected(error: Exception) -> CalidError:
     said = " ".join(str(error).split())
-    return CalidError(
-        "internal", f"unexpected {type(error).__name__}: {said}", "Run the case alone with CALID_DEBUG=1."
-    )
+    remedy = f"Run the case alone with {DEBUG_VARIABLE}=1."
+    return CalidError("internal", f"unexpected {type(error).__name__}: {said}", remedy)
 
 
 def _do(case: CohortCase, procedure: Procedure, results: Path, scratch: Path) -> None:

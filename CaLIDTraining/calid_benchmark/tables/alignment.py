@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from calid_benchmark.tables.drawings import sheet
 from calid_benchmark.tables.long_axis import Heart, cuts_of
-from calid_benchmark.tables.questions import PIXEL_MM, StackQuestion, add_place_arguments, questions
+from calid_benchmark.tables.questions import PIXEL_MM, StackQuestion, add_place_arguments, add_set_arguments, questions
 from calid_benchmark.tables.record import Place, markdown_table, place_of, write_table
 
 IN_PLANE_MM, THROUGH_MM = 8.0, 4.0
@@ -198,9 +198,7 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> str
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("study", type=Path, help="DICOM folder with short-axis and long-axis cines")
-    parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["chla", "autofd"], help="prepared sets")
-    parser.add_argument("--split", default="validation", help="whose stacks: train, validation or test")
+    add_set_arguments(parser, datasets=("chla", "autofd"), split="validation", required=False)
     parser.add_argument("--trials", type=int, default=6, help="how often shifts are put into the study")
     parser.add_argument("--stacks", type=int, default=10, help="how many stacks of the prepared sets")
     parser.add_argument("--phases", type=int, default=8, help="cardiac phases of the study")

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 from calid.run.device import choose_device
-from calid.run.draws import SMOOTHING_PIXELS
+from calid.run.draws import smoothed_root
 from calid.run.reconstruct import warm_interpolator
 from calid.run.settings import DeviceName, Settings
-from scipy.ndimage import gaussian_filter
 from scipy.stats import norm, spearmanr
 from tqdm import tqdm
 
@@ -68,8 +67,7 @@ def disagreement(question: StackQuestion, *, models_folder: Path | None, device:
     """(N, Y, X) root mean square difference between both moved neighbors around every pixel: the control."""
     interpolator = warm_interpolator(choose_device(device), models_folder)
     before, after = interpolator.halfway(as_images(question.before), as_images(question.after)).unbind(dim=1)
-    squares = np.square(as_slices(before) - as_slices(after))
-    return np.sqrt(gaussian_filter(squares, (0, SMOOTHING_PIXELS, SMOOTHING_PIXELS)))
+    return smoothed_root(np.square(as_slices(before) - as_slices(after)))
 
 
 def _near_center() -> np.ndarray:

@@ -135,19 +135,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of the codec or of the denoiser of codes")
     parser.add_argument("--logs-only", action="store_true", help="only what the runs logged; asks no network")
-    add_set_arguments(parser, required=False)
-    parser.set_defaults(split="validation")
-    parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
+    add_set_arguments(parser, split="validation", required=False)
     parser.add_argument("--rows", nargs="+", help=f"these ways to a slice instead of: {', '.join(ROWS)}")
-    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2], metavar="N", help="DDIM steps of draws")
-    parser.add_argument(
-        "--temperatures",
-        nargs="+",
-        type=float,
-        default=[0.5],
-        metavar="T",
-        help="how far draws go from their mean, 1 is all of the way",
-    )
+    gates.add_way_arguments(parser, draw_steps=[1, 2], temperatures=[0.5])
     perceptual.add_arguments(parser)
     add_place_arguments(parser, table="gate-curve")
 

@@ -269,24 +269,30 @@ def seeded(shape: torch.Size, seed: int) -> torch.Tensor:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
-    add_set_arguments(parser)
-    parser.set_defaults(split="validation")
-    parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
+    add_set_arguments(parser, split="validation")
     run_folder = parser.add_mutually_exclusive_group(required=True)
     run_folder.add_argument("--codec", type=Path, help="run folder of the codec")
     run_folder.add_argument("--denoiser", type=Path, help="run folder of the denoiser of codes")
     parser.add_argument("--rows", nargs="+", help="only these rows")
-    parser.add_argument("--draw-steps", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="DDIM steps of draws")
+    add_way_arguments(parser, draw_steps=[1, 2, 4], temperatures=[1.0])
+    perceptual.add_arguments(parser)
+    add_place_arguments(parser, table="gates")
+
+
+def add_way_arguments(parser: ArgumentParser, *, draw_steps: list[int], temperatures: list[float]) -> None:
+    """How many stacks are asked about, and by which draws where nothing is said."""
+    parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
+    parser.add_argument(
+        "--draw-steps", nargs="+", type=int, default=draw_steps, metavar="N", help="DDIM steps of draws"
+    )
     parser.add_argument(
         "--temperatures",
         nargs="+",
         type=float,
-        default=[1.0],
+        default=temperatures,
         metavar="T",
         help="how far draws go from their mean, 1 is all of the way",
     )
-    perceptual.add_arguments(parser)
-    add_place_arguments(parser, table="gates")
 
 
 def make(place: Place, asked: Sequence[StackQuestion], ways: Mapping[str, Way], judges: GateJudges) -> None:

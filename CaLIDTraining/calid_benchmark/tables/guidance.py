@@ -39,7 +39,15 @@ from tqdm import tqdm
 from calid_benchmark import metrics
 from calid_benchmark.tables.interpolation import segmenter_features
 from calid_benchmark.tables.long_axis import cropped
-from calid_benchmark.tables.questions import PIXEL_MM, SIZE, StackQuestion, add_place_arguments, by_group, questions
+from calid_benchmark.tables.questions import (
+    PIXEL_MM,
+    SIZE,
+    StackQuestion,
+    add_place_arguments,
+    add_set_arguments,
+    by_group,
+    questions,
+)
 from calid_benchmark.tables.record import Place, markdown_table, place_of, probability, write_table
 
 COUNTS = (2, 3, 5)
@@ -239,9 +247,7 @@ def _cells(figures: Mapping[str, Any]) -> list[str]:
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--study", type=Path, help="DICOM folder with short-axis and long-axis cines")
-    parser.add_argument("--prepared", type=Path, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["acdc"], help="prepared sets")
-    parser.add_argument("--split", default="test", help="whose stacks: train, validation or test")
+    add_set_arguments(parser, required=False)
     parser.add_argument("--quick", type=int, metavar="N", help="only the first N stacks of every group")
     parser.add_argument("--phases", type=int, default=5, help="cardiac phases of the study")
     parser.add_argument("--factor", type=int, default=8, help="how many gaps each gap of the study becomes")

@@ -164,11 +164,13 @@ def notes_of_slow(patients: int | None) -> list[str]:
     return [f"{names}: asked about {patients} patient(s) of every group only, and compared with the others on these."]
 
 
-def add_set_arguments(parser: ArgumentParser, *, required: bool = True) -> None:
-    """Which prepared stacks."""
+def add_set_arguments(
+    parser: ArgumentParser, *, datasets: Sequence[str] = ("acdc",), split: str = "test", required: bool = True
+) -> None:
+    """Which prepared stacks: of these sets and this split where nothing is said."""
     parser.add_argument("--prepared", type=Path, required=required, help="folder made by calid-train prepare")
-    parser.add_argument("--datasets", nargs="+", metavar="SET", default=["acdc"], help="prepared sets")
-    parser.add_argument("--split", default="test", help="whose stacks: train, validation or test")
+    parser.add_argument("--datasets", nargs="+", metavar="SET", default=list(datasets), help="prepared sets")
+    parser.add_argument("--split", default=split, help="whose stacks: train, validation or test")
 
 
 def add_source_arguments(parser: ArgumentParser, *, table: str) -> None:
