@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import slicer
+from calid.images.whole_file import is_at_work
 
 from .Messages import ModuleError, failureFromError
 
@@ -55,29 +56,7 @@ def removeStale(parent: str | None = None) -> int:
     removed = 0
     for folder in Path(parent or temporaryFolder()).glob(f"{_PREFIX}*"):
         owner = _NAME.match(folder.name)
-        if owner and folder.is_dir() and not _isAlive(int(owner.group(1))):
+        if owner and folder.is_dir() and not is_at_work(int(owner.group(1))):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
-
-
-def _isAlive(pid: int) -> bool:
-    if os.name == "nt":
-        return _isAliveOnWindows(pid)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _isAliveOnWindows(pid: int) -> bool:
-    import ctypes
-
-    # os.kill(pid, 0) would end the process on Windows; 0x1000 is PROCESS_QUERY_LIMITED_INFORMATION.
-    handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
-    if handle:
-        ctypes.windll.kernel32.CloseHandle(handle)
-    return bool(handle)

@@ -66,10 +66,11 @@ def done_one_by_one(cases: list[CohortCase], procedure: Procedure, out: Path) ->
     return table(out / "cohort.csv")
 
 
-def is_tidy(out: Path) -> bool:
-    """Whether nothing is left but results."""
-    names = {path.name for path in out.iterdir()}
-    return names == {"cases", "failures", "cohort.json", "cohort.csv", "failures.csv"} and not list(out.rglob(".*"))
+def left_behind(out: Path) -> list[str]:
+    """What is there beside results."""
+    results = {"cases", "failures", "cohort.json", "cohort.csv", "failures.csv"}
+    paths = [*(path for path in out.iterdir() if path.name not in results), *out.rglob(".*")]
+    return sorted(str(path.relative_to(out)) for path in paths)
 
 
 # --- what a case leaves ----------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def test_a_cohort_is_one_table_and_a_folder_for_each_case_and_a_failure_stops_no
     assert failure["case"] == "broken"
     assert failure["code"]
     assert failure["remedy"]
-    assert is_tidy(tmp_path / "out")
+    assert left_behind(tmp_path / "out") == []
     write_stack(heart(5), folder / "broken.nrrd", overwrite=True)
     capsys.readouterr()
     assert main(asked) == 0
@@ -399,7 +400,7 @@ def test_a_worker_and_then_the_whole_run_killed_and_started_again_change_nothing
     assert main(line) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert table(out / "cohort.csv") == whole
-    assert is_tidy(out)
+    assert left_behind(out) == []
 
 
 def finished(out: Path) -> int:
@@ -461,4 +462,4 @@ def test_on_a_dask_cluster_a_lost_worker_and_a_new_one_change_nothing(tmp_path, 
         command.do_cohort(folder, cases, procedure, out, scheduler=cluster.scheduler_address, on_done=on_done)
     assert sorted(ended) == [(case.name, "done") for case in cases]
     assert table(out / "cohort.csv") == whole
-    assert is_tidy(out)
+    assert left_behind(out) == []

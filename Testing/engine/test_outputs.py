@@ -18,6 +18,7 @@ from calid.errors import OutputError, WeightsError
 from calid.images import whole_file
 from calid.images.files import check_fits, check_output, read_lax_folder, read_stack, write_stack
 from calid.method.weights import read_manifest
+from processes import is_alive, wait_until
 
 LINEAR = ("--method", "linear", "--factor", "2")
 
@@ -242,6 +243,21 @@ def test_a_temporary_file_of_another_machine_is_swept_when_it_is_old(sparse, tmp
     assert main(["upsample", str(sparse), str(tmp_path / "c.nrrd"), *LINEAR]) == 0
     assert new.exists()
     assert not old.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_an_ended_process_left_is_swept_though_nobody_has_asked_how_it_ended(tmp_path):
+    """In a container without an init process orphans stay on the list of processes."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        wait_until(lambda: not is_alive(ended.pid))
+        left, ours = (
+            tmp_path / whole_file.temporary_name(".nrrd").replace(f"-{os.getpid()}-", f"-{process}-")
+            for process in (ended.pid, os.getpid())
+        )
+        left.write_text("")
+        ours.write_text("")
+        whole_file.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]
 
 
 def test_hidden_files_are_no_long_axis_images(tmp_path):

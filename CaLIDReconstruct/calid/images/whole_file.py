@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -10,6 +11,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,18 +177,29 @@ def sweep(folder: Path) -> None:
 
 
 def _is_abandoned(path: Path, host: str, process: int) -> bool:
-    if host == _this_machine() and os.name == "posix" and not _is_running(process):
+    if host == _this_machine() and not is_at_work(process):
         return True
     return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
 
 
-def _is_running(process: int) -> bool:
+def is_at_work(process: int) -> bool:
+    """Whether a process of this machine is there and has not ended.
+
+    In a container, where nobody may ask after orphans, one that has ended can keep its number for good.
+    """
+    if sys.platform == "win32":  # where os.kill(process, 0) would end it; 0x1000 is PROCESS_QUERY_LIMITED_INFORMATION
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
+        if handle:
+            ctypes.windll.kernel32.CloseHandle(handle)
+        return bool(handle)
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 
