@@ -84,6 +84,14 @@ def test_no_imports_run_in_a_circle_neither_of_rooms_nor_of_wings(package):
     assert architecture.floors(graph) >= architecture.floors(architecture.wings(graph))
 
 
+def test_from_the_command_line_to_the_network_there_are_at_most_twelve_frames():
+    pytest.importorskip("torch")
+    frames = architecture.frames_to_the_network()
+    assert frames[0] == "calid.__main__.main"
+    assert frames[-1] == "calid.method.networks.Denoiser.forward"
+    assert len(frames) <= 12, frames
+
+
 def test_settings_are_read_without_torch():
     """Slicer offers their choices before anything is installed."""
     waiting, seen = ["calid.run.settings"], set()
