@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from calid.method.codec import Codec, CodecConfig
-from calid.method.motion import Motion, MotionConfig
+from calid.method.motion import REFINED_PASSES, Motion, MotionConfig
 from calid.method.networks import Autoencoder, AutoencoderConfig, Denoiser, DenoiserConfig, folded
 from calid.method.weights import config_from
 from PIL import Image
@@ -195,7 +195,7 @@ def _code_denoiser_passes(settings: Mapping[str, Any], known: Known) -> float:
     codec, motion, network = _codec(settings, known), _motion(settings, known), _code_denoiser(settings, known)
     sight = codec.see(crop, crop, gap)
     code, z_c = codec.encode(crop, sight), network.tau1(sight.features[-1])
-    given = 2 * _counted(motion, crop, crop) + _counted(codec.see, crop, crop, gap)
+    given = REFINED_PASSES * _counted(motion, crop, crop) + _counted(codec.see, crop, crop, gap)
     given += _counted(codec.encode, crop, sight)
     walk = _counted(network, code, torch.zeros(1).long(), z_c)
     learned = _counted(network.tau1, sight.features[-1]) + model.get("noise_draws", 4) * walk
@@ -217,7 +217,7 @@ def _cine_code_passes(settings: Mapping[str, Any], known: Known) -> float:
     network, gap = Denoiser(replace(known.denoiser, temporal=True)), torch.empty(frames)
     sight = codec.see(clip, clip, gap)
     code, z_c = codec.encode(clip, sight), network.tau1(sight.features[-1])
-    given = 2 * _counted(motion, clip, clip) + _counted(codec.see, clip, clip, gap)
+    given = REFINED_PASSES * _counted(motion, clip, clip) + _counted(codec.see, clip, clip, gap)
     given += _counted(codec.encode, clip, sight) + _counted(network.tau1, sight.features[-1])
     z, z_c = (x.unflatten(0, (1, frames)).transpose(1, 2) for x in (code, z_c))
     return given + LEARNING * _counted(network, z, torch.zeros(1).long(), z_c)

@@ -107,13 +107,13 @@ class CodedCaLID(nn.Module):
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
             before, after = folded(before), folded(after)
             correction = None if correction is None else folded(correction)
-        return self.codec.see(*halfway(self.motion, before, after, correction, both_ways=True), gap_mm)
+        return self.codec.see(*halfway(self.motion, before, after, correction, refined=True), gap_mm)
 
     def halfway(
         self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after, correction, both_ways=True)
+        return halfway(self.motion, before, after, correction, refined=True)
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""
@@ -151,8 +151,9 @@ class CodedCaLID(nn.Module):
         Returns:
             Codes z_T.
         """
-        sight = self.see(images, images, torch.zeros(len(images), device=images.device))
-        z_0 = self.codec.encode(images if images.ndim == 4 else folded(images), sight)
+        slices = images if images.ndim == 4 else folded(images)
+        sight = self.codec.see(slices, slices, torch.zeros(len(slices), device=images.device))  # nothing has to move
+        z_0 = self.codec.encode(slices, sight)
         if images.ndim == 5:
             z_0 = unfolded(z_0, frames=images.shape[2])
         *_, z_T = invert(self.schedule, self._eps_theta(sight, z_0, is_periodic), z_0, steps=steps)

@@ -20,7 +20,7 @@ from calid.errors import is_out_of_memory
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.model import CaLID, Departures
-from calid.method.motion import mean_fields
+from calid.method.motion import REFINED_PASSES, refined_fields
 from calid.method.weights import ModelEntry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
@@ -93,7 +93,7 @@ class Interpolator:
         motion = self.model.motion
         if motion is None:
             raise ValueError("this model has no motion")
-        found = partial(mean_fields, motion) if self.knows_neighbors else motion
+        found = partial(refined_fields, motion) if self.knows_neighbors else motion
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
     def halfway(
@@ -163,7 +163,7 @@ class Interpolator:
         """The cost of bringing two neighbors half-way, in evaluations of the denoiser."""
         if self.model.motion is None:
             return 0
-        return (2 if self.knows_neighbors else 1) * MOTION_EVALUATIONS
+        return (REFINED_PASSES if self.knows_neighbors else 1) * MOTION_EVALUATIONS
 
     def inversion_evaluations(self, steps: int, mode: Mode) -> int:
         """The cost of `CaLID.invert` for one slice, in evaluations of the denoiser."""
@@ -177,7 +177,7 @@ class Interpolator:
         costs: list[tuple[nn.Module, int]] = [(self.model.denoiser, frames)]
         if isinstance(self.model, CodedCaLID):
             codec = self.model.codec
-            costs += [(codec.encoder, CODING_EVALUATIONS - 2 * MOTION_EVALUATIONS), (codec.decoder, CODING_EVALUATIONS)]
+            costs += [(codec.encoder, CODING_EVALUATIONS), (codec.decoder, CODING_EVALUATIONS)]
         else:
             coder = self.model.latent_space.autoencoder
             costs += [(coder.encoder, CODING_EVALUATIONS), (coder.decoder, CODING_EVALUATIONS * frames)]
