@@ -90,7 +90,8 @@ def refined_fields(motion: Motion, before: torch.Tensor, after: torch.Tensor) ->
 
     Where two places could correspond, the least error lies between them, and the network moves slices by less than they
     have to be. What is left is a smaller problem of the same kind: on ACDC 055-060 a second pass brings the mean of the
-    moved neighbors 4.4 % nearer in features, 5 % in LPIPS and .017 in SSIM; a third brings nothing.
+    moved neighbors 4.4 % nearer in features, 5 % in LPIPS and .017 in SSIM; a third brings nothing. The network was
+    trained for one pass: half an hour of training through both gained nothing (CaLIDTraining/GATES.md).
     """
     first = mean_fields(motion, before, after)
     rest = mean_fields(motion, *moved_by(first, before, after))
