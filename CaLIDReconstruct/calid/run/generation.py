@@ -368,6 +368,11 @@ def _seen_in(corrections: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
     return torch.stack([swapped(one) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)], dim=1)
 
 
+DISTINCT_VIEWS = 4
+"""So many of all views differ where the motion is found both ways: the mean of both neighbors, moved, is the same for a
+view and for its mirror image, left and right, in the other order."""
+
+
 def _mirror_axes(draw: int) -> tuple[int, ...]:
     return ((), (-1,), (-2,), (-2, -1))[draw % 4]
 

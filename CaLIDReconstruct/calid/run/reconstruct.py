@@ -21,7 +21,7 @@ from calid.method.bisection import Bisection, linear_slices, plan_bisection, res
 from calid.run.alignment import align
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
-from calid.run.generation import Frame, Generation, cost, windows_of
+from calid.run.generation import DISTINCT_VIEWS, Frame, Generation, cost, windows_of
 from calid.run.guidance import CORRECTING_EVALUATIONS, Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
@@ -257,7 +257,7 @@ def plan_run(
     is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
     run = replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
     if interpolator.estimates(settings.mode, settings.steps):
-        return run
+        return replace(run, draws=min(run.draws, DISTINCT_VIEWS))
     if settings.roi == "heart":
         box = heart_box(whole)  # of all frames, so that a frame does not depend on which others are kept
     return run if box is None else replace(run, preparation=run.preparation.within(box))
