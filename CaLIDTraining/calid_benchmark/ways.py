@@ -17,7 +17,7 @@ from calid.method.model import CaLID
 from calid.method.texture import with_texture_of
 from calid.run.batches import Interpolator
 from calid.run.device import choose_device
-from calid.run.generation import Generation
+from calid.run.generation import Generation, num_draws
 from calid.run.preparation import GRID_MULTIPLE, Preparation
 from calid.run.progress import Watch
 from calid.run.reconstruct import warm_interpolator
@@ -174,7 +174,7 @@ def generated(
     if rows % GRID_MULTIPLE or columns % GRID_MULTIPLE:
         raise ValueError(f"evaluation images must be multiples of {GRID_MULTIPLE} pixels, got {rows} x {columns}")
     whole = Preparation(0.0, 1.0, (rows, columns), (rows, columns), (rows, columns), slice_mm)
-    plan, draws = plan_bisection(voxels.shape[1], factor), settings.draws(uncertainty=False)
+    plan, draws = plan_bisection(voxels.shape[1], factor), num_draws(interpolator, settings, uncertainty=False)
     return list(Generation(interpolator, whole, plan, settings, draws, Watch(1), is_periodic).frames(voxels))
 
 

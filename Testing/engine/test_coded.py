@@ -91,7 +91,7 @@ def test_fidelity_looks_at_each_distinct_view_once(folder, monkeypatch):
     """The mirror image of a view, left and right, in the other order is the same view; four of eight are left."""
     once = made(folder, stack(), mode="fidelity", factor=4).astype(float)
     fewer = made(folder, stack(), mode="fidelity", factor=4, samples=3)
-    monkeypatch.setattr("calid.run.reconstruct.DISTINCT_VIEWS", 8)
+    monkeypatch.setattr("calid.run.generation.DISTINCT_VIEWS", 8)
     twice = made(folder, stack(), mode="fidelity", factor=4)
     assert 20 * np.abs(once - twice).mean() < np.abs(once - fewer).mean()  # rounding, of half precision perhaps
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import file_phantoms
 import numpy as np
@@ -258,6 +259,16 @@ def test_what_an_ended_process_left_is_swept_though_nobody_has_asked_how_it_ende
         ours.write_text("")
         whole_file.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [ours]
+
+
+@pytest.mark.parametrize(("handle", "error", "expected"), [(64, 0, True), (0, 5, True), (0, 87, False)])
+def test_on_windows_a_process_that_may_not_be_asked_is_at_work(monkeypatch, handle, error, expected):
+    """Of another user, say: its files are not swept; error 87 tells that there is no such process."""
+    kernel = SimpleNamespace(OpenProcess=lambda *_: handle, CloseHandle=lambda _: None)
+    monkeypatch.setattr(whole_file, "sys", SimpleNamespace(platform="win32"))
+    windows = SimpleNamespace(WinDLL=lambda *_, **__: kernel, get_last_error=lambda: error, c_ulong=int)
+    monkeypatch.setattr(whole_file, "ctypes", windows)
+    assert whole_file.is_at_work(4242) is expected
 
 
 def test_hidden_files_are_no_long_axis_images(tmp_path):

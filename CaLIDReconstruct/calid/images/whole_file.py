@@ -22,6 +22,8 @@ from calid.errors import OutputError
 LONGEST_NAME = 255
 """Bytes of a file's name, where the system does not say."""
 
+_QUERY_LIMITED_INFORMATION, _ACCESS_DENIED = 0x1000, 5  # as Windows has them
+
 ABANDONED_SECONDS = 24 * 3600
 """A temporary file that nobody has touched for so long has no owner, whatever machine it ran on."""
 
@@ -187,11 +189,12 @@ def is_at_work(process: int) -> bool:
 
     In a container, where nobody may ask after orphans, one that has ended can keep its number for good.
     """
-    if sys.platform == "win32":  # where os.kill(process, 0) would end it; 0x1000 is PROCESS_QUERY_LIMITED_INFORMATION
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, process)
+    if sys.platform == "win32":  # where os.kill(process, 0) would end it
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        handle = kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, ctypes.c_ulong(process))
         if handle:
-            ctypes.windll.kernel32.CloseHandle(handle)
-        return bool(handle)
+            kernel.CloseHandle(handle)
+        return bool(handle) or ctypes.get_last_error() == _ACCESS_DENIED  # somebody else's
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -107,7 +107,7 @@ class CodedCaLID(nn.Module):
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
             before, after = folded(before), folded(after)
             correction = None if correction is None else folded(correction)
-        return self.codec.see(*halfway(self.motion, before, after, correction, refined=True), gap_mm)
+        return self.codec.see(*self.halfway(before, after, correction), gap_mm)
 
     def halfway(
         self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None

@@ -44,6 +44,10 @@ from calid.run.windows import Window, windows
 
 SPREAD = 0.5  # how far the further draws of CaLID+ start from its own start towards fresh noise
 
+DISTINCT_VIEWS = 4
+"""So many of all views differ where the motion is found both ways: the mean of both neighbors, moved, is the same for a
+view and for its mirror image, left and right, in the other order."""
+
 T = TypeVar("T")
 Frame = tuple[np.ndarray, np.ndarray | None]
 """Values (slots, Y, X) float32 of one dense frame, and their standard deviation where there were several draws."""
@@ -93,6 +97,12 @@ def cost(
         inversions = plan.num_acquired if departures.self_condition else 2 * new
         evaluations += inversions * interpolator.inversion_evaluations(settings.steps, settings.mode)
     return evaluations * frames
+
+
+def num_draws(interpolator: Interpolator, settings: Settings, *, uncertainty: bool) -> int:
+    """How many slices are drawn for each one that is shown; where nothing is drawn, how many views are looked at."""
+    asked = settings.draws(uncertainty=uncertainty)
+    return min(asked, DISTINCT_VIEWS) if interpolator.estimates(settings.mode, settings.steps) else asked
 
 
 @dataclass(frozen=True)
@@ -366,11 +376,6 @@ def _seen_in(corrections: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
     """Corrections (frames, slots, 6, h, w) in the mirror and order of each draw: (frames, draws, slots, 6, h, w)."""
     seen = [reflected(corrections, _mirror_axes(draw)) for draw in draws]
     return torch.stack([swapped(one) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)], dim=1)
-
-
-DISTINCT_VIEWS = 4
-"""So many of all views differ where the motion is found both ways: the mean of both neighbors, moved, is the same for a
-view and for its mirror image, left and right, in the other order."""
 
 
 def _mirror_axes(draw: int) -> tuple[int, ...]:

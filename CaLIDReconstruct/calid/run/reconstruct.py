@@ -21,7 +21,7 @@ from calid.method.bisection import Bisection, linear_slices, plan_bisection, res
 from calid.run.alignment import align
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
-from calid.run.generation import DISTINCT_VIEWS, Frame, Generation, cost, windows_of
+from calid.run.generation import Frame, Generation, cost, num_draws, windows_of
 from calid.run.guidance import CORRECTING_EVALUATIONS, Guide, corrections_by, guide_of
 from calid.run.preparation import Preparation, plan_preparation
 from calid.run.progress import Progress, Watch
@@ -129,8 +129,8 @@ class RunPlan:
         settings: as they are really used.
         plan: which slices are made from which.
         preparation: how the stack is shown to the networks.
-        draws: number of draws of every slice.
         num_frames: number of frames of the whole run, more than the stack's where that is a sample of it.
+        draws: number of draws of every slice.
         num_views: long-axis images that the slices are compared with.
         interpolator: the model, or None for linear interpolation.
         model_choice: why it is that one.
@@ -143,8 +143,8 @@ class RunPlan:
     settings: Settings
     plan: Bisection
     preparation: Preparation
-    draws: int
     num_frames: int
+    draws: int = 1
     num_views: int = 0
     interpolator: Interpolator | None = None
     model_choice: str = ""
@@ -246,7 +246,6 @@ def plan_run(
         settings=settings,
         plan=plan_bisection(stack.num_slices, resolve_factor(settings.factor, stack)),
         preparation=plan_preparation(stack),
-        draws=settings.draws(uncertainty=uncertainty),
         num_frames=num_frames,
         num_views=0 if settings.align == "off" else num_views,
     )
@@ -255,9 +254,10 @@ def plan_run(
     model, reason = choose_model(settings.model, frames=num_frames, models_folder=models_folder)
     interpolator = warm_interpolator(choose_device(settings.device), models_folder, model)
     is_periodic = interpolator.is_over_time and spans_the_cycle(stack)
-    run = replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic)
+    draws = num_draws(interpolator, settings, uncertainty=uncertainty)
+    run = replace(run, interpolator=interpolator, model_choice=reason, is_periodic=is_periodic, draws=draws)
     if interpolator.estimates(settings.mode, settings.steps):
-        return replace(run, draws=min(run.draws, DISTINCT_VIEWS))
+        return run
     if settings.roi == "heart":
         box = heart_box(whole)  # of all frames, so that a frame does not depend on which others are kept
     return run if box is None else replace(run, preparation=run.preparation.within(box))
