@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from calid_training.codec import Fidelity, Judge
 from calid_training.denoiser import drawn_times
 from calid_training.lpips import lpips_network
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.validation import image_figures, log_slices_between
 
 VALIDATION_STEPS = (1, 2, 4)
@@ -40,6 +40,7 @@ class CodeDenoiserStage(L.LightningModule):
         start: a whole model's file whose denoiser is trained on; None starts from nothing.
         network: widths; `seen_channels` are those of the codec's coarsest level, of both neighbors.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
         noise_draws: times and noises drawn for each triplet.
         terminal_share: share of the draws at t = T-1, where the walk starts.
         image_weight: weight of the judged draws beside Eq. 5; 0 leaves the codec as it is.
@@ -59,6 +60,7 @@ class CodeDenoiserStage(L.LightningModule):
         start: Path | None = None,
         learning_rate: float = 4e-4,
         warmup_steps: int = 100,
+        muon_rate: float = 0.0,
         noise_draws: int = 4,
         terminal_share: float = 0.25,
         image_weight: float = 0.0,
@@ -74,6 +76,7 @@ class CodeDenoiserStage(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["network", "codec", "alexnet", "start"])
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
+        self.muon_rate = muon_rate
         self.noise_draws, self.terminal_share = noise_draws, terminal_share
         self.image_weight, self.draw_steps, self.spread_share = image_weight, draw_steps, spread_share
         self.schedule = Schedule(prediction=network.prediction, zero_terminal_snr=network.prediction == "velocity")
@@ -96,10 +99,12 @@ class CodeDenoiserStage(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam of all that learns, with a warm-up."""
+        """Adam of all that learns, with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         learned = torch.nn.ModuleList([self.network, self.codec, *([self.motion] if self.trains_motion else [])])
-        return adam(learned, self.learning_rate, self.warmup_steps, total=total)
+        return learning(
+            learned, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
+        )
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""

@@ -21,7 +21,7 @@ from monai.losses import SSIMLoss
 
 from calid_training.errors import UsageError
 from calid_training.lpips import AlexNetLPIPS, lpips_network
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.validation import image_figures, log_slices_between
 
 TEXTURE_BANDS = 2  # octaves: about 2 to 4 and 4 to 8 pixels a period
@@ -48,6 +48,7 @@ class CodecStage(L.LightningModule):
         fidelity_every: every how many steps D is asked for fidelity instead, and judged by error and structure.
         start: a codec's file whose D is trained on with a new E; blocks that it lacks begin by changing nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
         anneals: whether the rate falls to nothing by the end of the run.
     """
 
@@ -66,6 +67,7 @@ class CodecStage(L.LightningModule):
         start: Path | None = None,
         learning_rate: float = 5e-4,
         warmup_steps: int = 100,
+        muon_rate: float = 0.0,
         anneals: bool = True,
     ) -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class CodecStage(L.LightningModule):
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
         self.kl_weight, self.kl_rise, self.zero_share = kl_weight, kl_rise, zero_share
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
+        self.muon_rate = muon_rate
 
     def _go_on_from(self, start: Path) -> None:
         old = read_codec(start).state_dict()
@@ -94,14 +97,16 @@ class CodecStage(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with a warm-up."""
+        """Adam with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
+        return learning(
+            self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
+        )
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D sees of a batch's neighbors, brought half-way."""
         with torch.no_grad():
-            before, after = halfway(self.motion, batch["before"], batch["after"])
+            before, after = halfway(self.motion, batch["before"], batch["after"], refined=True)
         return self.network.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:

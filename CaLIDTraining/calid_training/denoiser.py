@@ -14,7 +14,7 @@ from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import below, read_latent_space, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.validation import image_figures, log_slices_between
 
 VALIDATION_STEPS = 8
@@ -73,7 +73,7 @@ class DenoiserStage(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
+        return learning(self.network, self.learning_rate, self.warmup_steps, total=total)
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         """Eq. 5: the mean squared error of what the network predicts."""

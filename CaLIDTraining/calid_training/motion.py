@@ -13,7 +13,7 @@ from calid.method.weights import read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from monai.losses import SSIMLoss
 
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.validation import log_slices_between
 
 WIDTHS = MotionConfig()
@@ -27,6 +27,7 @@ class MotionStage(L.LightningModule):
         network: widths of the motion network.
         start: motion file, or a whole model's, that is trained on; None starts from nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
+        muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
         own_weight: weight of each neighbor's own error beside that of their mean: both have to arrive.
         structure_weight: weight of one minus the mean's SSIM: walls count as much where they are faint.
         smoothness: weight of the fields' roughness, their squared derivatives (pixels per pixel).
@@ -39,6 +40,7 @@ class MotionStage(L.LightningModule):
         start: Path | None = None,
         learning_rate: float = 1e-3,
         warmup_steps: int = 100,
+        muon_rate: float = 0.0,
         own_weight: float = 0.5,
         structure_weight: float = 0.5,
         smoothness: float = 0.02,
@@ -51,12 +53,15 @@ class MotionStage(L.LightningModule):
             self.network.load_state_dict(read_motion(start).state_dict())
         self.dissimilarity = SSIMLoss(2, data_range=2.0, kernel_type="uniform", win_size=7)
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
+        self.muon_rate = muon_rate
         self.own_weight, self.structure_weight, self.smoothness = own_weight, structure_weight, smoothness
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with a warm-up."""
+        """Adam with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        return adam(self.network, self.learning_rate, self.warmup_steps, total=total)
+        return learning(
+            self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
+        )
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         """Errors of both moved neighbors and of their mean against the slice between, and the fields' roughness."""

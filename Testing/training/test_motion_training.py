@@ -56,6 +56,19 @@ def test_the_exported_motion_is_the_trained_one(motion_run, motion_file):
         torch.testing.assert_close(motion.state_dict()[key], value, rtol=0, atol=0)
 
 
+def test_a_resumed_run_with_muon_ends_where_an_uninterrupted_one_does(hearts, tmp_path):
+    options = ["--model.network.features", "[8,16,16,16,16,8]", "--model.muon_rate", "2e-2", *FEW_STEPS]
+    options += ["--data.sizes", "[64]", "--model.anneals", "false", *averaging(tmp_path, 0.5)]
+    ends = []
+    for name, parts in (("whole", (2,)), ("resumed", (1, 2))):
+        for epochs in parts:
+            train("motion", hearts, tmp_path / name, options, epochs=epochs)
+        ends.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True))
+    assert len(ends[1]["optimizer_states"][0]["parts"]) == 2
+    for key, value in ends[0]["state_dict"].items():
+        torch.testing.assert_close(ends[1]["state_dict"][key], value)
+
+
 def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_file, random_models, tmp_path):
     run, models = tmp_path / "denoiser", tmp_path / "models"
     models.mkdir()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from calid.heart.segmentation import DEFAULT_MODEL
 from calid.method.weights import below, find_model
 from calid.run.device import Device, choose_device
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.runs import checkpoint_of
 from calid_training.validation import log_slices_between
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -51,7 +51,7 @@ class DiffAEStage(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up."""
-        return adam(self.network, self.learning_rate, self.warmup_steps)
+        return learning(self.network, self.learning_rate, self.warmup_steps)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """The loss over all slices of the triplets: each is a slice of its own here."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 import torch.nn.functional as F
 from calid.method.weights import read_motion
-from calid_training.rates import adam
+from calid_training.rates import learning
 from calid_training.validation import log_slices_between
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -40,7 +40,7 @@ class RegressionStage(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up."""
-        return adam(self.network, self.learning_rate, self.warmup_steps)
+        return learning(self.network, self.learning_rate, self.warmup_steps)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean absolute error of the slices half-way."""
