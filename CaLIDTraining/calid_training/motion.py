@@ -13,6 +13,7 @@ from calid.method.weights import read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from monai.losses import SSIMLoss
 
+from calid_training.lpips import lpips_network
 from calid_training.rates import learning
 from calid_training.validation import log_slices_between
 
@@ -30,6 +31,8 @@ class MotionStage(L.LightningModule):
         muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
         own_weight: weight of each neighbor's own error beside that of their mean: both have to arrive.
         structure_weight: weight of one minus the mean's SSIM: walls count as much where they are faint.
+        perceptual_weight: weight of the mean's LPIPS, which is lower where both neighbors agree; 0 leaves it out.
+        alexnet: weights of LPIPS's AlexNet, see `lpips`, where it has a weight.
         smoothness: weight of the fields' roughness, their squared derivatives (pixels per pixel).
         anneals: whether the rate falls to nothing by the end of the run.
     """
@@ -43,11 +46,13 @@ class MotionStage(L.LightningModule):
         muon_rate: float = 0.0,
         own_weight: float = 0.5,
         structure_weight: float = 0.5,
+        perceptual_weight: float = 0.0,
+        alexnet: Path | None = None,
         smoothness: float = 0.02,
         anneals: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["network", "start"])
+        self.save_hyperparameters(ignore=["network", "start", "alexnet"])
         self.network = Motion(network)
         if start is not None:
             self.network.load_state_dict(read_motion(start).state_dict())
@@ -55,6 +60,8 @@ class MotionStage(L.LightningModule):
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
         self.muon_rate = muon_rate
         self.own_weight, self.structure_weight, self.smoothness = own_weight, structure_weight, smoothness
+        self.perceptual_weight = perceptual_weight
+        self.lpips = lpips_network(alexnet) if perceptual_weight else None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up, Muon if asked for."""
@@ -74,7 +81,12 @@ class MotionStage(L.LightningModule):
         own = (F.l1_loss(before, truth) + F.l1_loss(after, truth)) / 2
         rough = sum(x.diff(dim=axis).square().mean() for x in fields for axis in (-1, -2))
         self.log_dict({"train/mean": mean, "train/own": own, "train/structure": structure, "train/roughness": rough})
-        return mean + self.own_weight * own + self.structure_weight * structure + self.smoothness * rough
+        loss = mean + self.own_weight * own + self.structure_weight * structure + self.smoothness * rough
+        if self.lpips is None:
+            return loss
+        perceptual = self.lpips((truth + 1) / 2, (between + 1) / 2).float().mean()
+        self.log("train/lpips", perceptual)
+        return loss + self.perceptual_weight * perceptual
 
     def moved(self, batch: dict[str, torch.Tensor]) -> tuple[Fields, torch.Tensor, torch.Tensor]:
         """The fields of a batch, and both neighbors half-way."""
