@@ -102,9 +102,7 @@ class CodeDenoiserStage(L.LightningModule):
         """Adam of all that learns, with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
         learned = torch.nn.ModuleList([self.network, self.codec, *([self.motion] if self.trains_motion else [])])
-        return learning(
-            learned, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
-        )
+        return learning(learned, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate)
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""

@@ -99,9 +99,7 @@ class CodecStage(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        return learning(
-            self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
-        )
+        return learning(self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate)
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D sees of a batch's neighbors, brought half-way."""

@@ -66,9 +66,7 @@ class MotionStage(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        return learning(
-            self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate
-        )
+        return learning(self.network, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate)
 
     def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
         """Errors of both moved neighbors and of their mean against the slice between, and the fields' roughness."""

@@ -41,7 +41,7 @@ def test_weights_of_layers_move_by_nearly_orthogonal_matrices_and_the_rest_as_ad
     assert moved.max() < 1.4
     of_adam = torch.linalg.svdvals((adams[2].weight.detach() - before).flatten(1))
     assert of_adam.max() > 3 * of_adam.min(), "which Adam's do not, so the test could fail"
-    for ((name, value), wanted) in zip(ours.named_parameters(), adams.parameters(), strict=True):
+    for (name, value), wanted in zip(ours.named_parameters(), adams.parameters(), strict=True):
         if name not in ("0.weight", "2.weight"):
             torch.testing.assert_close(value, wanted, msg=name)
 
