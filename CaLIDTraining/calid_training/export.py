@@ -199,11 +199,13 @@ def _export_model(options: Namespace) -> None:
     if options.motion is not None:
         config["motion"] = part_config(options.motion, "motion")
         tensors |= prefixed("motion", read_motion(options.motion).state_dict())
-    strength = options.strength or (STRENGTH if "motion" in config and "strength" not in config else None)
+    anchored = {"autoencoder", "motion"} <= config.keys()  # a codec knows the moved neighbors by itself
+    strength = options.strength or (STRENGTH if anchored and "strength" not in config else None)
     if strength is not None:
         config["strength"] = dict(zip(("detail", "fidelity"), strength, strict=True))
     name = options.name or (CINE_MODEL if "noise_share" in config else DEFAULT_MODEL)
-    write_model(options.models, name, tensors, config, origin, **released_facts(options, origin))
+    facts = released_facts(options, origin)
+    write_model(options.models, name, tensors, config, origin, in_8_bits="codec" in config, **facts)
 
 
 def _trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -227,7 +229,7 @@ def _finished(model: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and configuration of a whole model from its file."""
     tensors, metadata = read_tensors(model)
     config = json.loads(metadata["config"])
-    if "autoencoder" not in config or "denoiser" not in config:
+    if not config.keys() & {"autoencoder", "codec"} or "denoiser" not in config:
         raise UsageError(f"{model} is no whole model: give the file of one, such as calid-2d.safetensors")
     return tensors, config
 

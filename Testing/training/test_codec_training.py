@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from calid_benchmark.evaluate import main as evaluate
 from calid_training.codec import Judge, code_divergence, strengths
 from calid_training.lpips import lpips_network
 from calid_training.train import main
+from calid_training.weight_files import prefixed, write_tensors
 from networks_at_hand import random_alexnet, saved_alexnet
 from training_runs import averaging, scalars, train, upsample_with
 
@@ -142,6 +144,30 @@ def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
     learned = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
     assert learned <= ({"look", "decoder"} if image_weight else set())
     upsample_with(models, tmp_path)
+
+
+def test_a_finished_model_with_a_codec_ships_with_another_motion(hearts, alexnet, codec_file, tmp_path):
+    run, models, others = tmp_path / "denoiser", tmp_path / "models", tmp_path / "others"
+    parts = ["--model.codec", str(codec_file), "--model.alexnet", str(alexnet)]
+    train("code-denoiser", hearts, run, [*DENOISER, *FEW_STEPS, *parts], epochs=1)
+    released = ["--license", "CC0-1.0"]
+    assert main(["export", "coded", "--run", str(run), "--models", str(models), "--temperature", "0.5", *released]) == 0
+    still = read_motion(codec_file)
+    for parameter in still.parameters():
+        torch.nn.init.zeros_(parameter)
+    motion_file = tmp_path / "motion.safetensors"
+    write_tensors(motion_file, prefixed("motion", still.state_dict()), {"motion": asdict(still.config)})
+
+    finished = models / "calid-2d.safetensors"
+    command = ["export", "model", "--model", str(finished), "--motion", str(motion_file), "--models", str(others)]
+    assert main([*command, *released]) == 0
+    (model, entry), (other, other_entry) = (load_calid("calid-2d", folder) for folder in (models, others))
+    assert {**other_entry.config, "motion": None} == {**entry.config, "motion": None}
+    assert any(value.any() for value in model.motion.state_dict().values())
+    assert not any(value.any() for value in other.motion.state_dict().values())
+    for part in ("codec", "denoiser"):
+        own = getattr(other, part).state_dict()
+        torch.testing.assert_close(own, getattr(model, part).state_dict(), rtol=0, atol=0)
 
 
 def test_the_energy_of_two_draws_is_their_error_less_a_share_of_their_distance(alexnet):
