@@ -10,7 +10,9 @@ pytest.importorskip("lightning", reason="the training package is not installed (
 
 import torch
 from calid.method.weights import below, find_model, read_motion, read_tensors
+from calid_training.lpips import ALEXNET_VARIABLE, UnavailableError
 from calid_training.train import main
+from networks_at_hand import random_alexnet, saved_alexnet
 from training_runs import SMALL_DENOISER, averaging, scalars, train, upsample_with
 
 FEW_STEPS = ["--data.batches", "4", "--data.batch_size", "2", "--data.validation_batches", "1"]
@@ -67,6 +69,20 @@ def test_a_resumed_run_with_muon_ends_where_an_uninterrupted_one_does(hearts, tm
     assert len(ends[1]["optimizer_states"][0]["parts"]) == 2
     for key, value in ends[0]["state_dict"].items():
         torch.testing.assert_close(ends[1]["state_dict"][key], value)
+
+
+def test_the_motion_learns_from_lpips_with_weights_at_hand(hearts, tmp_path, monkeypatch):
+    monkeypatch.delenv(ALEXNET_VARIABLE, raising=False)
+    options = ["--model.network.features", "[8,8,8,8,8,8]", *FEW_STEPS, "--model.perceptual_weight", "1"]
+    options += ["--data.sizes", "[64]", "--trainer.log_every_n_steps", "1"]
+    with pytest.raises(UnavailableError, match="no path to AlexNet's weights"):
+        train("motion", hearts, tmp_path / "run", options, epochs=1)
+    alexnet = saved_alexnet(tmp_path, random_alexnet())
+    train("motion", hearts, tmp_path / "run", [*options, "--model.alexnet", str(alexnet)], epochs=1)
+    assert len(scalars(tmp_path / "run", "train/lpips")) == 4
+    out = tmp_path / "motion.safetensors"
+    assert main(["export", "motion", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
+    assert not any("lpips" in key for key in read_tensors(out)[0])
 
 
 def test_a_denoiser_of_moved_neighbors_ships_with_their_motion(hearts, motion_file, random_models, tmp_path):
