@@ -13,7 +13,7 @@ from calid.method.weights import below, find_model, read_motion, read_tensors
 from calid_training.lpips import ALEXNET_VARIABLE, UnavailableError
 from calid_training.train import main
 from networks_at_hand import random_alexnet, saved_alexnet
-from training_runs import SMALL_DENOISER, averaging, scalars, train, upsample_with
+from training_runs import SMALL_DENOISER, averaging, scalars, train, upsample_with, whole_and_resumed
 
 FEW_STEPS = ["--data.batches", "4", "--data.batch_size", "2", "--data.validation_batches", "1"]
 
@@ -61,14 +61,10 @@ def test_the_exported_motion_is_the_trained_one(motion_run, motion_file):
 def test_a_resumed_run_with_muon_ends_where_an_uninterrupted_one_does(hearts, tmp_path):
     options = ["--model.network.features", "[8,16,16,16,16,8]", "--model.muon_rate", "2e-2", *FEW_STEPS]
     options += ["--data.sizes", "[64]", "--model.anneals", "false", *averaging(tmp_path, 0.5)]
-    ends = []
-    for name, parts in (("whole", (2,)), ("resumed", (1, 2))):
-        for epochs in parts:
-            train("motion", hearts, tmp_path / name, options, epochs=epochs)
-        ends.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True))
-    assert len(ends[1]["optimizer_states"][0]["parts"]) == 2
-    for key, value in ends[0]["state_dict"].items():
-        torch.testing.assert_close(ends[1]["state_dict"][key], value)
+    whole, resumed = whole_and_resumed("motion", hearts, tmp_path, options)
+    assert len(resumed["optimizer_states"][0]["parts"]) == 2
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][key], value)
 
 
 def test_the_motion_learns_from_lpips_with_weights_at_hand(hearts, tmp_path, monkeypatch):

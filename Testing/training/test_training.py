@@ -23,7 +23,16 @@ from calid_training.prepare import write_cases
 from calid_training.stages import CONFIGS, all_stages
 from calid_training.train import main
 from networks_at_hand import random_alexnet, saved_alexnet
-from training_runs import ON_CPU, SMALL_CROPS, SMALL_DENOISER, averaging, scalars, train, upsample_with
+from training_runs import (
+    ON_CPU,
+    SMALL_CROPS,
+    SMALL_DENOISER,
+    averaging,
+    scalars,
+    train,
+    upsample_with,
+    whole_and_resumed,
+)
 
 VALIDATION = ["--data.validation_batches", "4"]
 AUTOENCODER = [*VALIDATION, "--model.network.channels", "[8,16,16]", "--model.network.norm_num_groups", "8"]
@@ -141,13 +150,9 @@ def test_the_denoiser_learns_resumes_and_ships(hearts, autoencoder_file, tmp_pat
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(hearts, autoencoder_file, tmp_path):
     options = [*DENOISER, *averaging(tmp_path, 0.5), "--model.autoencoder", str(autoencoder_file)]
     options += ["--model.motion", "null", "--model.anneals", "false", "--data.batches", "4", *rates(2e-3, 4)]
-    ends = []
-    for name, parts in (("whole", (2,)), ("resumed", (1, 2))):
-        for epochs in parts:
-            train("denoiser", hearts, tmp_path / name, options, epochs=epochs)
-        ends.append(torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
-    for key, value in ends[0].items():
-        torch.testing.assert_close(ends[1][key], value)
+    whole, resumed = whole_and_resumed("denoiser", hearts, tmp_path, options)
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][key], value)
 
 
 def test_every_process_epoch_and_batch_draws_noise_of_its_own_and_draws_it_again():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
 from calid.__main__ import main as calid
 from calid.images.files import read_stack, write_stack
@@ -26,6 +28,18 @@ def train(
     places = ["--data.prepared", str(prepared), "--trainer.default_root_dir", str(run)]
     on_top = [] if config is None else ["--config", str(config)]
     assert main([stage, *on_top, *ON_CPU, *SMALL_CROPS, *places, "--trainer.max_epochs", str(epochs), *options]) == 0
+
+
+def whole_and_resumed(
+    stage: str, prepared: Path, folder: Path, options: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last checkpoints of two epochs in one run, and of the same run stopped after the first and gone on with."""
+    ends = []
+    for name, parts in (("whole", (2,)), ("resumed", (1, 2))):
+        for epochs in parts:
+            train(stage, prepared, folder / name, options, epochs=epochs)
+        ends.append(torch.load(folder / name / "checkpoints" / "last.ckpt", weights_only=True))
+    return ends[0], ends[1]
 
 
 def upsample_with(models: Path, folder: Path) -> None:
