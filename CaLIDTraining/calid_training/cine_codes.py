@@ -95,7 +95,7 @@ class CineCodeStage(CodeDenoiserStage):
         frames = batch["target"].shape[2]
         sides = (folded(batch[side]) for side in ("before", "after"))
         gap_mm = batch["gap_mm"].repeat_interleave(frames)
-        sight = self.codec.see(*halfway(self.motion, *sides, refined=True), gap_mm)
+        sight = self.codec.see(*halfway(self.motion, *sides), gap_mm)
         z_0 = self.codec.encode(folded(batch["target"]), sight).float()
         z_c = self.network.tau1(sight.features[-1])
         return unfolded(z_0, frames=frames), unfolded(z_c, frames=frames), sight

@@ -107,7 +107,7 @@ class CodeDenoiserStage(L.LightningModule):
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""
         with torch.set_grad_enabled(self.trains_motion and torch.is_grad_enabled()):
-            before, after = halfway(self.motion, batch["before"], batch["after"], refined=True)
+            before, after = halfway(self.motion, batch["before"], batch["after"])
         return self.codec.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:

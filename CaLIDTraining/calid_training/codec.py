@@ -104,7 +104,7 @@ class CodecStage(L.LightningModule):
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D sees of a batch's neighbors, brought half-way."""
         with torch.no_grad():
-            before, after = halfway(self.motion, batch["before"], batch["after"], refined=True)
+            before, after = halfway(self.motion, batch["before"], batch["after"])
         return self.network.see(before, after, batch["gap_mm"])
 
     def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:

@@ -78,7 +78,7 @@ def code_deviation(codec: Codec, motion: Motion, prepared: Path, *, datasets: Se
     data.setup("fit")
     powers = []
     for batch in data.train_stream:
-        sight = codec.see(*halfway(motion, batch["before"], batch["after"], refined=True), batch["gap_mm"])
+        sight = codec.see(*halfway(motion, batch["before"], batch["after"]), batch["gap_mm"])
         powers.append(codec.posterior_of(batch["target"], sight)[0].square().mean(dim=(0, 2, 3)))
     return torch.stack(powers).mean(dim=0).sqrt().clamp_min(1e-3).reshape(1, -1, 1, 1)
 

@@ -113,7 +113,7 @@ class CodedCaLID(nn.Module):
         self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after, correction, refined=True)
+        return halfway(self.motion, before, after, correction)
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""

@@ -19,6 +19,7 @@ from calid.method.guidance import at_pixels, blended
 from calid.method.networks import frame_by_frame, zero_unet
 
 GRID = 2  # pixels of a cell of the grid on which fields are computed; between its nodes they are linear
+SECOND_SHARE = 0.5  # of its own fields that the second pass of `refined_fields` moves by
 REFINED_PASSES = 4  # of the network in `refined_fields`: there and in a mirror, twice
 
 
@@ -86,16 +87,16 @@ def mean_fields(motion: Motion, before: torch.Tensor, after: torch.Tensor) -> Fi
 
 
 def refined_fields(motion: Motion, before: torch.Tensor, after: torch.Tensor) -> Fields:
-    """`mean_fields`, and those of what they make of both slices, one after the other.
+    """`mean_fields`, and half of those of what they make of both slices, one after the other.
 
     Where two places could correspond, the least error lies between them, and the network moves slices by less than they
-    have to be. What is left is a smaller problem of the same kind: on ACDC 055-060 a second pass brings the mean of the
-    moved neighbors 4.4 % nearer in features, 5 % in LPIPS and .017 in SSIM; a third brings nothing. The network was
-    trained for one pass: half an hour of training through both gained nothing (CaLIDTraining/GATES.md).
+    have to be. What is left is a smaller problem of the same kind. The whole of the second pass is nearer in features
+    and LPIPS, at more error; a third brings nothing, nor does training through both (CaLIDTraining/GATES.md).
     """
     first = mean_fields(motion, before, after)
     rest = mean_fields(motion, *moved_by(first, before, after))
-    return Fields(*(further + warped(field, further) for field, further in zip(first, rest, strict=True)))
+    further = (SECOND_SHARE * field for field in rest)
+    return Fields(*(left + warped(field, left) for field, left in zip(first, further, strict=True)))
 
 
 def moved_by(
@@ -116,7 +117,7 @@ def halfway(
     after: torch.Tensor,
     correction: torch.Tensor | None = None,
     *,
-    refined: bool = False,
+    refined: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both slices at the place half-way between them; of (N, 1, frames, H, W), every frame by itself.
 
@@ -124,7 +125,7 @@ def halfway(
         motion: the network.
         before, after: images.
         correction: (N, 6, h, w) or (N, 6, frames, h, w), see `guidance.py`; None leaves all as it is.
-        refined: whether to take `refined_fields`, at `REFINED_PASSES` times the cost.
+        refined: whether to take `refined_fields`, at `REFINED_PASSES` times the cost, or the network's as they are.
     """
 
     def moved(pair: torch.Tensor, *correction: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ class MovedRegressionNetwork(RegressionNetwork):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """The slices half-way (N, 1, Y, X); no gradient reaches the motion."""
-        return super().forward(*(side.detach() for side in halfway(self.motion, before, after)))
+        return super().forward(*(side.detach() for side in halfway(self.motion, before, after, refined=False)))
 
 
 def restore(state: Mapping[str, Tensor], entry: ModelEntry, *, steps: int | None, device: Device) -> Regression:

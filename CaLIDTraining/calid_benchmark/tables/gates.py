@@ -205,7 +205,7 @@ def ways_of(run: Path, *, draw_steps: Sequence[int], temperatures: Sequence[floa
     motion = build_motion(part_config(whole, "motion"), below(state, "motion."))
 
     def moved(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        first, second = halfway(motion, before, after, refined=True)
+        first, second = halfway(motion, before, after)
         return (first + second) / 2
 
     def textured(before: torch.Tensor, after: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ def ways_of(run: Path, *, draw_steps: Sequence[int], temperatures: Sequence[floa
 
     def coded(code_of: Callable[[torch.Tensor, Sight], torch.Tensor]) -> Way:
         def way(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-            sight = codec.see(*halfway(motion, before, after, refined=True), gap_mm)
+            sight = codec.see(*halfway(motion, before, after), gap_mm)
             return codec.decode(code_of(truth, sight), sight)
 
         return way
@@ -222,7 +222,7 @@ def ways_of(run: Path, *, draw_steps: Sequence[int], temperatures: Sequence[floa
         return lambda truth, _: scale * seeded(codec.code_shape(truth), 0) / codec.scale
 
     def estimate(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return codec.estimate(codec.see(*halfway(motion, before, after, refined=True), gap_mm))
+        return codec.estimate(codec.see(*halfway(motion, before, after), gap_mm))
 
     ways: dict[str, Way] = {
         "moved mean": moved,
