@@ -259,6 +259,7 @@ def _export_cine(options: Namespace) -> None:
         prefixed("denoiser.temporal", {key: options.strength * value for key, value in temporal.items()}),
         {"denoiser": {"temporal": True}, "noise_share": options.noise_share},
         origin,
+        in_8_bits=True,
         **released_facts(options, origin),
         card=options.card,
         base=base.name,
