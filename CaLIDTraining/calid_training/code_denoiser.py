@@ -47,7 +47,6 @@ class CodeDenoiserStage(L.LightningModule):
         draw_steps: DDIM steps of these draws.
         spread_share: share of half the draws' distance to each other that is taken off, 0 to 1.
         likelihood_weight, perceptual_weight, texture_weight: weights of the judge, as in the codec's stage.
-        trains_motion: whether the motion learns, too, from what becomes of the neighbors that it moves.
         trains_walk: whether eps_theta and tau2 learn; without, tau1 alone follows what the codec comes to see.
         anneals: whether the rate falls to nothing by the end of the run.
     """
@@ -69,7 +68,6 @@ class CodeDenoiserStage(L.LightningModule):
         likelihood_weight: float = 1.0,
         perceptual_weight: float = 1.0,
         texture_weight: float = 1.0,
-        trains_motion: bool = False,
         trains_walk: bool = True,
         anneals: bool = True,
     ) -> None:
@@ -87,8 +85,7 @@ class CodeDenoiserStage(L.LightningModule):
         self.codec: Codec = read_codec(codec)
         for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
             part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
-        self.trains_motion = trains_motion
-        self.motion = read_motion(codec).requires_grad_(trains_motion).eval()
+        self.motion = read_motion(codec).requires_grad_(False).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
         self.fidelity = Fidelity()
 
@@ -101,12 +98,12 @@ class CodeDenoiserStage(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam of all that learns, with a warm-up, Muon if asked for."""
         total = self.trainer.estimated_stepping_batches if self.anneals else math.inf
-        learned = torch.nn.ModuleList([self.network, self.codec, *([self.motion] if self.trains_motion else [])])
+        learned = torch.nn.ModuleList([self.network, self.codec])
         return learning(learned, self.learning_rate, self.warmup_steps, total=total, muon_rate=self.muon_rate)
 
     def seen(self, batch: dict[str, torch.Tensor]) -> Sight:
         """What D and tau1 see of a batch's neighbors."""
-        with torch.set_grad_enabled(self.trains_motion and torch.is_grad_enabled()):
+        with torch.no_grad():
             before, after = halfway(self.motion, batch["before"], batch["after"])
         return self.codec.see(before, after, batch["gap_mm"])
 

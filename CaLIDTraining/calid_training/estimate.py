@@ -162,8 +162,8 @@ def _motion(_: Mapping[str, Any], known: Known) -> Motion:
 
 
 def _motion_passes(settings: Mapping[str, Any], known: Known) -> float:
-    crop = _crop(settings)
-    return LEARNING * _counted(_motion(settings, known), crop, crop)
+    crop, judged = _crop(settings), settings["model"].get("perceptual_weight", 0)
+    return LEARNING * _counted(_motion(settings, known), crop, crop) + (_judged(crop) if judged else 0)
 
 
 def _codec(_: Mapping[str, Any], known: Known) -> Codec:

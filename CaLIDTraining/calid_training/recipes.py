@@ -149,7 +149,7 @@ class Ingredients:
 
 
 def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
-    """The model that ships: motion, codec, denoiser of codes, both together, all on other looks, then layers over time.
+    """The model that ships: motion, codec, denoiser of codes, D and tau1 on other looks, then layers over time.
 
     Args:
         asked: sets, places and hardware.
@@ -159,7 +159,8 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
     def stage(name: str, command: str, *on_top: str, **changes: Any) -> RecipeStep:
         return asked.stage(name, command, *on_top, *([f"small/{name}"] if small else []), **changes)
 
-    motion, codec = (asked.out / f"{name}.safetensors" for name in ("motion", "codec"))
+    nearer = "motion-images"
+    moving, motion, codec = (asked.out / f"{name}.safetensors" for name in ("motion", nearer, "codec"))
     folders = asked.out / "draft", asked.out / "second-draft", asked.models
     begun, better, model = (folder / f"{DEFAULT_MODEL}.safetensors" for folder in folders)
     images, wide, learned = "code-denoiser-images", "code-denoiser-wide", {"model__alexnet": asked.alexnet}
@@ -169,7 +170,9 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
     return [
         asked.prepare(),
         stage("motion", "motion"),
-        asked.export("motion", "motion", "--out", motion),
+        asked.export("motion", "motion", "--out", moving),
+        stage(nearer, "motion", nearer, model__start=moving, **learned),
+        asked.export("motion", nearer, "--out", motion),
         stage("codec", "codec", model__motion=motion, **learned),
         asked.export("codec", "codec", "--prepared", asked.prepared, "--out", codec),
         stage("code-denoiser", "code-denoiser", model__codec=codec, **learned),

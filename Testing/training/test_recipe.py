@@ -91,7 +91,7 @@ def test_the_cost_of_a_step_grows_with_the_batch_and_with_the_area_of_its_crops(
 def test_the_cost_of_the_motion_is_that_of_its_convolutions(tmp_path):
     """Counted by hand of its U-Net: 2 k^2 operations per place and pair of channels."""
     step = stages("small", tmp_path)["motion"]
-    places = [64**2 // 4**level for level in range(5)]
+    places = [48**2 // 4**level for level in range(5)]
     convolutions = [(8, 32, 0), (32, 32, 0)]  # (channels in, channels out, level)
     for level, (a, b) in enumerate([(32, 32), (32, 64), (64, 96), (96, 128)], start=1):
         convolutions += [(a, b, level), (b, b, level)]
@@ -105,7 +105,7 @@ def test_the_cost_of_the_motion_is_that_of_its_convolutions(tmp_path):
     )
     count += 2 * 32 * 4 * places[0]
     data = step.settings()["data"]
-    assert data["sizes"][0] == 128
+    assert data["sizes"][0] == 96
     assert flops_of_step(step, Known()) == pytest.approx(3 * data["batch_size"] * count)
 
 
