@@ -57,7 +57,7 @@ def main() -> int:
     target.mkdir(parents=True, exist_ok=True)
     try:
         runDemo(application, widget, options)
-        save(comparisonPicture(widget), target / "comparison.png")
+        saveViews(comparisonPicture(widget), target / "comparison.jpg")
         savePanel(application, widget, target / "panel.png")
         saveThumbnail(widget, thumbnail)
         if options.folder:
@@ -175,8 +175,17 @@ def savePanel(application, widget, path: Path) -> None:
     save(picture.crop((0, 0, picture.width, min(picture.height, used.max() + 16))), path)
 
 
+def saveViews(picture: Image.Image, path: Path) -> None:
+    """Write a JPEG below the limit: shaded surfaces do not fit into a palette."""
+    for quality in (92, 88, 84, 80, 75):
+        picture.save(path, quality=quality, optimize=True, subsampling=0)
+        if path.stat().st_size <= LARGEST_BYTES:
+            break
+    print(f"{path.name}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
+
+
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG below the limit; gray views and a few colors fit into a palette."""
+    """Write a PNG below the limit; a panel's few colors fit into a palette."""
     for colors in (256, 128, 96, 64, 48):
         picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= LARGEST_BYTES:

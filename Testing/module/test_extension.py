@@ -166,7 +166,7 @@ def test_the_icon_has_128_by_128_pixels():
     assert struct.unpack(">II", header[16:24]) == (128, 128)
 
 
-@pytest.mark.parametrize("name", ["panel.png", "comparison.png"])
+@pytest.mark.parametrize("name", ["panel.png", "comparison.jpg"])
 def test_screenshots_are_there_and_small(name):
     path = REPOSITORY / "Resources" / "Screenshots" / name
     assert 5_000 < path.stat().st_size < 300_000
