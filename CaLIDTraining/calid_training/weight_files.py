@@ -19,7 +19,7 @@ from calid_training.runs import data_of, run_config, run_starts, without_places
 
 TRAINING_KEY = "training"
 """Of the metadata of a file of weights: where they come from, as JSON."""
-WRITTEN = ("license", "trained_on", "budget", "card", "figures")  # by people, in the manifest
+WRITTEN = ("license", "trained_on", "budget", "card")  # by people, in the manifest
 
 
 def write_model(

@@ -50,7 +50,6 @@ class ModelEntry:
         license: SPDX identifier of the weights.
         config: everything needed to build the networks; of a model that extends another, what differs.
         trained_on: the data, in words.
-        figures: figures measured on data it never saw.
         card: path of the model card below the folder of the manifest.
         base, base_sha256: the model that this one extends, and the SHA-256 of the very file; empty if it is whole.
     """
@@ -62,7 +61,6 @@ class ModelEntry:
     license: str
     config: Mapping[str, Any]
     trained_on: str = ""
-    figures: Mapping[str, Any] | None = None
     card: str = ""
     base: str = ""
     base_sha256: str = ""
