@@ -47,7 +47,6 @@ class CodeDenoiserStage(L.LightningModule):
         draw_steps: DDIM steps of these draws.
         spread_share: share of half the draws' distance to each other that is taken off, 0 to 1.
         likelihood_weight, perceptual_weight, texture_weight: weights of the judge, as in the codec's stage.
-        trains_walk: whether eps_theta and tau2 learn; without, tau1 alone follows what the codec comes to see.
         anneals: whether the rate falls to nothing by the end of the run.
     """
 
@@ -68,7 +67,6 @@ class CodeDenoiserStage(L.LightningModule):
         likelihood_weight: float = 1.0,
         perceptual_weight: float = 1.0,
         texture_weight: float = 1.0,
-        trains_walk: bool = True,
         anneals: bool = True,
     ) -> None:
         super().__init__()
@@ -81,7 +79,6 @@ class CodeDenoiserStage(L.LightningModule):
         self.network = Denoiser(network)
         if start is not None:
             self.network.load_state_dict(below(read_tensors(start)[0], "denoiser."))
-        self.network.requires_grad_(trains_walk).tau1.requires_grad_(True)
         self.codec: Codec = read_codec(codec)
         for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
             part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
