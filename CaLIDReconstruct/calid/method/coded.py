@@ -22,7 +22,7 @@ from calid.method.networks import Denoiser, folded, frame_by_frame, unfolded
 from calid.method.texture import blurred
 
 FULL = Departures()
-FIDELITY_BLUR_PIXELS = 0.7  # the least error on held-out sunnybrook patients
+FIDELITY_BLUR_PIXELS_PER_MM = 1 / 30  # of the gap: the least error on held-out sunnybrook patients, 18 mm apart
 
 
 class CodedCaLID(nn.Module):
@@ -81,7 +81,7 @@ class CodedCaLID(nn.Module):
             Images of the shape of `before`, in [-1, 1].
         """
         if departures.estimate and steps == 1:
-            return self.mean_of_moved(before, after, correction)
+            return self.mean_of_moved(before, after, gap_mm, correction)
         sight = self.see(before, after, gap_mm, correction)
         walk = self.walk(sight, z_T, steps=steps, is_periodic=is_periodic)
         made = self.codec.decode(cooled(*walk, temperature=departures.temperature), sight)
@@ -89,15 +89,21 @@ class CodedCaLID(nn.Module):
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
     def mean_of_moved(
-        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
+        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, correction: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The slices between at the least expected error: the mean of both neighbors, brought half-way, and a blur.
 
-        D can be asked for the least error, too (`Codec.estimate`): that has the same PSNR and SSIM as this at the same
-        sharpness, and is farther from the truth in features (CaLIDTraining/GATES.md).
+        The farther apart both are, the less is known of what is fine, and the wider is the blur. D can be asked for the
+        least error, too (`Codec.estimate`): that has the same PSNR and SSIM as this at the same sharpness, and is
+        farther from the truth in features (CaLIDTraining/GATES.md).
         """
         moved = self.halfway(before, after, correction)
-        return frame_by_frame(partial(blurred, sigma=FIDELITY_BLUR_PIXELS), (moved[0] + moved[1]) / 2, dims=2)
+        mean = (moved[0] + moved[1]) / 2
+        for gap in gap_mm.unique():
+            alike = gap_mm == gap
+            soften = partial(blurred, sigma=FIDELITY_BLUR_PIXELS_PER_MM * float(gap))
+            mean[alike] = frame_by_frame(soften, mean[alike], dims=2)
+        return mean
 
     def see(
         self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, correction: torch.Tensor | None = None

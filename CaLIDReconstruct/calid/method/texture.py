@@ -38,7 +38,7 @@ def with_texture_of(before: torch.Tensor, after: torch.Tensor, images: torch.Ten
 
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Images under a Gaussian; beyond its edge an image goes on as its nearest pixel."""
-    margin = round(3 * sigma)
+    margin = max(round(3 * sigma), 1)
     padded = F.pad(images, [margin] * 4, mode="replicate")
     with torch.autocast(images.device.type, enabled=False):  # half precision would round what is fine
         return GaussianFilter(2, sigma).to(images.device)(padded)[..., margin:-margin, margin:-margin]
