@@ -69,11 +69,11 @@ def learning(
 ) -> OptimizerLRScheduler:
     """Adam on all of a network with `warmup`, as a stage's `configure_optimizers` returns it.
 
-    With `muon_rate`, Muon takes the weights of its layers: on the motion, 1,500 steps of it are worth many thousand of
-    Adam's (CaLIDTraining/GATES.md).
+    With `muon_rate`, Muon takes the weights of its layers, where any is wide enough: on the motion, 1,500 steps of it
+    are worth many thousand of Adam's (CaLIDTraining/GATES.md).
     """
     optimizer: torch.optim.Optimizer
-    if muon_rate:
+    if muon_rate and any(parameter.requires_grad and _is_matrix(parameter) for parameter in network.parameters()):
         optimizer = MuonAndAdam(network, muon_rate=muon_rate, rate=rate)
     else:
         optimizer = torch.optim.Adam(network.parameters(), lr=rate)

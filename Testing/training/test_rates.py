@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("lightning", reason="the training package is not installed (pip install calid[training])")
 
 import torch
-from calid_training.rates import MATRIX_ROWS, MuonAndAdam
+from calid_training.rates import MATRIX_ROWS, MuonAndAdam, learning
 from torch import nn
 
 RATES = {"muon_rate": 0.05, "rate": 1e-2}
@@ -64,6 +64,13 @@ def test_rates_of_the_groups_are_followed():
     before = copy.deepcopy(net.state_dict())
     step(net, optimizer, 0)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_network_too_narrow_for_muon_is_left_to_adam():
+    optimizers = [
+        learning(net, 1e-3, 10, muon_rate=0.05)["optimizer"] for net in (network(), nn.Conv2d(2, MATRIX_ROWS - 1, 3))
+    ]
+    assert [type(optimizer) for optimizer in optimizers] == [MuonAndAdam, torch.optim.Adam]
 
 
 def test_the_loss_falls():
