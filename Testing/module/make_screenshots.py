@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -172,22 +173,20 @@ def savePanel(application, widget, path: Path) -> None:
     pixmap.save(str(path))
     picture = Image.open(path).convert("RGB")
     used = np.flatnonzero((np.asarray(picture) != np.asarray(picture)[-1, -1]).any(axis=(1, 2)))
-    save(picture.crop((0, 0, picture.width, min(picture.height, used.max() + 16))), path)
+    picture = picture.crop((0, 0, picture.width, min(picture.height, used.max() + 16)))
+    palettes = (picture.quantize(colors, dither=Image.Dither.NONE) for colors in (256, 128, 96, 64, 48))
+    save(path, ((palette, {}) for palette in palettes))
 
 
 def saveViews(picture: Image.Image, path: Path) -> None:
-    """Write a JPEG below the limit: shaded surfaces do not fit into a palette."""
-    for quality in (92, 88, 84, 80, 75):
-        picture.save(path, quality=quality, optimize=True, subsampling=0)
-        if path.stat().st_size <= LARGEST_BYTES:
-            break
-    print(f"{path.name}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
+    """A JPEG: shaded surfaces do not fit into a palette, as a panel's few colors do."""
+    save(path, ((picture, {"quality": quality, "subsampling": 0}) for quality in (92, 88, 84, 80, 75)))
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG below the limit; a panel's few colors fit into a palette."""
-    for colors in (256, 128, 96, 64, 48):
-        picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+def save(path: Path, versions: Iterable[tuple[Image.Image, dict[str, int]]]) -> None:
+    """Write the first of ever smaller versions, with their options, that is below the limit."""
+    for picture, options in versions:
+        picture.save(path, optimize=True, **options)
         if path.stat().st_size <= LARGEST_BYTES:
             break
     print(f"{path.name}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")

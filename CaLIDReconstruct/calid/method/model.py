@@ -206,9 +206,9 @@ class CaLID(nn.Module):
         self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion."""
-        return (
-            (before, after) if self.motion is None else halfway(self.motion, before, after, correction, refined=False)
-        )
+        if self.motion is None:
+            return before, after
+        return halfway(self.motion, before, after, correction, refined=False)
 
     def _refined(
         self,
