@@ -3,32 +3,34 @@
 First the paper's loss (Eq. 5) on frozen codes. Then, with `image_weight`, also on what becomes of them: two draws of
 every slice, made by the steps that will be taken, decoded and judged as D's answers were. Their mean distance to the
 truth counts, less a share of half their distance to each other: an energy score (Gneiting and Raftery 2007), whose
-minimum at a full share is the true distribution, and which at no share makes all draws the same. Every fifth step D is
-asked for a code of zeros, and every fifth for fidelity, as in the codec's stage, so that it can still answer both.
+minimum at a full share is the true distribution, and which at no share makes all draws the same.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from calid.method.codec import Codec, Sight
+from calid.method.coded import cooled
 from calid.method.diffusion import EpsTheta, Schedule, sample
 from calid.method.motion import halfway
 from calid.method.networks import Denoiser, DenoiserConfig
 from calid.method.weights import below, read_codec, read_motion, read_tensors
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from calid_training.codec import Fidelity, Judge
+from calid_training.codec import Judge
 from calid_training.denoiser import drawn_times
 from calid_training.lpips import lpips_network
 from calid_training.rates import learning
 from calid_training.validation import image_figures, log_slices_between
 
 VALIDATION_STEPS = (1, 2, 4)
+Part = Literal["denoiser", "tau1", "decoder", "look"]
 
 
 class CodeDenoiserStage(L.LightningModule):
@@ -43,8 +45,10 @@ class CodeDenoiserStage(L.LightningModule):
         muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
         noise_draws: times and noises drawn for each triplet.
         terminal_share: share of the draws at t = T-1, where the walk starts.
-        image_weight: weight of the judged draws beside Eq. 5; 0 leaves the codec as it is.
+        learned: parts that learn, of "denoiser" or its "tau1", "decoder" and "look"; the codec's need judged draws.
+        image_weight: weight of the judged draws beside Eq. 5.
         draw_steps: DDIM steps of these draws.
+        temperature: how far they go from the mean of all draws, see `calid.method.model.Departures`.
         spread_share: share of half the draws' distance to each other that is taken off, 0 to 1.
         likelihood_weight, perceptual_weight, texture_weight: weights of the judge, as in the codec's stage.
         anneals: whether the rate falls to nothing by the end of the run.
@@ -61,8 +65,10 @@ class CodeDenoiserStage(L.LightningModule):
         muon_rate: float = 0.0,
         noise_draws: int = 4,
         terminal_share: float = 0.25,
+        learned: tuple[Part, ...] = ("denoiser",),
         image_weight: float = 0.0,
         draw_steps: int = 2,
+        temperature: float = 1.0,
         spread_share: float = 0.5,
         likelihood_weight: float = 1.0,
         perceptual_weight: float = 1.0,
@@ -75,16 +81,23 @@ class CodeDenoiserStage(L.LightningModule):
         self.muon_rate = muon_rate
         self.noise_draws, self.terminal_share = noise_draws, terminal_share
         self.image_weight, self.draw_steps, self.spread_share = image_weight, draw_steps, spread_share
+        self.temperature = temperature
         self.schedule = Schedule(prediction=network.prediction, zero_terminal_snr=network.prediction == "velocity")
         self.network = Denoiser(network)
         if start is not None:
             self.network.load_state_dict(below(read_tensors(start)[0], "denoiser."))
         self.codec: Codec = read_codec(codec)
-        for part in (self.codec, self.codec.decoder, self.codec.look)[: 3 if image_weight else 1]:
-            part.requires_grad_(part is not self.codec)  # E stays, and with it what a code says
+        self.network.requires_grad_(False)
+        self.codec.requires_grad_(False)  # E stays, and with it what a code says
+        for part in learned:
+            self._parts()[part].requires_grad_(True)
         self.motion = read_motion(codec).requires_grad_(False).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
-        self.fidelity = Fidelity()
+
+    def _parts(self) -> dict[Part, torch.nn.Module]:
+        """What can learn, by the names in `learned`."""
+        codec, network = self.codec, self.network
+        return {"denoiser": network, "tau1": network.tau1, "decoder": codec.decoder, "look": codec.look}
 
     def train(self, mode: bool = True) -> CodeDenoiserStage:
         """Switch the mode; the motion stays in evaluation."""
@@ -104,16 +117,14 @@ class CodeDenoiserStage(L.LightningModule):
             before, after = halfway(self.motion, batch["before"], batch["after"])
         return self.codec.see(before, after, batch["gap_mm"])
 
-    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
-        """Eq. 5 and, with `image_weight`, what becomes of two draws, a code of zeros, or the wish for fidelity."""
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Eq. 5 and, with `image_weight`, what becomes of two draws."""
         sight = self.seen(batch)
         z_c = self.network.tau1(sight.features[-1])
         loss = F.mse_loss(*self.predicted(batch, sight, z_c))
         self.log("train/loss", loss)
         if not self.image_weight:
             return loss
-        if index % 5 >= 3:
-            return loss + self.image_weight * self._without_a_draw(sight, batch["target"], for_fidelity=index % 5 == 4)
         first, second = (self.codec.decode(self.drawn(batch["target"], z_c), sight) for _ in range(2))
         losses = self.judge.energy(first, second, batch["target"], spread_share=self.spread_share)
         self.log_dict({f"train/{name}": value for name, value in losses.items()})
@@ -131,18 +142,11 @@ class CodeDenoiserStage(L.LightningModule):
         prediction = self.network(self.schedule.add_noise(z_0, noise, t), t, z_c)
         return prediction.float(), self.schedule.target(z_0, noise, t)
 
-    def _without_a_draw(self, sight: Sight, truth: torch.Tensor, *, for_fidelity: bool) -> torch.Tensor:
-        """The loss of D's answer to the wish for fidelity, or to a code of zeros."""
-        if for_fidelity:
-            return self.fidelity(self.codec.estimate(sight), truth)["total"]
-        nothing = torch.zeros(self.codec.code_shape(truth), device=self.device)
-        return self.judge(self.codec.decode(nothing, sight), truth)["total"]
-
     def drawn(self, images: torch.Tensor, z_c: torch.Tensor) -> torch.Tensor:
         """A code for every image by `draw_steps` steps from noise."""
         z_T = torch.randn(self.codec.code_shape(images), device=self.device)
-        *_, z_0 = sample(self.schedule, self.model(z_c), z_T, steps=self.draw_steps)
-        return z_0
+        walk = sample(self.schedule, self.model(z_c), z_T, steps=self.draw_steps)
+        return cooled(*walk, temperature=self.temperature)
 
     def model(self, z_c: torch.Tensor) -> EpsTheta:
         """The network under the condition z_c."""
@@ -156,9 +160,9 @@ class CodeDenoiserStage(L.LightningModule):
         z_T = z_T.to(self.device)
         codes = {"zero": torch.zeros_like(z_T), "prior": z_T / self.codec.scale}
         for steps in VALIDATION_STEPS:
-            *_, codes[f"steps{steps}"] = sample(self.schedule, self.model(z_c), z_T, steps=steps)
+            walk = sample(self.schedule, self.model(z_c), z_T, steps=steps)
+            codes[f"steps{steps}"] = cooled(*walk, temperature=self.temperature)
         made = {name: self.codec.decode(code, sight).clamp(-1, 1) for name, code in codes.items()}
-        made["estimate"] = self.codec.estimate(sight).clamp(-1, 1)
         made["moved"] = sight.images.mean(dim=1, keepdim=True)
         log_slices_between(self, batch, made, index=index, figures_of=self.figures)
         wanted = self.codec.encode(truth, sight)

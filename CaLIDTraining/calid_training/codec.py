@@ -17,7 +17,6 @@ from calid.method.codec import Codec, CodecConfig, Sight
 from calid.method.motion import halfway
 from calid.method.weights import read_codec, read_motion
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from monai.losses import SSIMLoss
 
 from calid_training.errors import UsageError
 from calid_training.lpips import AlexNetLPIPS, lpips_network
@@ -45,7 +44,6 @@ class CodecStage(L.LightningModule):
         kl_weight: weight of the code's KL divergence in nats per pixel.
         kl_rise: steps between which that weight rises from nothing: D has to find a use for the code first.
         zero_share: share of the slices that D makes from a code of zeros, so that this, too, is an answer.
-        fidelity_every: every how many steps D is asked for fidelity instead, and judged by error and structure.
         start: a codec's file whose D is trained on with a new E; blocks that it lacks begin by changing nothing.
         learning_rate, warmup_steps: Adam's rate and the steps over which it rises.
         muon_rate: Muon's rate for the weights of layers; 0 leaves them to Adam.
@@ -63,7 +61,6 @@ class CodecStage(L.LightningModule):
         kl_weight: float = 0.1,
         kl_rise: tuple[int, int] = (300, 1500),
         zero_share: float = 0.15,
-        fidelity_every: int = 5,
         start: Path | None = None,
         learning_rate: float = 5e-4,
         warmup_steps: int = 100,
@@ -75,8 +72,6 @@ class CodecStage(L.LightningModule):
         self.network = Codec(network)
         if start is not None:
             self._go_on_from(start)
-        self.fidelity_every = fidelity_every
-        self.fidelity = Fidelity()
         self.motion = read_motion(motion).requires_grad_(False).eval()
         self.judge = Judge(lpips_network(alexnet), likelihood_weight, perceptual_weight, texture_weight)
         self.kl_weight, self.kl_rise, self.zero_share = kl_weight, kl_rise, zero_share
@@ -107,13 +102,9 @@ class CodecStage(L.LightningModule):
             before, after = halfway(self.motion, batch["before"], batch["after"])
         return self.network.see(before, after, batch["gap_mm"])
 
-    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
-        """Likelihood, perceptual, texture and KL losses of a drawn code; every few steps those of fidelity instead."""
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        """Likelihood, perceptual, texture and KL losses of a drawn code."""
         sight, truth = self.seen(batch), batch["target"]
-        if index % self.fidelity_every == self.fidelity_every - 1:
-            losses = self.fidelity(self.network.estimate(sight), truth)
-            self.log_dict({f"train/fidelity_{name}": value for name, value in losses.items()})
-            return losses["total"]
         mean, sigma = self.network.posterior_of(truth, sight)
         code = mean + sigma * torch.randn_like(mean)
         code = code * (torch.rand(len(code), 1, 1, 1, device=self.device) >= self.zero_share)
@@ -131,28 +122,12 @@ class CodecStage(L.LightningModule):
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(index)).to(self.device)
         codes = {"zero": torch.zeros_like(mean), "prior": noise, "truth": mean}
         made = {name: self.network.decode(code, sight).clamp(-1, 1) for name, code in codes.items()}
-        made["estimate"] = self.network.estimate(sight).clamp(-1, 1)
         made["moved"] = sight.images.mean(dim=1, keepdim=True)
         log_slices_between(self, batch, made, index=index, figures_of=self.figures)
 
     def figures(self, images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         """PSNR, sharpness and LPIPS."""
         return image_figures(images, truth) | {"lpips": self.judge.distances(images, truth).mean()}
-
-
-class Fidelity(torch.nn.Module):
-    """How far images are from the truth where they are asked for fidelity: root mean square error and structure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dissimilarity = SSIMLoss(2, data_range=2.0)
-
-    def forward(self, images: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both and their weighted "total", of images (N, 1, H, W) in [-1, 1]."""
-        error = (images - truth).square().mean(dim=(1, 2, 3)).sqrt().mean()
-        with torch.autocast(images.device.type, enabled=False):  # half precision would lose the local variances
-            structure = self.dissimilarity(images.float(), truth)
-        return {"error": error, "structure": structure, "total": error + 0.5 * structure}
 
 
 class Judge(torch.nn.Module):

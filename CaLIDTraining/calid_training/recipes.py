@@ -149,7 +149,7 @@ class Ingredients:
 
 
 def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
-    """The model that ships: motion, codec, denoiser of codes, it and D on images, then layers over time.
+    """The model that ships: motion, codec, denoiser of codes, it and D on images and on draws, then layers over time.
 
     Args:
         asked: sets, places and hardware.
@@ -161,9 +161,9 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
 
     nearer = "motion-images"
     moving, motion, codec = (asked.out / f"{name}.safetensors" for name in ("motion", nearer, "codec"))
-    draft = asked.out / "draft"
-    begun, model = (folder / f"{DEFAULT_MODEL}.safetensors" for folder in (draft, asked.models))
-    images, learned = "code-denoiser-images", {"model__alexnet": asked.alexnet}
+    draft, nearly = (asked.out / name for name in ("draft", "draft-images"))
+    begun, seen, model = (folder / f"{DEFAULT_MODEL}.safetensors" for folder in (draft, nearly, asked.models))
+    images, draws, learned = "code-denoiser-images", "code-denoiser-draws", {"model__alexnet": asked.alexnet}
     cines = {"data__prepared": asked.cines}
     few = ["--quick", "6", "--uncertainty-every", "0", "--systems", *SMALL_ROWS] if small else []
     fewer = ["--quick", "3"] if small else []
@@ -178,7 +178,9 @@ def shipped(asked: Ingredients, *, small: bool = False) -> list[RecipeStep]:
         stage("code-denoiser", "code-denoiser", model__codec=codec, **learned),
         asked.export("coded", "code-denoiser", "--half", *asked.released(draft)),
         stage(images, "code-denoiser", images, model__codec=begun, model__start=begun, **learned),
-        asked.export("coded", images, "--temperature", TEMPERATURE, *asked.released()),
+        asked.export("coded", images, "--half", *asked.released(nearly)),
+        stage(draws, "code-denoiser", images, draws, model__codec=seen, model__start=seen, **learned),
+        asked.export("coded", draws, "--temperature", TEMPERATURE, *asked.released()),
         asked.make_cines(*(["--patients", "8"] if small else [])),
         stage("cine-codes", "cine-codes", model__base=model, **cines, **learned),
         asked.export("cine", "cine-codes", *asked.released()),

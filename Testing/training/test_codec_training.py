@@ -123,14 +123,18 @@ def test_the_gates_judge_the_ways_of_a_run(codec_run, prepared, asked, random_mo
     assert float(lines["moved mean"][0]) == pytest.approx(np.mean(found), abs=0.05)  # bfloat16 where there is any
 
 
-@pytest.mark.parametrize("image_weight", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("image_weight", "learned"),
+    [(0.0, ["denoiser"]), (1.0, ["denoiser", "decoder", "look"]), (1.0, ["tau1", "decoder"])],
+)
 def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
-    hearts, alexnet, codec_file, tmp_path, image_weight, capsys
+    hearts, alexnet, codec_file, tmp_path, image_weight, learned, capsys
 ):
     run, models = tmp_path / "denoiser", tmp_path / "models"
     models.mkdir()
     parts = ["--model.codec", str(codec_file), "--model.alexnet", str(alexnet)]
     options = [*DENOISER, *FEW_STEPS, *parts, "--model.image_weight", str(image_weight)]
+    options += ["--model.learned", str(learned), "--model.temperature", "0.5", "--model.warmup_steps", "0"]
     train("code-denoiser", hearts, run, options, epochs=1)
     command = ["export", "coded", "--run", str(run), "--models", str(models), "--license", "CC0-1.0"]
     assert main([*command, "--temperature", "0.5"]) == 0
@@ -141,8 +145,8 @@ def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
     told = departures_of(entry.config)
     assert (told["detail"].temperature, told["fidelity"].temperature) == (0.5, 1.0)
     before, after = read_codec(codec_file).state_dict(), model.codec.state_dict()
-    learned = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
-    assert learned <= ({"look", "decoder"} if image_weight else set())
+    changed = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
+    assert changed <= {"look", "decoder"} & set(learned)
     upsample_with(models, tmp_path)
 
 

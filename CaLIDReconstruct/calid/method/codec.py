@@ -110,7 +110,7 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         widths = config.channels
-        self.code = nn.Conv2d(config.code_channels + 1, widths[-1], 3, padding=1)  # and what is wished for
+        self.code = nn.Conv2d(config.code_channels, widths[-1], 3, padding=1)
         self.seen = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for width in widths)
         self.levels = _levels(config)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         self.out = zeroed(nn.Conv2d(16, 2, 3, padding=1))
 
     def forward(self, code: torch.Tensor, sight: Sight) -> torch.Tensor:
-        """A code (N, code_channels + 1, H / f, W / f) and both neighbors -> the slice between (N, 1, H, W)."""
+        """A code (N, code_channels, H / f, W / f) and both neighbors -> the slice between (N, 1, H, W)."""
         x = self.levels[-1](self.seen[-1](sight.features[-1]) + self.code(code))
         for up, seen, level, features in reversed(
             list(zip(self.up, self.seen[:-1], self.levels[:-1], sight.features[:-1], strict=True))
@@ -171,15 +171,7 @@ class Codec(nn.Module):
 
     def decode(self, code: torch.Tensor, sight: Sight) -> torch.Tensor:
         """The slices between; values a little beyond [-1, 1] are possible."""
-        return self._decoded(code * self.scale, sight, wish=0.0)
-
-    def estimate(self, sight: Sight) -> torch.Tensor:
-        """The slices between at the least squared error: D's answer to the wish for fidelity, without a code."""
-        nothing = torch.zeros(self.code_shape(sight.images), device=sight.images.device)
-        return self._decoded(nothing, sight, wish=1.0)
-
-    def _decoded(self, code: torch.Tensor, sight: Sight, *, wish: float) -> torch.Tensor:
-        return self.decoder(torch.cat([code, torch.full_like(code[:, :1], wish)], dim=1), sight)
+        return self.decoder(code * self.scale, sight)
 
 
 def without_cells(images: torch.Tensor) -> torch.Tensor:

@@ -93,9 +93,9 @@ class CodedCaLID(nn.Module):
     ) -> torch.Tensor:
         """The slices between at the least expected error: the mean of both neighbors, brought half-way, and a blur.
 
-        The farther apart both are, the less is known of what is fine, and the wider is the blur. D can be asked for the
-        least error, too (`Codec.estimate`): that has the same PSNR and SSIM as this at the same sharpness, and is
-        farther from the truth in features (CaLIDTraining/GATES.md).
+        The farther apart both are, the less is known of what is fine, and the wider is the blur. D, asked for the least
+        error, had the same PSNR and SSIM as this at the same sharpness, and was farther from the truth in features
+        (CaLIDTraining/GATES.md).
         """
         moved = self.halfway(before, after, correction)
         mean = (moved[0] + moved[1]) / 2

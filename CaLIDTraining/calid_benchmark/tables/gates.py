@@ -221,13 +221,9 @@ def ways_of(run: Path, *, draw_steps: Sequence[int], temperatures: Sequence[floa
     def prior(scale: float) -> Callable[[torch.Tensor, Sight], torch.Tensor]:
         return lambda truth, _: scale * seeded(codec.code_shape(truth), 0) / codec.scale
 
-    def estimate(before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return codec.estimate(codec.see(*halfway(motion, before, after), gap_mm))
-
     ways: dict[str, Way] = {
         "moved mean": moved,
         "motion and texture": textured,
-        "estimate": estimate,
         REFERENCE: coded(prior(0.0)),
         "drawn from the prior": coded(prior(1.0)),
         "half as wide": coded(prior(0.5)),
