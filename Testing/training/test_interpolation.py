@@ -16,7 +16,7 @@ from calid_benchmark.systems import Named
 from calid_benchmark.tables import interpolation
 from calid_benchmark.tables.answers import ask, control_name, with_controls
 from calid_benchmark.tables.deviation import trust_note, trust_of, uncertainty_figures
-from calid_benchmark.tables.interpolation import Judges
+from calid_benchmark.tables.interpolation import Judges, Tally, over_phases, phases_markdown
 from calid_benchmark.tables.record import write_into
 from scipy import stats
 
@@ -241,3 +241,29 @@ def test_labels_are_cut_like_their_slices(asked):
     blood, muscle = (asked[0].truth[asked[0].labels == label] for label in (1, 2))
     assert asked[0].labels.shape == asked[0].truth.shape
     assert blood.mean() > muscle.mean() + 0.2
+
+
+def tally(first: float, *, patients: int = 6) -> Tally:
+    """Of two slices a patient, PSNR `first` on average and as sharp as the truth."""
+    figures = {"gradient": [1.0, 1.0], "true_gradient": [1.0, 1.0]}
+    numbered = ((str(number), number + first) for number in range(patients))
+    return Tally({name: figures | {"psnr": [mean - 1, mean + 1]} for name, mean in numbered}, slices=2 * patients)
+
+
+def test_draws_are_compared_on_the_mean_of_both_phases_of_a_patient():
+    ed = {"linear": tally(1), "CaLID's D, code 0": tally(2), "CaLID": tally(3)}
+    es = {"linear": tally(0), "CaLID's D, code 0": tally(1), "CaLID": tally(4), "motion and texture": tally(1)}
+    found = over_phases({"phantom ED 10 mm": ed, "phantom ES 10 mm": es, "phantom ED 5 mm": ed})
+    assert list(found) == ["phantom 10 mm"]
+    assert found["phantom 10 mm"]["patients"] == 6
+    rows = found["phantom 10 mm"]["rows"]["CaLID"]
+    assert list(rows) == ["CaLID's D, code 0"]
+    assert rows["CaLID's D, code 0"]["psnr"]["mean"] == pytest.approx((1 + 3) / 2)
+    assert rows["CaLID's D, code 0"]["psnr"]["p"] == pytest.approx(2 / 2**6)
+    lines = phases_markdown(found)
+    assert lines[0].startswith("**phantom 10 mm, ED and ES**: 6 patients")
+    assert any("| CaLID | CaLID's D, code 0 | +2.000 (0.031) |" in line for line in lines)
+
+
+def test_phases_are_not_compared_where_only_one_was_asked_about():
+    assert over_phases({GROUP: {"linear": tally(1), "CaLID": tally(3)}}) == {}

@@ -13,6 +13,7 @@ by what the diffusion adds. "motion, 8 views" averages that mean over the eight 
 "A, as sharp as B" is B's control: A lacks the learned part that B has, and was blurred, or its fine detail made
 stronger (one number for a group), until it is as sharp as B. Blur alone gains PSNR and detail alone gains LPIPS: only
 what B has beyond its control comes from what was learned. A block below each table tests every such pair over patients.
+Where ED and ES were both asked about, a last block tests CaLID's draws on the mean of both phases of every patient.
 
 Rows of fewer patients (`--slow-baselines`) are compared with the others on these patients, their Frechet distances and
 rFID are to these patients' slices alone, and grow as slices become fewer.
@@ -38,8 +39,8 @@ from calid_benchmark import metrics, perceptual
 from calid_benchmark.controls import Filter
 from calid_benchmark.perceptual import Perceptual
 from calid_benchmark.segmenters import judging_segmenter, network_of
-from calid_benchmark.systems import CONTROLS, Named, chosen
-from calid_benchmark.tables.answers import Answers, Kept, ask, with_controls
+from calid_benchmark.systems import CODE_0, CONTROLS, FROM_PRIOR, Named, chosen
+from calid_benchmark.tables.answers import Answers, Kept, ask, control_name, with_controls
 from calid_benchmark.tables.deviation import trust_note, uncertainty_figures
 from calid_benchmark.tables.drawings import dots, error_bars, sheet
 from calid_benchmark.tables.questions import (
@@ -57,6 +58,9 @@ FIGURES = {"psnr": 2, "ssim": 3, "sharpness": 2, "feature_distance": 3, "lpips":
 """Figures with an interval, and their digits."""
 ROUNDS, BATCH = 3, 4
 """How often a slice at many steps is timed, and how many slices together."""
+DRAWS = ("CaLID", "CaLID+", "CaLID, one step")
+WITHOUT_DRAW = (CODE_0, FROM_PRIOR, "motion and texture")
+"""What draws are compared with over both phases, beside their controls."""
 HEADS = ("PSNR dB", "SSIM", "sharpness", "feature distance", "LPIPS-alex", "Frechet", "rFID", "s/slice")
 
 
@@ -84,6 +88,10 @@ class Tally:
     seconds: float = 0.0
 
 
+Tallies = Mapping[str, Mapping[str, Tally]]
+"""{group: {row: its tally}}."""
+
+
 def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
     """{group: {row: figures}}; figures have means over patients, 95 % intervals and p against linear and CaLID+.
 
@@ -91,7 +99,12 @@ def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
         answers: answers of all rows, linear interpolation among them.
         judges: features, LPIPS and rFID.
     """
-    tables: dict[str, dict[str, Any]] = {}
+    return tables_of(tallied(answers, judges), answers, judges)
+
+
+def tallied(answers: Answers, judges: Judges) -> Tallies:
+    """The figures of every slice of all answers."""
+    found = {}
     for group, members in by_group(answers.asked).items():
         tallies = {row: Tally() for row in answers.rows}
         for question in tqdm(members, desc=f"judging {group}", unit=" stacks"):
@@ -99,7 +112,16 @@ def evaluate(answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
             for row, tally in tallies.items():
                 if question in answers.rows[row]:
                     judge(tally, answers.rows[row][question], question, truth, judges)
-        rows = {row: _summary(tally, tallies) for row, tally in tallies.items() if tally.slices}
+        found[group] = {row: tally for row, tally in tallies.items() if tally.slices}
+    return found
+
+
+def tables_of(of_groups: Tallies, answers: Answers, judges: Judges) -> dict[str, dict[str, Any]]:
+    """What `evaluate` finds, of the answers' tallies."""
+    tables: dict[str, dict[str, Any]] = {}
+    for group, members in by_group(answers.asked).items():
+        tallies = of_groups[group]
+        rows = {row: _summary(tally, tallies) for row, tally in tallies.items()}
         if judges.perceptual.rfid is not None:
             for row, figures in rows.items():
                 pairs = ((question.truth, kept.images()) for question, kept in answers.of(row, members))
@@ -168,12 +190,51 @@ def _summary(tally: Tally, tallies: Mapping[str, Tally]) -> dict[str, Any]:
 
 def _against(learned: Tally, control: Tally) -> dict[str, dict[str, Any]]:
     """{figure: mean, interval and p of the differences of patients}, a learned row's less its control's."""
-    mine, its = (_means(side, control.patients) for side in (learned, control))
+    return _differences(*(_means(side, control.patients) for side in (learned, control)))
+
+
+def _differences(
+    mine: Mapping[str, Sequence[float]], its: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float | None]]:
+    """{figure: mean, interval and p of the differences}, of figures of the same patients in the same order."""
     differences = {name: np.subtract(mine[name], its[name]).tolist() for name in FIGURES if name in mine}
     return {
-        name: (metrics.summary(values) or {}) | {"p": metrics.paired_p(mine[name], its[name])}
+        name: {**(metrics.summary(values) or {}), "p": metrics.paired_p(mine[name], its[name])}
         for name, values in differences.items()
     }
+
+
+def over_phases(of_groups: Tallies) -> dict[str, dict[str, Any]]:
+    """CaLID's draws against what lacks their diffusion, on the mean of ED and ES of every patient.
+
+    Returns:
+        {"<set> <spacing> mm": {"patients": their number, "rows": {draw: {other row: {figure: difference and p}}}}} of
+        the sets of which both phases were asked about.
+    """
+    found = {}
+    for group, at_ed in of_groups.items():
+        at_es = of_groups.get(group.replace(" ED ", " ES "), {})
+        if " ED " not in group or not at_es:
+            continue
+        patients = sorted(at_ed["linear"].patients.keys() & at_es["linear"].patients.keys())
+        both = {row: (at_ed[row], at_es[row]) for row in at_ed if row in at_es}
+        rows = {draw: _draw_against(draw, both, patients) for draw in DRAWS if draw in both}
+        if patients and any(rows.values()):
+            found[group.replace(" ED ", " ")] = {"patients": len(patients), "rows": rows}
+    return found
+
+
+def _draw_against(
+    draw: str, both: Mapping[str, tuple[Tally, Tally]], patients: Sequence[str]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{other row: {figure: difference and p}} of a draw less each row without its diffusion."""
+
+    def means(row: str) -> dict[str, list[float]]:
+        first, second = (_means(tally, patients) for tally in both[row])
+        return {name: np.mean([values, second[name]], axis=0).tolist() for name, values in first.items()}
+
+    others = [*WITHOUT_DRAW, control_name(draw, CONTROLS[draw])]
+    return {row: _differences(means(draw), means(row)) for row in others if row in both}
 
 
 def add_times(
@@ -255,6 +316,26 @@ def _claims(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return ["What the learned parts add to their controls at equal sharpness:", "", *markdown_table(heads, body)]
 
 
+def phases_markdown(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The lines of what `over_phases` found."""
+    lines = []
+    for place, asked in found.items():
+        title = (
+            f"**{place}, ED and ES**: {asked['patients']} patients, the mean of both phases of each; differences (p)"
+        )
+        body, names = [], []
+        for draw, others in asked["rows"].items():
+            for other, figures in others.items():
+                names = list(figures)
+                # one digit more than a figure has: differences are small
+                cells = [
+                    f"{one['mean']:+.{FIGURES[name] + 1}f} ({probability(one['p'])})" for name, one in figures.items()
+                ]
+                body.append([draw, other, *cells])
+        lines += [title, "", *markdown_table(["draw", "less", *names], body)]
+    return lines
+
+
 def perceptual_cells(row: Mapping[str, Any]) -> tuple[str, str]:
     """LPIPS-alex and rFID of a row as printed."""
     lpips = cell(row["lpips"], FIGURES["lpips"]) if "lpips" in row else "not measured"
@@ -321,7 +402,8 @@ def make(
         uncertainty_every: how well the deviation tells the error, on every Nth stack; 0 leaves it out.
         samples: draws of the deviation.
     """
-    tables = evaluate(answers, judges)
+    of_groups = tallied(answers, judges)
+    tables, phases = tables_of(of_groups, answers, judges), over_phases(of_groups)
     for rows in tables.values():
         for system in systems:
             if system.name in rows:
@@ -333,8 +415,14 @@ def make(
         some = answers.asked[::uncertainty_every]
         trust = uncertainty_figures(some, models_folder=place.models, samples=samples, device=place.device)
         remarks.insert(0, trust_note(trust))
-    text = markdown(tables, [*notes_of(remarks, judges.perceptual), ""])
-    record = {"tables": tables, "uncertainty": trust, "notes": list(notes), "not_measured": judges.perceptual.reasons}
+    text = markdown(tables, [*phases_markdown(phases), *notes_of(remarks, judges.perceptual), ""])
+    record = {
+        "tables": tables,
+        "phases": phases,
+        "uncertainty": trust,
+        "notes": list(notes),
+        "not_measured": judges.perceptual.reasons,
+    }
     write_table(place, "interpolation", text, record, systems=systems)
     draw(place.out, tables, answers)
 
