@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from calid_training.codec import Judge
 from calid_training.denoiser import drawn_times
+from calid_training.errors import UsageError
 from calid_training.lpips import lpips_network
 from calid_training.rates import learning
 from calid_training.validation import image_figures, log_slices_between
@@ -46,12 +47,15 @@ class CodeDenoiserStage(L.LightningModule):
         noise_draws: times and noises drawn for each triplet.
         terminal_share: share of the draws at t = T-1, where the walk starts.
         learned: parts that learn, of "denoiser" or its "tau1", "decoder" and "look"; the codec's need judged draws.
-        image_weight: weight of the judged draws beside Eq. 5.
+        image_weight: weight of the judged draws beside Eq. 5; 0 judges none.
         draw_steps: DDIM steps of these draws.
         temperature: how far they go from the mean of all draws, see `calid.method.model.Departures`.
         spread_share: share of half the draws' distance to each other that is taken off, 0 to 1.
         likelihood_weight, perceptual_weight, texture_weight: weights of the judge, as in the codec's stage.
         anneals: whether the rate falls to nothing by the end of the run.
+
+    Raises:
+        UsageError: if a part of the codec is to learn, and no draws are judged.
     """
 
     def __init__(
@@ -76,6 +80,10 @@ class CodeDenoiserStage(L.LightningModule):
         anneals: bool = True,
     ) -> None:
         super().__init__()
+        if not image_weight and {"decoder", "look"} & set(learned):
+            raise UsageError(
+                "D and what looks at the neighbors learn from judged draws: set model.image_weight above 0"
+            )
         self.save_hyperparameters(ignore=["network", "codec", "alexnet", "start"])
         self.learning_rate, self.warmup_steps, self.anneals = learning_rate, warmup_steps, anneals
         self.muon_rate = muon_rate

@@ -15,10 +15,13 @@ import torch
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.motion import halfway
+from calid.method.networks import DenoiserConfig
 from calid.method.weights import below, read_codec, read_motion
 from calid.run.batches import departures_of
 from calid_benchmark.evaluate import main as evaluate
+from calid_training.code_denoiser import CodeDenoiserStage
 from calid_training.codec import Judge, code_divergence, strengths
+from calid_training.errors import UsageError
 from calid_training.lpips import lpips_network
 from calid_training.train import main
 from calid_training.weight_files import prefixed, write_tensors
@@ -148,6 +151,11 @@ def test_a_denoiser_of_codes_ships_with_its_codec_in_8_bits(
     changed = {key.split(".")[0] for key in before if not torch.allclose(before[key], after[key], atol=2e-3)}
     assert changed <= {"look", "decoder"} & set(learned)
     upsample_with(models, tmp_path)
+
+
+def test_nothing_of_the_codec_learns_where_no_draws_are_judged():
+    with pytest.raises(UsageError, match="image_weight"):
+        CodeDenoiserStage(Path("codec"), Path("alexnet"), DenoiserConfig(), learned=("decoder",))
 
 
 def test_a_finished_model_with_a_codec_ships_with_another_motion(hearts, alexnet, codec_file, tmp_path):
