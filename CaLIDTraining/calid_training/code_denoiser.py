@@ -153,8 +153,11 @@ class CodeDenoiserStage(L.LightningModule):
     def drawn(self, images: torch.Tensor, z_c: torch.Tensor) -> torch.Tensor:
         """A code for every image by `draw_steps` steps from noise."""
         z_T = torch.randn(self.codec.code_shape(images), device=self.device)
-        walk = sample(self.schedule, self.model(z_c), z_T, steps=self.draw_steps)
-        return cooled(*walk, temperature=self.temperature)
+        return self.walked(z_T, z_c, steps=self.draw_steps)
+
+    def walked(self, z_T: torch.Tensor, z_c: torch.Tensor, *, steps: int) -> torch.Tensor:
+        """The codes where walks from z_T end, at the stage's temperature."""
+        return cooled(*sample(self.schedule, self.model(z_c), z_T, steps=steps), temperature=self.temperature)
 
     def model(self, z_c: torch.Tensor) -> EpsTheta:
         """The network under the condition z_c."""
@@ -168,8 +171,7 @@ class CodeDenoiserStage(L.LightningModule):
         z_T = z_T.to(self.device)
         codes = {"zero": torch.zeros_like(z_T), "prior": z_T / self.codec.scale}
         for steps in VALIDATION_STEPS:
-            walk = sample(self.schedule, self.model(z_c), z_T, steps=steps)
-            codes[f"steps{steps}"] = cooled(*walk, temperature=self.temperature)
+            codes[f"steps{steps}"] = self.walked(z_T, z_c, steps=steps)
         made = {name: self.codec.decode(code, sight).clamp(-1, 1) for name, code in codes.items()}
         made["moved"] = sight.images.mean(dim=1, keepdim=True)
         log_slices_between(self, batch, made, index=index, figures_of=self.figures)

@@ -233,8 +233,8 @@ def _draw_against(
         first, second = (_means(tally, patients) for tally in both[row])
         return {name: np.mean([values, second[name]], axis=0).tolist() for name, values in first.items()}
 
-    others = [*WITHOUT_DRAW, control_name(draw, CONTROLS[draw])]
-    return {row: _differences(means(draw), means(row)) for row in others if row in both}
+    mine, others = means(draw), [*WITHOUT_DRAW, control_name(draw, CONTROLS[draw])]
+    return {row: _differences(mine, means(row)) for row in others if row in both}
 
 
 def add_times(
@@ -309,29 +309,30 @@ def _claims(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = [name for name in FIGURES if all(name in claim["difference"] for claim in claims.values())]
     body = []
     for learned, claim in claims.items():
-        figures = [(claim["difference"][name], FIGURES[name]) for name in names]
-        cells = [f"{one['mean']:+.{digits}f} ({probability(one['p'])})" for one, digits in figures]
+        cells = [_difference(claim["difference"][name], FIGURES[name]) for name in names]
         body.append([learned, claim["row"], str(Filter(**claim["filter"])), *cells])
     heads = ["learned", "its control", "the control was", *(f"{name} (p)" for name in names)]
     return ["What the learned parts add to their controls at equal sharpness:", "", *markdown_table(heads, body)]
 
 
+def _difference(figure: Mapping[str, Any], digits: int) -> str:
+    """A mean difference with its sign and p."""
+    return f"{figure['mean']:+.{digits}f} ({probability(figure['p'])})"
+
+
 def phases_markdown(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The lines of what `over_phases` found."""
+    """The lines of what `over_phases` found, with one digit more than a figure has: differences are small."""
     lines = []
     for place, asked in found.items():
+        pairs = {(draw, other): figures for draw, others in asked["rows"].items() for other, figures in others.items()}
+        names = list(next(iter(pairs.values())))
+        body = [
+            [*rows, *(_difference(figures[name], FIGURES[name] + 1) for name in names)]
+            for rows, figures in pairs.items()
+        ]
         title = (
             f"**{place}, ED and ES**: {asked['patients']} patients, the mean of both phases of each; differences (p)"
         )
-        body, names = [], []
-        for draw, others in asked["rows"].items():
-            for other, figures in others.items():
-                names = list(figures)
-                # one digit more than a figure has: differences are small
-                cells = [
-                    f"{one['mean']:+.{FIGURES[name] + 1}f} ({probability(one['p'])})" for name, one in figures.items()
-                ]
-                body.append([draw, other, *cells])
         lines += [title, "", *markdown_table(["draw", "less", *names], body)]
     return lines
 
