@@ -17,7 +17,7 @@ import torch
 from calid.geometry import heart_center
 from calid.images.study import read_study
 from calid.method import guidance as method
-from calid.method.motion import Fields, moved_by
+from calid.method.paths import curved
 from calid.run import guidance
 from calid.run.alignment import align
 from calid.run.progress import Watch
@@ -78,10 +78,11 @@ def moved_mean(run: RunPlan, views: Mapping[str, Stack]) -> Stack:
     for level in plan.levels:
         before, target, after = ([getattr(gap, side) for gap in level] for side in ("before", "target", "after"))
         pair = images[:, before].flatten(0, 1), images[:, after].flatten(0, 1)
-        fields = Fields(*interpolator.fields(*pair).split(2, dim=1))
-        correction = None if corrections is None else corrections[:, target].flatten(0, 1)
-        first, last = moved_by(fields, *pair, correction)
-        images[:, target] = ((first + last) / 2).unflatten(0, (frames, len(target)))
+        gap_mm = (after[0] - before[0]) * run.preparation.slice_mm / plan.factor
+        fields = curved(interpolator.fields(*pair).unflatten(0, (frames, len(target))), gap_mm)
+        told = [] if corrections is None else [corrections[:, target].flatten(0, 1)]
+        moved = interpolator.moved(*pair, fields.flatten(0, 1), *told)
+        images[:, target] = moved.mean(dim=1, keepdim=True).unflatten(0, (frames, len(target)))
     voxels = run.preparation.restore(images.flatten(0, 1)).reshape(frames, plan.num_slots, *size)
     affine = run.stack.affine.copy()
     affine[:3, 2] /= plan.factor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from calid.errors import Cancelled
 from calid.method.bisection import plan_bisection
-from calid.method.guidance import CHANNELS, GAP_MM, Lines, corrected, grid_shape, reflected, swapped
+from calid.method.guidance import CHANNELS, GAP_MM, Lines, corrected, grid_shape, reflected
 from calid.method.motion import Fields, moved_by
 from calid.run.guidance import guide_of
 from calid.run.preparation import plan_preparation
@@ -147,14 +147,6 @@ def test_a_correction_in_the_mirror_moves_the_mirrored_images_alike(axes):
     seen = moved_by(still, before.flip(axes), after.flip(axes), reflected(correction, axes))
     for mirrored, image in zip(seen, plain, strict=True):
         torch.testing.assert_close(mirrored.flip(axes), image, atol=1e-4, rtol=1e-4)
-
-
-def test_a_correction_in_the_other_order_makes_the_same_pair():
-    before, after, correction = random_gap()
-    still = Fields(*torch.zeros(2, 1, 2, 48, 64))
-    plain = moved_by(still, before, after, correction)
-    for image, other in zip(plain, moved_by(still, after, before, swapped(correction))[::-1], strict=True):
-        torch.testing.assert_close(other, image)
 
 
 def test_a_place_that_takes_after_one_neighbor_becomes_like_it():

@@ -173,7 +173,7 @@ def test_screenshots_are_there_and_small(name):
 
 
 def test_a_clone_stays_below_the_limit_of_the_index():
-    """What a clone fetches, packed anew: how a checkout happens to store it, loose or without deltas, is its own matter."""
+    """What a clone fetches, packed anew: a checkout may happen to store it otherwise, loose or without deltas."""
     command = ["git", "pack-objects", "--revs", "--stdout", "-q", "--no-reuse-delta", "--threads=1"]
     history = subprocess.run(command, input=b"HEAD\n", cwd=REPOSITORY, capture_output=True, check=False)
     if history.returncode:

@@ -60,7 +60,7 @@ class CodedCaLID(nn.Module):
         after: torch.Tensor,
         z_T: torch.Tensor,
         gap_mm: torch.Tensor,
-        correction: torch.Tensor | None = None,
+        moved: torch.Tensor | None = None,
         *,
         steps: int,
         is_periodic: bool = False,
@@ -72,7 +72,7 @@ class CodedCaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: codes to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: (N,) distances between both neighbors.
-            correction: correction of the motion by what is known of the slices between (`guidance.py`), or None.
+            moved: both, brought half-way, side by side as channels; None brings them there as `halfway` does.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: whether a single step stands for `mean_of_moved`, and how far draws go from their mean.
@@ -81,15 +81,15 @@ class CodedCaLID(nn.Module):
             Images of the shape of `before`, in [-1, 1].
         """
         if departures.estimate and steps == 1:
-            return self.mean_of_moved(before, after, gap_mm, correction)
-        sight = self.see(before, after, gap_mm, correction)
+            return self.mean_of_moved(before, after, gap_mm, moved)
+        sight = self.see(before, after, gap_mm, moved)
         walk = self.walk(sight, z_T, steps=steps, is_periodic=is_periodic)
         made = self.codec.decode(cooled(*walk, temperature=departures.temperature), sight)
         made = made.float().clamp(-1, 1)
         return made if before.ndim == 4 else unfolded(made, frames=before.shape[2])
 
     def mean_of_moved(
-        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, correction: torch.Tensor | None = None
+        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, moved: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The slices between at the least expected error: the mean of both neighbors, brought half-way, and a blur.
 
@@ -97,8 +97,8 @@ class CodedCaLID(nn.Module):
         error, had the same PSNR and SSIM as this at the same sharpness, and was farther from the truth in features
         (CaLIDTraining/GATES.md).
         """
-        moved = self.halfway(before, after, correction)
-        mean = (moved[0] + moved[1]) / 2
+        first, last = self.halfway(before, after) if moved is None else moved.split(1, dim=1)
+        mean = (first + last) / 2
         for gap in gap_mm.unique():
             alike = gap_mm == gap
             soften = partial(blurred, sigma=FIDELITY_BLUR_PIXELS_PER_MM * float(gap))
@@ -106,20 +106,18 @@ class CodedCaLID(nn.Module):
         return mean
 
     def see(
-        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, correction: torch.Tensor | None = None
+        self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, moved: torch.Tensor | None = None
     ) -> Sight:
         """What D and tau1 see of both neighbors, brought half-way; frames are seen one by one."""
+        first, last = self.halfway(before, after) if moved is None else moved.split(1, dim=1)
         if before.ndim == 5:
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
-            before, after = folded(before), folded(after)
-            correction = None if correction is None else folded(correction)
-        return self.codec.see(*self.halfway(before, after, correction), gap_mm)
+            first, last = folded(first), folded(last)
+        return self.codec.see(first, last, gap_mm)
 
-    def halfway(
-        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after, correction)
+        return halfway(self.motion, before, after)
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""

@@ -96,12 +96,6 @@ def reflected(correction: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     return correction.flip(tuple(axes)) * signs[:, None, None] if axes else correction
 
 
-def swapped(correction: torch.Tensor) -> torch.Tensor:
-    """Corrections (..., 6, h, w) of the same gaps with the slice after first."""
-    before, after, share, added = correction.split((2, 2, 1, 1), dim=-3)
-    return torch.cat([after, before, -share, added], dim=-3)
-
-
 def _untold() -> None:
     """The tick of work that nobody watches."""
 

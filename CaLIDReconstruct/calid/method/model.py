@@ -92,7 +92,7 @@ class CaLID(nn.Module):
         after: torch.Tensor,
         z_T: torch.Tensor,
         gap_mm: torch.Tensor | None = None,  # noqa: ARG002 (the form of the model decides)
-        correction: torch.Tensor | None = None,
+        moved: torch.Tensor | None = None,
         *,
         steps: int,
         is_periodic: bool = False,
@@ -104,7 +104,7 @@ class CaLID(nn.Module):
             before, after: images of the neighbors.
             z_T: latents to start from, noise for CaLID, `invert`ed and `slerp`ed for CaLID+.
             gap_mm: not read; networks that know how far apart the neighbors are, are in `coded`.
-            correction: correction of the motion by what is known of the slices between (`guidance.py`), or None.
+            moved: both, brought half-way, side by side as channels; None brings them there as `halfway` does.
             steps: number of DDIM steps.
             is_periodic: whether a sequence's last frame is followed by its first.
             departures: what is done beside the paper.
@@ -112,7 +112,11 @@ class CaLID(nn.Module):
         Returns:
             Images of the shape of `before`, in [-1, 1].
         """
-        seen = self.halfway(before, after, correction) if departures.motion else (before, after)
+        if moved is not None:
+            first, last = moved.split(1, dim=1)
+        else:
+            first, last = self.halfway(before, after) if departures.motion else (before, after)
+        seen = first, last
         *_, z_0 = self.walk(*seen, z_T, steps=steps, is_periodic=is_periodic)
         image = self.decode(z_0)
         if departures.strength is not None:
@@ -202,13 +206,11 @@ class CaLID(nn.Module):
         latents = (self.encode(before), self.encode(after)) if self.denoiser.config.anchored else None
         return self.denoiser.condition(before, after, latents)
 
-    def halfway(
-        self, before: torch.Tensor, after: torch.Tensor, correction: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion."""
         if self.motion is None:
             return before, after
-        return halfway(self.motion, before, after, correction, refined=False)
+        return halfway(self.motion, before, after, refined=False)
 
     def _refined(
         self,

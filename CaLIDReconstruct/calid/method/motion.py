@@ -112,28 +112,20 @@ def moved_by(
 
 
 def halfway(
-    motion: Motion,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    correction: torch.Tensor | None = None,
-    *,
-    refined: bool = True,
+    motion: Motion, before: torch.Tensor, after: torch.Tensor, *, refined: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both slices at the place half-way between them; of (N, 1, frames, H, W), every frame by itself.
 
     Args:
         motion: the network.
         before, after: images.
-        correction: (N, 6, h, w) or (N, 6, frames, h, w), see `guidance.py`; None leaves all as it is.
         refined: whether to take `refined_fields`, at `REFINED_PASSES` times the cost, or the network's as they are.
     """
 
-    def moved(pair: torch.Tensor, *correction: torch.Tensor) -> torch.Tensor:
+    def moved(pair: torch.Tensor) -> torch.Tensor:
         before, after = pair.split(1, dim=1)
         fields = refined_fields(motion, before, after) if refined else motion(before, after)
-        return torch.cat(moved_by(fields, before, after, *correction), dim=1)
+        return torch.cat(moved_by(fields, before, after), dim=1)
 
-    pair = torch.cat([before, after], dim=1)
-    told = [] if correction is None else [correction]
-    before, after = frame_by_frame(moved, pair, *told, dims=2).split(1, dim=1)
+    before, after = frame_by_frame(moved, torch.cat([before, after], dim=1), dims=2).split(1, dim=1)
     return before, after

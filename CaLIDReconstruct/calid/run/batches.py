@@ -20,7 +20,7 @@ from calid.errors import is_out_of_memory
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.model import CaLID, Departures
-from calid.method.motion import REFINED_PASSES, refined_fields
+from calid.method.motion import REFINED_PASSES, Fields, moved_by, refined_fields
 from calid.method.weights import ModelEntry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
@@ -96,21 +96,19 @@ class Interpolator:
         found = partial(refined_fields, motion) if self.knows_neighbors else motion
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
-    def halfway(
-        self, before: torch.Tensor, after: torch.Tensor, *correction: torch.Tensor, tick: Tick = _untold
+    def moved(
+        self, before: torch.Tensor, after: torch.Tensor, fields: torch.Tensor, *correction: torch.Tensor
     ) -> torch.Tensor:
-        """Both neighbors at the place half-way between them: (N, 2 for before and after, 1, H, W).
+        """Both neighbors (N, 1, H, W), moved by fields and their correction, if there is one: (N, 2, H, W)."""
 
-        Args:
-            before, after: images.
-            correction: correction of the motion's fields, or nothing.
-            tick: function told of every evaluation of the motion.
-        """
+        def run(before: torch.Tensor, after: torch.Tensor, fields: torch.Tensor, *correction: torch.Tensor):
+            return torch.cat(moved_by(Fields(*fields.split(2, dim=1)), before, after, *correction), dim=1)
 
-        def moved(*images: torch.Tensor) -> torch.Tensor:
-            return torch.stack(self.model.halfway(*images), dim=1)
+        return self.batched(run, before, after, fields, *correction)
 
-        return self.batched(moved, before, after, *correction, tick=tick)
+    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """Both neighbors at the place half-way between them, as the motion alone brings them there: (N, 2, 1, H, W)."""
+        return self.batched(lambda *images: torch.stack(self.model.halfway(*images), dim=1), before, after)
 
     def estimates(self, mode: Mode, steps: int) -> bool:
         """Whether slices are the mean of their moved neighbors: codec and denoiser then have nothing to do."""

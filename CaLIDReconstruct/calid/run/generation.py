@@ -11,6 +11,7 @@ that their mean also averages over what the networks do differently in a mirror,
 A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine together, window by window if it is a
 long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
 
+The neighbors of a level's gaps are brought half-way first, on paths that run on through the gaps beside (`paths.py`).
 Where the preparation has a region, codec and denoiser work in it alone, and around it slices are the mean of their
 moved neighbors, level by level as inside.
 
@@ -33,8 +34,9 @@ import torch
 from calid.errors import is_out_of_memory, out_of_memory
 from calid.method.bisection import Bisection, Gap, linear_slices
 from calid.method.diffusion import slerp
-from calid.method.guidance import at_pixels, reflected, swapped
+from calid.method.guidance import reflected
 from calid.method.model import Departures
+from calid.method.paths import curved_level
 from calid.run.batches import Interpolator
 from calid.run.draws import Draws
 from calid.run.preparation import Preparation
@@ -75,9 +77,7 @@ def windows_of(
     return windows(num_frames=frames, size=size, context=0)
 
 
-def cost(
-    interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int, in_region: bool = False
-) -> int:
+def cost(interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int) -> int:
     """The cost of a run in network evaluations of one slice, motion and coding of images included.
 
     Args:
@@ -86,12 +86,9 @@ def cost(
         settings: method, mode and steps.
         frames: number of frames that are made; those that windows share are made in each of them.
         draws: number of draws of every slice.
-        in_region: whether codec and denoiser work in a region only, around which neighbors are moved as well.
     """
     new = plan.num_generated * draws
     evaluations = new * interpolator.evaluations(settings.steps, settings.mode)
-    if in_region:
-        evaluations += new * interpolator.moving_evaluations
     if settings.method == "calid+":
         departures = interpolator.departures[settings.mode]
         inversions = plan.num_acquired if departures.self_condition else 2 * new
@@ -199,36 +196,48 @@ class Generation:
         between = partial(self.interpolator.model.between, **self._options(window, draws))
         for number, level in enumerate(self.plan.levels, start=1):
             self.watch.stage = f"level {number} of {len(self.plan.levels)}"
-            for gaps in _parts(level, self._together(len(acquired) * len(draws))):
+            for gaps, moved in self._moved(level, images, window, draws):
                 before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
-                seen = _swapped(images[:, :, before], images[:, :, after], draws)
-                correction = self._corrections(window, target, draws)
-                inside = [self._within(tensor, draws) for tensor in (*seen, *correction)]
+                seen = _in_order(self._within(_neighbors(images, gaps), draws), draws).split(1, dim=3)
                 if inverted is not None:
                     starts[:, :, target] = _over_slices(slerp, starts[:, :, before], starts[:, :, after])
                 elif self.settings.method == "calid+":
-                    starts[:, :, target] = _over_slices(slerp, *self._inverted_between(inside[:2], window))
-                batch = [self._batch(tensor) for tensor in (*inside[:2], starts[:, :, target])]
-                batch += [self._gaps_mm(gaps, images), *map(self._batch, inside[2:])]
-                made = self.interpolator.batched(between, *batch, tick=self.watch.tick)
+                    starts[:, :, target] = _over_slices(slerp, *self._inverted_between(seen, window))
+                *batch, inside = map(self._batch, (*seen, starts[:, :, target], self._within(moved, draws)))
+                gaps_mm = self._gaps_mm(gaps, images)
+                made = self.interpolator.batched(between, *batch, gaps_mm, inside, tick=self.watch.tick)
                 made = self._unbatched(made, like=images[:, :, target])
-                if self.preparation.region is not None:
-                    made = self._pasted(made, self._moved(*seen, *correction), draws)
-                images[:, :, target] = made
+                images[:, :, target] = self._pasted(made, moved.mean(dim=3, keepdim=True), draws)
         return images
 
-    def _corrections(self, window: Window, slots: Sequence[int], draws: Sequence[int]) -> list[torch.Tensor]:
-        """The correction of the motion that slots have, as the draws see it, or nothing.
+    def _moved(
+        self, level: Sequence[Gap], images: torch.Tensor, window: Window, draws: Sequence[int]
+    ) -> Iterator[tuple[Sequence[Gap], torch.Tensor]]:
+        """A level's gaps, part by part, with both their neighbors half-way.
 
-        Where a region is cut out of it, a correction has a node for every pixel.
+        Returns:
+            Gaps and (frames, draws, gaps, 2, H, W), in the order in which each draw sees both.
         """
-        if self.corrections is None:
-            return []
-        seen = _seen_in(self.corrections[list(window.frames)][:, slots], draws)
-        if self.preparation.region is None:
-            return [seen]
-        dense = at_pixels(seen.flatten(0, 2), self.preparation.padded_shape)
-        return [dense.unflatten(0, seen.shape[:3])]
+        lead = images.shape[:2]
+
+        def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
+            seen = _in_order(_neighbors(images, gaps), draws).flatten(0, 2)
+            fields = self.interpolator.fields(*seen.split(1, dim=1), tick=self.watch.tick)
+            return _in_order(fields.unflatten(0, (*lead, len(gaps))), draws).flatten(0, 1)
+
+        parts = _parts(level, self._together(lead.numel()))
+        if not self.interpolator.moves:
+            for gaps in parts:
+                yield gaps, _in_order(_neighbors(images, gaps), draws)
+            return
+        for gaps, fields in curved_level(parts, fields_of, self._gap_mm(level[0])):
+            told = [*_neighbors(images, gaps).flatten(0, 2).split(1, dim=1), fields.flatten(0, 1)]
+            if self.corrections is not None:
+                of_gaps = self.corrections[list(window.frames)][:, [gap.target for gap in gaps]]
+                seen = [reflected(of_gaps, _mirror_axes(draw)) for draw in draws]
+                told.append(torch.stack(seen, dim=1).flatten(0, 2))
+            moved = self.interpolator.moved(*told).unflatten(0, (*lead, len(gaps)))
+            yield gaps, _in_order(moved, draws)
 
     def _within(self, tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
         """What codec and denoiser see of a tensor (frames, draws, slots, C, H, W)."""
@@ -239,7 +248,7 @@ class Generation:
         return torch.stack(cuts, dim=1)
 
     def _pasted(self, inside: torch.Tensor, around: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
-        """Images made in the region within what surrounds them."""
+        """Images made in the region within what surrounds them; without a region, they are all there is."""
         region = self.preparation.region
         if region is None:
             return inside
@@ -248,18 +257,15 @@ class Generation:
         ]
         return torch.stack(pasted, dim=1)
 
-    def _moved(self, before: torch.Tensor, after: torch.Tensor, *correction: torch.Tensor) -> torch.Tensor:
-        """The mean of neighbors, brought half-way: what surrounds the region."""
-        batch = [self._batch(tensor) for tensor in (before, after, *correction)]
-        moved = self.interpolator.halfway(*batch, tick=self.watch.tick)
-        return self._unbatched(moved.mean(dim=1), like=before)
-
     def _gaps_mm(self, gaps: Sequence[Gap], images: torch.Tensor) -> torch.Tensor:
         """The distance of both neighbors, for each of what `_batch` makes of a tensor like `images`."""
-        slot_mm = self.preparation.slice_mm / self.plan.factor
-        distances = torch.tensor([(gap.after - gap.before) * slot_mm for gap in gaps])
+        distances = torch.tensor([self._gap_mm(gap) for gap in gaps])
         frames = 1 if self.interpolator.is_over_time else images.shape[0]
         return distances.repeat(frames * images.shape[1])
+
+    def _gap_mm(self, gap: Gap) -> float:
+        """The distance of both neighbors."""
+        return (gap.after - gap.before) * self.preparation.slice_mm / self.plan.factor
 
     def _batch(self, tensor: torch.Tensor) -> torch.Tensor:
         """(frames, draws, slots, C, ...) as the model reads it: every frame, or sequences (N, C, frames, ...)."""
@@ -372,21 +378,24 @@ def _mirrored(tensor: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
     return torch.stack([tensor[:, place].flip(_mirror_axes(draw)) for place, draw in enumerate(draws)], dim=1)
 
 
-def _seen_in(corrections: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
-    """Corrections (frames, slots, 6, h, w) in the mirror and order of each draw: (frames, draws, slots, 6, h, w)."""
-    seen = [reflected(corrections, _mirror_axes(draw)) for draw in draws]
-    return torch.stack([swapped(one) if draw % 8 >= 4 else one for one, draw in zip(seen, draws, strict=True)], dim=1)
-
-
 def _mirror_axes(draw: int) -> tuple[int, ...]:
     return ((), (-1,), (-2,), (-2, -1))[draw % 4]
 
 
-def _swapped(before: torch.Tensor, after: torch.Tensor, draws: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every second four draws see the slices in the other order."""
-    swaps = torch.tensor([draw % 8 >= 4 for draw in draws])
-    swaps = swaps.reshape(1, -1, *[1] * (before.ndim - 2))
-    return torch.where(swaps, after, before), torch.where(swaps, before, after)
+def _neighbors(images: torch.Tensor, gaps: Sequence[Gap]) -> torch.Tensor:
+    """Both neighbors of gaps among images (frames, draws, slots, 1, H, W): (frames, draws, gaps, 2, H, W)."""
+    before, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "after"))
+    return torch.cat([images[:, :, before], images[:, :, after]], dim=3)
+
+
+def _in_order(pair: torch.Tensor, draws: Sequence[int]) -> torch.Tensor:
+    """What half of the channels say of either slice, in each draw's order of both, or back from it.
+
+    Every second four draws see the slice after first.
+    """
+    before, after = pair.chunk(2, dim=3)
+    swapped = torch.tensor([draw % 8 >= 4 for draw in draws]).reshape(1, -1, 1, 1, 1, 1)
+    return torch.where(swapped, torch.cat([after, before], dim=3), pair)
 
 
 def _noise(key: tuple[int, ...], shape: Sequence[int]) -> torch.Tensor:

@@ -24,6 +24,7 @@ from calid.geometry import heart_center
 from calid.method.bisection import Bisection, Gap
 from calid.method.guidance import CHANNELS, NEWTON_STEPS, Lines, corrected, grid_shape
 from calid.method.motion import Fields, moved_by
+from calid.method.paths import curved_level
 from calid.run.batches import Interpolator
 from calid.run.intersections import RADIUS_MM, TAPER_MM, Crossing, Image, crossing, images_of
 from calid.run.preparation import Preparation
@@ -258,16 +259,24 @@ def corrections_by(
     together = max(1, TOGETHER_BYTES // (frames * size[0] * size[1] * _BYTES_PER_PIXEL))
     for number, level in enumerate(plan.levels, start=1):
         watch.stage = f"guided by long-axis images, level {number} of {len(plan.levels)}"
-        for start in range(0, len(level), together):
-            gaps = level[start : start + together]
-            _correct(guide, interpolator, gaps, images, found, watch, is_periodic=is_periodic)
+        parts = [level[start : start + together] for start in range(0, len(level), together)]
+
+        def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
+            sides = (images[:, [getattr(gap, side) for gap in gaps]] for side in ("before", "after"))
+            fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in sides), tick=watch.tick)
+            return fields.unflatten(0, (frames, len(gaps)))
+
+        gap_mm = (level[0].after - level[0].before) * guide.preparation.slice_mm / plan.factor
+        for gaps, fields in curved_level(parts, fields_of, gap_mm):
+            _correct(guide, gaps, fields, gap_mm, images, found, watch, is_periodic=is_periodic)
     return found
 
 
 def _correct(
     guide: Guide,
-    interpolator: Interpolator,
     gaps: Sequence[Gap],
+    fields: torch.Tensor,
+    gap_mm: float,
     images: torch.Tensor,
     found: torch.Tensor,
     watch: Watch,
@@ -277,11 +286,8 @@ def _correct(
     """Fill the targets of gaps of one level into `images` and `found`."""
     before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
     pair = images[:, before], images[:, after]
-    fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in pair), tick=watch.tick)
-    gap_mm = (after[0] - before[0]) * guide.preparation.slice_mm / guide.plan.factor
     tick = partial(watch.tick, STEP_EVALUATIONS * len(images) * len(gaps))
     with torch.inference_mode():
-        fields = fields.unflatten(0, pair[0].shape[:2])
         correction = corrected(*pair, fields, guide.lines(target), gap_mm=gap_mm, is_periodic=is_periodic, tick=tick)
         found[:, target] = correction.to(found.dtype)
         left, right = (side.flatten(0, 1)[:, None] for side in pair)

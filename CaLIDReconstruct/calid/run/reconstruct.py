@@ -168,8 +168,7 @@ class RunPlan:
         if self.interpolator is None:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
-        in_region = self.preparation.region is not None
-        return cost(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region)
+        return cost(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
 
     @property
     def aligning(self) -> int:
