@@ -35,19 +35,22 @@ def main() -> None:
     parser.add_argument("--straight-mm", nargs="+", type=float, default=[paths.STRAIGHT_MM], metavar="MM")
     options = parser.parse_args()
     asked = questions(load_cases(options.prepared, datasets=options.datasets, split=options.split))
-    straight = None
-    for millimeters in (0.0, *options.straight_mm):
-        paths.STRAIGHT_MM = max(millimeters, 1e-9)  # 0: no gap is so near that its path is curved
-        made = [judged(question, start, options.factor) for question in asked for start in range(options.factor)]
-        found = np.concatenate([one for one in made if one is not None])
-        psnr, fd = found.mean(axis=0)
-        line = f"{millimeters:g} mm: {len(found)} slices, PSNR {psnr:.3f} dB, feature distance {fd:.4f}"
-        if straight is None:
-            straight = found
-        else:
-            p = (metrics.paired_p(list(found[:, column]), list(straight[:, column])) for column in range(2))
-            line += ", p {:.0e} and {:.0e}".format(*(math.nan if one is None else one for one in p))
-        print(line, flush=True)
+    for spacing_mm in sorted({round(question.spacing_mm) for question in asked}):
+        members = [question for question in asked if round(question.spacing_mm) == spacing_mm]
+        print(f"slices {spacing_mm} mm apart, 1 of {options.factor} kept; paths half as curved at", flush=True)
+        straight = None
+        for millimeters in (0.0, *options.straight_mm):
+            paths.STRAIGHT_MM = max(millimeters, 1e-9)  # 0: no gap is so near that its path is curved
+            made = [judged(question, start, options.factor) for question in members for start in range(options.factor)]
+            found = np.concatenate([one for one in made if one is not None])
+            psnr, fd = found.mean(axis=0)
+            line = f"{millimeters:g} mm: {len(found)} slices, PSNR {psnr:.3f} dB, feature distance {fd:.4f}"
+            if straight is None:
+                straight = found
+            else:
+                p = (metrics.paired_p(list(found[:, column]), list(straight[:, column])) for column in range(2))
+                line += ", p {:.0e} and {:.0e}".format(*(math.nan if one is None else one for one in p))
+            print(line, flush=True)
 
 
 def judged(question: StackQuestion, start: int, factor: int) -> np.ndarray | None:

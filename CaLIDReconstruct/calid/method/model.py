@@ -36,7 +36,8 @@ class Departures:
     velocity target (`DenoiserConfig.prediction`) and the bound on z_0 of an epsilon model (`Schedule.max_latent`).
 
     Args:
-        motion: whether both neighbors are brought half-way first, by a model that has a motion.
+        motion: whether both neighbors are brought half-way first, by a model that has a motion, and on curved paths
+            where there are gaps on both sides (`paths.py`).
         strength: how far a slice goes from the mean of its moved neighbors, 0, to what the diffusion makes of them, 1.
             None shows D(z_0) as it is, without a mean and without the two gains.
         brightness: whether a slice gets the smooth brightness of its moved neighbors' mean.
