@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from calid.errors import SettingsError
+from calid.run.batches import Interpolator
 from calid.run.device import choose_device
 from calid.run.preparation import plan_preparation
 from calid.run.reconstruct import upsample, warm_interpolator
@@ -83,13 +84,19 @@ def test_a_box_is_told_in_the_pixels_of_the_stack():
     assert plan.box == (64, 192, 160, 256)  # half of it: (32, 96), (80, 128)
 
 
+def once_moved(model: Interpolator, slices: torch.Tensor) -> torch.Tensor:
+    """The means of neighbors, moved by fields that are not refined."""
+    pair = slices[:-1], slices[1:]
+    return model.moved(*pair, model.fields(*pair, refined=False)).mean(dim=1, keepdim=True)
+
+
 def test_around_the_heart_slices_are_the_mean_of_moved_neighbors_and_inside_they_are_as_ever():
     beat = beating(center=(112.0, 112.0), size=224)
     settings = Settings(factor=2, method="calid", steps=2, model="2d", device="cpu", frames=(0, 1), align="off")
     part, whole = (upsample(beat, replace(settings, roi=roi)).stack for roi in ("heart", "all"))
     plan, model = plan_preparation(beat), warm_interpolator(choose_device("cpu"), None)
     shown = plan.prepare(beat.voxels[0])
-    moved = plan.restore(model.halfway(shown[:-1], shown[1:]).mean(dim=1))
+    moved = plan.restore(once_moved(model, shown))
     x0, x1, y0, y1 = part.provenance["roi"]
     outside = np.ones(moved.shape[1:], bool)
     outside[y0:y1, x0:x1] = False

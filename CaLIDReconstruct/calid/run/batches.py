@@ -88,12 +88,20 @@ class Interpolator:
         """Whether neighbors are brought half-way by a motion, which can be corrected."""
         return self.model.motion is not None and self.departures["detail"].motion
 
-    def fields(self, before: torch.Tensor, after: torch.Tensor, *, tick: Tick = _untold) -> torch.Tensor:
-        """The motion's fields (N, 4, H, W) in pixels, as the model uses them: of the slice before, then after."""
+    def fields(
+        self, before: torch.Tensor, after: torch.Tensor, *, refined: bool = True, tick: Tick = _untold
+    ) -> torch.Tensor:
+        """The motion's fields (N, 4, H, W) in pixels: of the slice before, then after.
+
+        Args:
+            before, after: images.
+            refined: whether to refine them, if the model does, at `REFINED_PASSES` times the cost.
+            tick: function told of every evaluation of the motion.
+        """
         motion = self.model.motion
         if motion is None:
             raise ValueError("this model has no motion")
-        found = partial(refined_fields, motion) if self.knows_neighbors else motion
+        found = partial(refined_fields, motion) if refined and self.knows_neighbors else motion
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
     def moved(
@@ -162,6 +170,11 @@ class Interpolator:
         if self.model.motion is None:
             return 0
         return (REFINED_PASSES if self.knows_neighbors else 1) * MOTION_EVALUATIONS
+
+    @property
+    def moving_around(self) -> int:
+        """The cost of moving, beside them, what lies around a region in which they are brought half-way."""
+        return MOTION_EVALUATIONS * self.moves
 
     def inversion_evaluations(self, steps: int, mode: Mode) -> int:
         """The cost of `CaLID.invert` for one slice, in evaluations of the denoiser."""

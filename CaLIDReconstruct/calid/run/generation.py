@@ -12,8 +12,8 @@ A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine 
 long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
 
 The neighbors of a level's gaps are brought half-way first, on paths that run on through the gaps beside (`paths.py`).
-Where the preparation has a region, codec and denoiser work in it alone, and around it slices are the mean of their
-moved neighbors, level by level as inside.
+Where the preparation has a region, codec and denoiser work in it alone, and only there the motion is refined; around it
+slices are the mean of their moved neighbors, level by level as inside.
 
 What has to fit into memory is cut where that changes nothing: along the draws and the gaps of a level, and the frames
 of a 2D model.
@@ -77,7 +77,9 @@ def windows_of(
     return windows(num_frames=frames, size=size, context=0)
 
 
-def cost(interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int) -> int:
+def cost(
+    interpolator: Interpolator, plan: Bisection, settings: Settings, *, frames: int, draws: int, in_region: bool = False
+) -> int:
     """The cost of a run in network evaluations of one slice, motion and coding of images included.
 
     Args:
@@ -86,9 +88,12 @@ def cost(interpolator: Interpolator, plan: Bisection, settings: Settings, *, fra
         settings: method, mode and steps.
         frames: number of frames that are made; those that windows share are made in each of them.
         draws: number of draws of every slice.
+        in_region: whether codec and denoiser work in a region only, around which neighbors are moved as well.
     """
     new = plan.num_generated * draws
     evaluations = new * interpolator.evaluations(settings.steps, settings.mode)
+    if in_region:
+        evaluations += new * interpolator.moving_around
     if settings.method == "calid+":
         departures = interpolator.departures[settings.mode]
         inversions = plan.num_acquired if departures.self_condition else 2 * new
@@ -220,10 +225,17 @@ class Generation:
         """
         lead = images.shape[:2]
 
+        def found(pair: torch.Tensor, *, refined: bool) -> torch.Tensor:
+            sides = pair.flatten(0, 2).split(1, dim=1)
+            fields = self.interpolator.fields(*sides, refined=refined, tick=self.watch.tick)
+            return fields.unflatten(0, pair.shape[:3])
+
         def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
-            seen = _in_order(_neighbors(images, gaps), draws).flatten(0, 2)
-            fields = self.interpolator.fields(*seen.split(1, dim=1), tick=self.watch.tick)
-            return _in_order(fields.unflatten(0, (*lead, len(gaps))), draws).flatten(0, 1)
+            seen = _in_order(_neighbors(images, gaps), draws)
+            fields = found(self._within(seen, draws), refined=True)
+            if self.preparation.region is not None:
+                fields = self._pasted(fields, found(seen, refined=False), draws)
+            return _in_order(fields, draws).flatten(0, 1)
 
         parts = _parts(level, self._together(lead.numel()))
         if not self.interpolator.moves:

@@ -250,7 +250,7 @@ def corrections_by(
         watch: what counts every evaluation of the motion and every step of a correction.
         is_periodic: whether the frames show one whole cardiac cycle.
     """
-    plan, frames = guide.plan, len(voxels)
+    plan, region, frames = guide.plan, guide.preparation.region, len(voxels)
     acquired = guide.preparation.prepare(voxels.reshape(-1, *voxels.shape[2:]))[:, 0].unflatten(0, voxels.shape[:2])
     size = acquired.shape[2:]
     images = torch.zeros(frames, plan.num_slots, *size)
@@ -262,8 +262,13 @@ def corrections_by(
         parts = [level[start : start + together] for start in range(0, len(level), together)]
 
         def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
-            sides = (images[:, [getattr(gap, side) for gap in gaps]] for side in ("before", "after"))
-            fields = interpolator.fields(*(side.flatten(0, 1)[:, None] for side in sides), tick=watch.tick)
+            pair = [
+                images[:, [getattr(gap, side) for gap in gaps]].flatten(0, 1)[:, None] for side in ("before", "after")
+            ]
+            within = pair if region is None else map(region.cut, pair)
+            fields = interpolator.fields(*within, tick=watch.tick)
+            if region is not None:
+                fields = region.paste(interpolator.fields(*pair, refined=False, tick=watch.tick), fields)
             return fields.unflatten(0, (frames, len(gaps)))
 
         gap_mm = (level[0].after - level[0].before) * guide.preparation.slice_mm / plan.factor

@@ -168,7 +168,8 @@ class RunPlan:
         if self.interpolator is None:
             return self.num_frames
         frames = sum(len(window.frames) for window in self.windows(self.interpolator))
-        return cost(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws)
+        in_region = self.preparation.region is not None
+        return cost(self.interpolator, self.plan, self.settings, frames=frames, draws=self.draws, in_region=in_region)
 
     @property
     def aligning(self) -> int:
@@ -186,6 +187,8 @@ class RunPlan:
         if not self.can_guide or self.interpolator is None:
             return 0
         evaluations = self.interpolator.moving_evaluations + CORRECTING_EVALUATIONS
+        if self.preparation.region is not None:
+            evaluations += self.interpolator.moving_around
         return self.num_frames * self.plan.num_generated * evaluations
 
     @property

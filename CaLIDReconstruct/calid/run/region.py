@@ -1,6 +1,7 @@
 """Where codec and denoiser work: a part of the image, found by the beat or given, and how it fades into the rest.
 
-Chest wall, lungs and liver are the same from slice to slice but for what the motion moves; the heart is not.
+Chest wall, lungs and liver are the same from slice to slice but for what the motion moves; the heart is not. So the
+motion, too, looks around the region once only, and not in a mirror and again at what is left.
 """
 
 from __future__ import annotations
