@@ -75,11 +75,12 @@ def moved_mean(run: RunPlan, views: Mapping[str, Stack]) -> Stack:
     acquired = run.preparation.prepare(run.stack.voxels.reshape(-1, *size))
     images = torch.zeros(frames, plan.num_slots, *acquired.shape[1:])
     images[:, :: plan.factor] = acquired.unflatten(0, run.stack.voxels.shape[:2])
-    for level in plan.levels:
+    for number, level in enumerate(plan.levels, start=1):
         before, target, after = ([getattr(gap, side) for gap in level] for side in ("before", "target", "after"))
         pair = images[:, before].flatten(0, 1), images[:, after].flatten(0, 1)
         gap_mm = (after[0] - before[0]) * run.preparation.slice_mm / plan.factor
-        fields = curved(interpolator.fields(*pair).unflatten(0, (frames, len(target))), gap_mm)
+        fields = interpolator.fields(*pair, passes=interpolator.passes(number)).unflatten(0, (frames, len(target)))
+        fields = curved(fields, gap_mm)
         told = [] if corrections is None else [corrections[:, target].flatten(0, 1)]
         moved = interpolator.moved(*pair, fields.flatten(0, 1), *told)
         images[:, target] = moved.mean(dim=1, keepdim=True).unflatten(0, (frames, len(target)))

@@ -139,11 +139,11 @@ def test_a_draw_that_sees_the_mirror_and_the_other_order_has_the_mirrored_neighb
     images[:, 0, ::2, 0] = torch.stack([ring(place).roll(3 * place, -1) for place in range(4)])
     images[:, 1] = images[:, 0].flip(-1)
     window = Window((0,), slice(0, 1), is_periodic=False)
-    (_, both), *_ = generation._moved(plan.levels[0], images, window, draws=[0, 5])
+    (_, both), *_ = generation._moved(1, images, window, draws=[0, 5])
     plain, mirrored = both.unbind(dim=1)
     torch.testing.assert_close(mirrored.flip(-1).flip(2), plain, atol=1e-3, rtol=1e-3)
     untold = replace(generation, corrections=None)
-    (_, alone), *_ = untold._moved(plan.levels[0], images, window, draws=[0, 5])
+    (_, alone), *_ = untold._moved(1, images, window, draws=[0, 5])
     assert (plain - alone[:, 0])[:, :, 0].abs().max() > 0.1  # before is moved on
     torch.testing.assert_close(plain[:, :, 1], alone[:, 0, :, 1])
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from calid.errors import SettingsError
+from calid.method.bisection import plan_bisection
+from calid.method.motion import MEAN_PASSES, REFINED_PASSES
 from calid.run.batches import Interpolator
 from calid.run.device import choose_device
+from calid.run.generation import Generation, cost
 from calid.run.preparation import plan_preparation
+from calid.run.progress import Watch
 from calid.run.reconstruct import upsample, warm_interpolator
 from calid.run.region import Region, checked_box, heart_box, region_around
 from calid.run.settings import Settings
@@ -87,7 +91,7 @@ def test_a_box_is_told_in_the_pixels_of_the_stack():
 def once_moved(model: Interpolator, slices: torch.Tensor) -> torch.Tensor:
     """The means of neighbors, moved by fields that are not refined."""
     pair = slices[:-1], slices[1:]
-    return model.moved(*pair, model.fields(*pair, refined=False)).mean(dim=1, keepdim=True)
+    return model.moved(*pair, model.fields(*pair, passes=1)).mean(dim=1, keepdim=True)
 
 
 def test_around_the_heart_slices_are_the_mean_of_moved_neighbors_and_inside_they_are_as_ever():
@@ -113,3 +117,22 @@ def test_where_nothing_is_drawn_there_is_no_part_of_it():
     beat = beating(center=(112.0, 112.0), size=224)
     settings = Settings(factor=2, mode="fidelity", samples=1, model="2d", device="cpu", frames=(0, 1), align="off")
     assert upsample(beat, settings).stack.provenance["roi"] is None
+
+
+def test_the_work_in_a_region_is_counted_as_it_is_done():
+    beat = beating(center=(112.0, 112.0), size=224).frames(0, 1)
+    model, preparation = warm_interpolator(choose_device("cpu"), None), plan_preparation(beat, roi=(62, 162, 62, 162))
+    settings, plan = Settings(factor=4, model="2d", device="cpu").resolved(uncertainty=False), plan_bisection(3, 4)
+    watch, ticks = Watch(1), []
+    watch.tick = ticks.append
+    list(Generation(model, preparation, plan, settings, 1, watch).frames(beat.voxels))
+    assert preparation.region is not None
+    assert sum(ticks) == cost(model, plan, settings, frames=1, draws=1, in_region=True)
+
+
+def test_the_motion_is_refined_where_both_neighbors_were_acquired():
+    model = warm_interpolator(choose_device("cpu"), None)
+    assert [model.passes(level) for level in (1, 2, 3)] == [REFINED_PASSES, MEAN_PASSES, MEAN_PASSES]
+    plan = plan_bisection(3, 4)  # two gaps, then four
+    assert model.moving_evaluations(plan, in_region=False) == 2 * REFINED_PASSES + 4 * MEAN_PASSES
+    assert model.moving_evaluations(plan, in_region=True) == 2 * REFINED_PASSES + 4 * MEAN_PASSES + 6

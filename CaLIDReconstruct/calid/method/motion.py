@@ -20,7 +20,8 @@ from calid.method.networks import frame_by_frame, zero_unet
 
 GRID = 2  # pixels of a cell of the grid on which fields are computed; between its nodes they are linear
 SECOND_SHARE = 0.5  # of its own fields that the second pass of `refined_fields` moves by
-REFINED_PASSES = 4  # of the network in `refined_fields`: there and in a mirror, twice
+MEAN_PASSES = 2  # of the network in `mean_fields`: there and in a mirror
+REFINED_PASSES = 2 * MEAN_PASSES  # in `refined_fields`
 
 
 @dataclass(frozen=True)

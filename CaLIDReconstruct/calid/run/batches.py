@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from calid.errors import is_out_of_memory
+from calid.method.bisection import Bisection
 from calid.method.coded import CodedCaLID
 from calid.method.loading import load_calid
 from calid.method.model import CaLID, Departures
-from calid.method.motion import REFINED_PASSES, Fields, moved_by, refined_fields
+from calid.method.motion import MEAN_PASSES, REFINED_PASSES, Fields, mean_fields, moved_by, refined_fields
 from calid.method.weights import ModelEntry, read_manifest
 from calid.run.device import Device
 from calid.run.settings import MODES, Mode, Model
@@ -89,19 +90,22 @@ class Interpolator:
         return self.model.motion is not None and self.departures["detail"].motion
 
     def fields(
-        self, before: torch.Tensor, after: torch.Tensor, *, refined: bool = True, tick: Tick = _untold
+        self, before: torch.Tensor, after: torch.Tensor, *, passes: int = REFINED_PASSES, tick: Tick = _untold
     ) -> torch.Tensor:
         """The motion's fields (N, 4, H, W) in pixels: of the slice before, then after.
 
         Args:
             before, after: images.
-            refined: whether to refine them, if the model does, at `REFINED_PASSES` times the cost.
+            passes: evaluations of the motion for a pair, `REFINED_PASSES`, `MEAN_PASSES` or 1; of a model that does
+                not know the neighbors always 1.
             tick: function told of every evaluation of the motion.
         """
         motion = self.model.motion
         if motion is None:
             raise ValueError("this model has no motion")
-        found = partial(refined_fields, motion) if refined and self.knows_neighbors else motion
+        ways: dict[int, Callable[..., Fields]] = {1: motion}
+        ways |= {MEAN_PASSES: partial(mean_fields, motion), REFINED_PASSES: partial(refined_fields, motion)}
+        found = ways[passes if self.knows_neighbors else 1]
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 
     def moved(
@@ -155,26 +159,32 @@ class Interpolator:
         return torch.cat(done)
 
     def evaluations(self, steps: int, mode: Mode) -> int:
-        """The cost of `CaLID.between` for one slice, in evaluations of the denoiser."""
+        """The cost of `CaLID.between` for one slice whose neighbors were moved, in evaluations of the denoiser."""
         departures, config = self.departures[mode], self.model.denoiser.config
         if isinstance(self.model, CodedCaLID):
-            drawn = 0 if self.estimates(mode, steps) else steps + CODING_EVALUATIONS
-            return drawn + self.moving_evaluations
+            return 0 if self.estimates(mode, steps) else steps + CODING_EVALUATIONS
         codings = 1 + 2 * (departures.strength is not None) + 2 * config.anchored  # z_0, the mean to and fro, neighbors
-        moves = self.model.motion is not None and departures.motion
-        return steps + CODING_EVALUATIONS * codings + MOTION_EVALUATIONS * moves
+        return steps + CODING_EVALUATIONS * codings
 
-    @property
-    def moving_evaluations(self) -> int:
-        """The cost of bringing two neighbors half-way, in evaluations of the denoiser."""
-        if self.model.motion is None:
-            return 0
-        return (REFINED_PASSES if self.knows_neighbors else 1) * MOTION_EVALUATIONS
+    def passes(self, level: int) -> int:
+        """How often the motion looks at a pair of neighbors, at level 1, 2, ... of the bisection.
 
-    @property
-    def moving_around(self) -> int:
-        """The cost of moving, beside them, what lies around a region in which they are brought half-way."""
-        return MOTION_EVALUATIONS * self.moves
+        From the second level on, one of both was made by moving the other: there is little to be refined.
+        """
+        if not (self.moves and self.knows_neighbors):
+            return int(self.moves)
+        return REFINED_PASSES if level == 1 else MEAN_PASSES
+
+    def moving_evaluations(self, plan: Bisection, *, in_region: bool) -> int:
+        """The cost of moving the neighbors of all gaps, in evaluations of the denoiser.
+
+        Args:
+            plan: which slices are made.
+            in_region: whether what lies around a region is moved by a single pass of its own.
+        """
+        passes = sum(len(gaps) * self.passes(level) for level, gaps in enumerate(plan.levels, start=1))
+        around = plan.num_generated * (in_region and self.moves)
+        return MOTION_EVALUATIONS * (passes + around)
 
     def inversion_evaluations(self, steps: int, mode: Mode) -> int:
         """The cost of `CaLID.invert` for one slice, in evaluations of the denoiser."""

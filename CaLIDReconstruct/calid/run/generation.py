@@ -12,7 +12,7 @@ A 2D model makes every frame by itself. A 2D+T model makes the frames of a cine 
 long one (`windows.py`). The latents of the paper's 2D+T networks are also fewer over time.
 
 The neighbors of a level's gaps are brought half-way first, on paths that run on through the gaps beside (`paths.py`).
-Where the preparation has a region, codec and denoiser work in it alone, and only there the motion is refined; around it
+Where the preparation has a region, codec and denoiser work in it alone, and around it, where the motion looks once,
 slices are the mean of their moved neighbors, level by level as inside.
 
 What has to fit into memory is cut where that changes nothing: along the draws and the gaps of a level, and the frames
@@ -92,8 +92,7 @@ def cost(
     """
     new = plan.num_generated * draws
     evaluations = new * interpolator.evaluations(settings.steps, settings.mode)
-    if in_region:
-        evaluations += new * interpolator.moving_around
+    evaluations += draws * interpolator.moving_evaluations(plan, in_region=in_region)
     if settings.method == "calid+":
         departures = interpolator.departures[settings.mode]
         inversions = plan.num_acquired if departures.self_condition else 2 * new
@@ -199,8 +198,8 @@ class Generation:
         images[:, :, :: self.plan.factor] = _mirrored(acquired, draws)
         starts = self._starts(inverted, window, draws)
         between = partial(self.interpolator.model.between, **self._options(window, draws))
-        for number, level in enumerate(self.plan.levels, start=1):
-            self.watch.stage = f"level {number} of {len(self.plan.levels)}"
+        for level in range(1, len(self.plan.levels) + 1):
+            self.watch.stage = f"level {level} of {len(self.plan.levels)}"
             for gaps, moved in self._moved(level, images, window, draws):
                 before, target, after = ([getattr(gap, side) for gap in gaps] for side in ("before", "target", "after"))
                 seen = _in_order(self._within(_neighbors(images, gaps), draws), draws).split(1, dim=3)
@@ -216,33 +215,33 @@ class Generation:
         return images
 
     def _moved(
-        self, level: Sequence[Gap], images: torch.Tensor, window: Window, draws: Sequence[int]
+        self, level: int, images: torch.Tensor, window: Window, draws: Sequence[int]
     ) -> Iterator[tuple[Sequence[Gap], torch.Tensor]]:
-        """A level's gaps, part by part, with both their neighbors half-way.
+        """The gaps of level 1, 2, ..., part by part, with both their neighbors half-way.
 
         Returns:
             Gaps and (frames, draws, gaps, 2, H, W), in the order in which each draw sees both.
         """
-        lead = images.shape[:2]
+        lead, of_level = images.shape[:2], self.plan.levels[level - 1]
 
-        def found(pair: torch.Tensor, *, refined: bool) -> torch.Tensor:
+        def found(pair: torch.Tensor, passes: int) -> torch.Tensor:
             sides = pair.flatten(0, 2).split(1, dim=1)
-            fields = self.interpolator.fields(*sides, refined=refined, tick=self.watch.tick)
+            fields = self.interpolator.fields(*sides, passes=passes, tick=self.watch.tick)
             return fields.unflatten(0, pair.shape[:3])
 
         def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
             seen = _in_order(_neighbors(images, gaps), draws)
-            fields = found(self._within(seen, draws), refined=True)
+            fields = found(self._within(seen, draws), self.interpolator.passes(level))
             if self.preparation.region is not None:
-                fields = self._pasted(fields, found(seen, refined=False), draws)
+                fields = self._pasted(fields, found(seen, 1), draws)
             return _in_order(fields, draws).flatten(0, 1)
 
-        parts = _parts(level, self._together(lead.numel()))
+        parts = _parts(of_level, self._together(lead.numel()))
         if not self.interpolator.moves:
             for gaps in parts:
                 yield gaps, _in_order(_neighbors(images, gaps), draws)
             return
-        for gaps, fields in curved_level(parts, fields_of, self._gap_mm(level[0])):
+        for gaps, fields in curved_level(parts, fields_of, self._gap_mm(of_level[0])):
             told = [*_neighbors(images, gaps).flatten(0, 2).split(1, dim=1), fields.flatten(0, 1)]
             if self.corrections is not None:
                 of_gaps = self.corrections[list(window.frames)][:, [gap.target for gap in gaps]]

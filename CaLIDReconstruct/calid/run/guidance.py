@@ -12,7 +12,7 @@ A line counts by how well its view explains the acquired slices beside it, and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ from calid.run.batches import Interpolator
 from calid.run.intersections import RADIUS_MM, TAPER_MM, Crossing, Image, crossing, images_of
 from calid.run.preparation import Preparation
 from calid.run.progress import Watch
+from calid.run.region import Region
 from calid.run.shifts import Alignment
 from calid.stack import Stack
 
@@ -250,7 +251,7 @@ def corrections_by(
         watch: what counts every evaluation of the motion and every step of a correction.
         is_periodic: whether the frames show one whole cardiac cycle.
     """
-    plan, region, frames = guide.plan, guide.preparation.region, len(voxels)
+    plan, frames = guide.plan, len(voxels)
     acquired = guide.preparation.prepare(voxels.reshape(-1, *voxels.shape[2:]))[:, 0].unflatten(0, voxels.shape[:2])
     size = acquired.shape[2:]
     images = torch.zeros(frames, plan.num_slots, *size)
@@ -260,21 +261,27 @@ def corrections_by(
     for number, level in enumerate(plan.levels, start=1):
         watch.stage = f"guided by long-axis images, level {number} of {len(plan.levels)}"
         parts = [level[start : start + together] for start in range(0, len(level), together)]
-
-        def fields_of(gaps: Sequence[Gap]) -> torch.Tensor:
-            pair = [
-                images[:, [getattr(gap, side) for gap in gaps]].flatten(0, 1)[:, None] for side in ("before", "after")
-            ]
-            within = pair if region is None else map(region.cut, pair)
-            fields = interpolator.fields(*within, tick=watch.tick)
-            if region is not None:
-                fields = region.paste(interpolator.fields(*pair, refined=False, tick=watch.tick), fields)
-            return fields.unflatten(0, (frames, len(gaps)))
-
+        found_by = partial(interpolator.fields, tick=watch.tick)
+        fields_of = partial(_fields_of, images, found_by, interpolator.passes(number), guide.preparation.region)
         gap_mm = (level[0].after - level[0].before) * guide.preparation.slice_mm / plan.factor
         for gaps, fields in curved_level(parts, fields_of, gap_mm):
             _correct(guide, gaps, fields, gap_mm, images, found, watch, is_periodic=is_periodic)
     return found
+
+
+def _fields_of(
+    images: torch.Tensor,
+    found_by: Callable[..., torch.Tensor],
+    passes: int,
+    region: Region | None,
+    gaps: Sequence[Gap],
+) -> torch.Tensor:
+    """(frames, gaps, 4, H, W) of images (frames, slots, H, W), around a region by a single pass."""
+    pair = [images[:, [getattr(gap, side) for gap in gaps]].flatten(0, 1)[:, None] for side in ("before", "after")]
+    fields = found_by(*(pair if region is None else map(region.cut, pair)), passes=passes)
+    if region is not None:
+        fields = region.paste(found_by(*pair, passes=1), fields)
+    return fields.unflatten(0, (len(images), len(gaps)))
 
 
 def _correct(

@@ -186,10 +186,8 @@ class RunPlan:
         """The part that corrects the motion by long-axis images."""
         if not self.can_guide or self.interpolator is None:
             return 0
-        evaluations = self.interpolator.moving_evaluations + CORRECTING_EVALUATIONS
-        if self.preparation.region is not None:
-            evaluations += self.interpolator.moving_around
-        return self.num_frames * self.plan.num_generated * evaluations
+        moving = self.interpolator.moving_evaluations(self.plan, in_region=self.preparation.region is not None)
+        return self.num_frames * (moving + CORRECTING_EVALUATIONS * self.plan.num_generated)
 
     @property
     def can_guide(self) -> bool:

@@ -36,8 +36,9 @@ def expected_seconds(run: RunPlan, interpolator: Interpolator, watch: Watch) -> 
         pairs = run.num_views * run.plan.num_acquired
         seconds += pairs * run.num_frames * _seconds_taken(lambda: _compare(run)) / frames
     if run.can_guide:
-        of_slice = interpolator.moving_evaluations * evaluation + _seconds_taken(lambda: _correct(run, watch)) / frames
-        seconds += run.num_frames * run.plan.num_generated * of_slice
+        moving = interpolator.moving_evaluations(run.plan, in_region=run.preparation.region is not None)
+        correcting = run.plan.num_generated * _seconds_taken(lambda: _correct(run, watch)) / frames
+        seconds += run.num_frames * (moving * evaluation + correcting)
     return seconds
 
 
