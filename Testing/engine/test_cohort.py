@@ -131,13 +131,13 @@ def test_models_are_loaded_once_for_all_cases_of_a_process(tmp_path, random_mode
     loads = []
     load = reconstruct.load_interpolator
     monkeypatch.setattr(reconstruct, "load_interpolator", lambda *a, **k: loads.append(1) or load(*a, **k))
-    reconstruct.warm_interpolator.cache_clear()
+    reconstruct.kept_interpolator.cache_clear()
     cases = cases_of(hearts(tmp_path / "in", 3))
     procedure = Procedure(
         Settings(factor=2, steps=1, device="cpu"), is_segmented=False, is_tried=False, models_folder=random_models
     )
     rows = done_one_by_one(cases, procedure, tmp_path / "out")
-    reconstruct.warm_interpolator.cache_clear()
+    reconstruct.kept_interpolator.cache_clear()
     assert [row["model"] for row in rows] == ["calid-2d"] * 3
     assert len(loads) == 1
 

@@ -11,7 +11,7 @@ import torch
 from calid.errors import Cancelled, InputError, SettingsError
 from calid.images.files import read_stack
 from calid.run.device import Device
-from calid.run.reconstruct import upsample, warm_interpolator
+from calid.run.reconstruct import kept_interpolator, upsample
 from calid.run.settings import MODES, Settings
 from calid.stack import Stack
 from phantoms import affine, rotation
@@ -246,7 +246,7 @@ def test_cancel_takes_effect_at_the_next_network_evaluation(random_models):
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(random_models, monkeypatch):
     reference = upsample(cine(), quick(), models_folder=random_models).stack.voxels
-    warm_interpolator.cache_clear()
+    kept_interpolator.cache_clear()
     from calid.method.networks import Denoiser
 
     whole, sizes = Denoiser.forward, []
@@ -373,3 +373,14 @@ def test_the_estimate_counts_what_fidelity_really_runs(random_models):
     quickest = estimate(sparse, quick(mode="fidelity", steps=500), models_folder=random_models)
     whole = estimate(sparse, quick(mode="fidelity", steps=500), models_folder=random_models, uncertainty=True)
     assert whole["seconds"] > 10 * quickest["seconds"]  # 500 steps for each draw against one
+
+
+def test_a_model_that_is_kept_does_not_stand_for_those_of_another_folder(random_models, monkeypatch):
+    from calid.run.device import choose_device
+    from calid.run.reconstruct import warm_interpolator
+
+    device = choose_device("cpu")
+    monkeypatch.setenv("CALID_MODELS", str(random_models))
+    other = warm_interpolator(device, None)
+    monkeypatch.delenv("CALID_MODELS")
+    assert warm_interpolator(device, None).entry.sha256 != other.entry.sha256

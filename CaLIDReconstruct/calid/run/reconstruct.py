@@ -18,6 +18,7 @@ from calid import STANDING_NOTE, __version__
 from calid.errors import SettingsError
 from calid.images.checks import check_stack, warnings
 from calid.method.bisection import Bisection, linear_slices, plan_bisection, resolve_factor
+from calid.method.weights import models_folder as chosen_folder
 from calid.run.alignment import align
 from calid.run.batches import DEFAULT_MODEL, Interpolator, choose_model, load_interpolator
 from calid.run.device import Device, choose_device
@@ -294,9 +295,14 @@ def _aligned(run: RunPlan, views: Mapping[str, Stack], watch: Watch) -> RunPlan:
     return replace(run, guide=guide)
 
 
-@lru_cache(maxsize=2)
 def warm_interpolator(device: Device, models_folder: Path | None, name: str = DEFAULT_MODEL) -> Interpolator:
-    """The model on a device, kept between runs."""
+    """The model on a device, kept between runs; another folder in CALID_MODELS is another model."""
+    return kept_interpolator(device, chosen_folder(models_folder), name)
+
+
+@lru_cache(maxsize=2)
+def kept_interpolator(device: Device, models_folder: Path, name: str) -> Interpolator:
+    """What `warm_interpolator` keeps."""
     return load_interpolator(device, name=name, models_folder=models_folder)
 
 
