@@ -78,7 +78,7 @@ def moved_mean(run: RunPlan, views: Mapping[str, Stack]) -> Stack:
     for number, level in enumerate(plan.levels, start=1):
         before, target, after = ([getattr(gap, side) for gap in level] for side in ("before", "target", "after"))
         pair = images[:, before].flatten(0, 1), images[:, after].flatten(0, 1)
-        gap_mm = (after[0] - before[0]) * run.preparation.slice_mm / plan.factor
+        gap_mm = plan.distance_mm(level[0], run.preparation.slice_mm)
         fields = interpolator.fields(*pair, passes=interpolator.passes(number)).unflatten(0, (frames, len(target)))
         fields = curved(fields, gap_mm)
         told = [] if corrections is None else [corrections[:, target].flatten(0, 1)]

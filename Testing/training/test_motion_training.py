@@ -31,7 +31,7 @@ def motion_run(hearts, tmp_path_factory) -> Path:
     options = [
         *averaging(run, 0.9),
         *("--model.network.features", "[8,8,8,16,16,8]", "--model.learning_rate", "3e-3", "--model.warmup_steps", "10"),
-        *("--model.anneals", "true", "--data.sizes", "[64]", "--data.batches", "50", "--data.validation_batches", "4"),
+        *("--model.anneals", "true", "--data.sizes", "[64]", "--data.batches", "60", "--data.validation_batches", "4"),
         *PLAIN_CROPS,
     ]
     train("motion", hearts, run, options, epochs=4)
@@ -50,7 +50,7 @@ def test_neighbors_learn_to_arrive_on_the_slice_between(motion_run):
     assert len(moved) == 4
     assert len(set(linear)) == 1
     assert moved[-1] > moved[0]
-    assert moved[-1] > linear[-1] + 0.7  # about 1 dB: in float32 and in bfloat16 it learns a little differently
+    assert moved[-1] > linear[-1] + 1.0
 
 
 def test_the_exported_motion_is_the_trained_one(motion_run, motion_file):

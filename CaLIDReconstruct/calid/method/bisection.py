@@ -52,6 +52,10 @@ class Bisection:
         """Number of slices that are made."""
         return self.num_slots - self.num_acquired
 
+    def distance_mm(self, gap: Gap, slice_mm: float) -> float:
+        """How far apart both neighbors of a gap are, where acquired slices are `slice_mm` apart."""
+        return (gap.after - gap.before) * slice_mm / self.factor
+
 
 def plan_bisection(num_acquired: int, factor: int) -> Bisection:
     """Halve every gap until each holds `factor - 1` new slices.

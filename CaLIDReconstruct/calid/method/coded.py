@@ -97,7 +97,7 @@ class CodedCaLID(nn.Module):
         error, had the same PSNR and SSIM as this at the same sharpness, and was farther from the truth in features
         (CaLIDTraining/GATES.md).
         """
-        first, last = self.halfway(before, after) if moved is None else moved.split(1, dim=1)
+        first, last = self.halfway(before, after, moved)
         mean = (first + last) / 2
         for gap in gap_mm.unique():
             alike = gap_mm == gap
@@ -109,15 +109,17 @@ class CodedCaLID(nn.Module):
         self, before: torch.Tensor, after: torch.Tensor, gap_mm: torch.Tensor, moved: torch.Tensor | None = None
     ) -> Sight:
         """What D and tau1 see of both neighbors, brought half-way; frames are seen one by one."""
-        first, last = self.halfway(before, after) if moved is None else moved.split(1, dim=1)
+        first, last = self.halfway(before, after, moved)
         if before.ndim == 5:
             gap_mm = gap_mm.repeat_interleave(before.shape[2])
             first, last = folded(first), folded(last)
         return self.codec.see(first, last, gap_mm)
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both neighbors at the place half-way between them."""
-        return halfway(self.motion, before, after)
+    def halfway(
+        self, before: torch.Tensor, after: torch.Tensor, moved: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both neighbors at the place half-way between them: as they were moved before, or by the motion alone."""
+        return halfway(self.motion, before, after) if moved is None else moved.split(1, dim=1)
 
     def walk(self, sight: Sight, z_T: torch.Tensor, *, steps: int, is_periodic: bool = False) -> Iterator[torch.Tensor]:
         """Estimates of z_0 (Eq. 3) after every DDIM step from z_T."""

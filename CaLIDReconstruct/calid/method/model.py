@@ -113,11 +113,7 @@ class CaLID(nn.Module):
         Returns:
             Images of the shape of `before`, in [-1, 1].
         """
-        if moved is not None:
-            first, last = moved.split(1, dim=1)
-        else:
-            first, last = self.halfway(before, after) if departures.motion else (before, after)
-        seen = first, last
+        seen = self.halfway(before, after, moved) if departures.motion else (before, after)
         *_, z_0 = self.walk(*seen, z_T, steps=steps, is_periodic=is_periodic)
         image = self.decode(z_0)
         if departures.strength is not None:
@@ -207,11 +203,16 @@ class CaLID(nn.Module):
         latents = (self.encode(before), self.encode(after)) if self.denoiser.config.anchored else None
         return self.denoiser.condition(before, after, latents)
 
-    def halfway(self, before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion."""
+    def halfway(
+        self, before: torch.Tensor, after: torch.Tensor, moved: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """*Departure: motion.* Both neighbors at the place half-way between them, if the model has a motion.
+
+        As they were moved before, or by the motion alone.
+        """
         if self.motion is None:
             return before, after
-        return halfway(self.motion, before, after, refined=False)
+        return halfway(self.motion, before, after, refined=False) if moved is None else moved.split(1, dim=1)
 
     def _refined(
         self,

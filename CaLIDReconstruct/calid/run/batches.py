@@ -103,8 +103,11 @@ class Interpolator:
         motion = self.model.motion
         if motion is None:
             raise ValueError("this model has no motion")
-        ways: dict[int, Callable[..., Fields]] = {1: motion}
-        ways |= {MEAN_PASSES: partial(mean_fields, motion), REFINED_PASSES: partial(refined_fields, motion)}
+        ways: dict[int, Callable[..., Fields]] = {
+            1: motion,
+            MEAN_PASSES: partial(mean_fields, motion),
+            REFINED_PASSES: partial(refined_fields, motion),
+        }
         found = ways[passes if self.knows_neighbors else 1]
         return self.batched(lambda *images: torch.cat(found(*images), dim=1), before, after, tick=tick)
 

@@ -275,8 +275,7 @@ class Generation:
         return distances.repeat(frames * images.shape[1])
 
     def _gap_mm(self, gap: Gap) -> float:
-        """The distance of both neighbors."""
-        return (gap.after - gap.before) * self.preparation.slice_mm / self.plan.factor
+        return self.plan.distance_mm(gap, self.preparation.slice_mm)
 
     def _batch(self, tensor: torch.Tensor) -> torch.Tensor:
         """(frames, draws, slots, C, ...) as the model reads it: every frame, or sequences (N, C, frames, ...)."""

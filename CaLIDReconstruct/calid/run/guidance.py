@@ -263,7 +263,7 @@ def corrections_by(
         parts = [level[start : start + together] for start in range(0, len(level), together)]
         found_by = partial(interpolator.fields, tick=watch.tick)
         fields_of = partial(_fields_of, images, found_by, interpolator.passes(number), guide.preparation.region)
-        gap_mm = (level[0].after - level[0].before) * guide.preparation.slice_mm / plan.factor
+        gap_mm = plan.distance_mm(level[0], guide.preparation.slice_mm)
         for gaps, fields in curved_level(parts, fields_of, gap_mm):
             _correct(guide, gaps, fields, gap_mm, images, found, watch, is_periodic=is_periodic)
     return found
